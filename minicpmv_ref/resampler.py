@@ -1,0 +1,264 @@
+"""The bottleneck: one cross-attention layer in which a few learned queries read any number of patches.
+
+64 queries (96 in 2.5) look at about 1,000 patches of a slice and come back as 64 tokens for the LLM.
+Implements 2.0 and 2.5/2.6, and `fold`, an inference-only form that is several times faster. Left out: dropout.
+B slices, L patches of one slice, Q queries, E width of the LLM, C width of the ViT, H heads, K = E / H head width.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from torch import nn
+
+from .config import ResamplerConfig
+from .positions import sincos_2d
+
+Grids = list[tuple[int, int]]
+
+
+class Resampler(nn.Module):
+    """Turn the patch features of each slice into `num_queries` tokens.
+
+    tokens = ln_post(attention(q = ln_q(query), k = x + position, v = x)) @ proj   with x = ln_kv(kv_proj(features))
+
+    Positions are added to the keys only: they steer where a query looks, not what it reads. In 2.0 the queries, laid
+    out as an 8 x 8 square, get positions too.
+
+    Args:
+        cfg: a ResamplerConfig.
+
+    Example:
+        >>> resampler = Resampler(ResamplerConfig(num_queries=4, width=32, kv_width=24))
+        >>> resampler([torch.zeros(15, 24), torch.zeros(6, 24)], [(3, 5), (2, 3)]).shape
+        torch.Size([2, 4, 32])
+
+    Source: resampler.py of MiniCPM-V 2.0 and 2.6 (2.5 has the same code as 2.6).
+    """
+
+    def __init__(self, cfg: ResamplerConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.query = nn.Parameter(torch.empty(cfg.num_queries, cfg.width))
+        self.kv_proj = nn.Linear(cfg.kv_width, cfg.width, bias=False)
+        self.attn = _AttentionWeights(cfg.width)
+        self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(cfg.width, eps=cfg.eps) for _ in range(3))
+        self.proj = nn.Parameter(torch.empty(cfg.width, cfg.width))  # multiplied from the right: x @ proj
+        if cfg.version == "2.0":
+            side = math.isqrt(cfg.num_queries)
+            table = rearrange(sincos_2d(cfg.width, side, side), "r c e -> (r c) e").to(self.query.device)
+            self.pos_embed = nn.Parameter(table, requires_grad=False)
+        # The released 2.6 starts its queries at zero; a small spread, as in 2.0, lets them specialize from step one.
+        nn.init.trunc_normal_(self.query, std=0.02)
+        nn.init.trunc_normal_(self.kv_proj.weight, std=0.02)
+        nn.init.normal_(self.proj, std=cfg.width**-0.5)
+
+    def forward(self, features: list[torch.Tensor], patch_grids: Grids) -> torch.Tensor:
+        """Resample a list of slices.
+
+        Args:
+            features: for each slice its patch features (L, C).
+            patch_grids: for each slice its (rows, cols), rows * cols = L.
+
+        Returns:
+            Tensor (B, Q, E).
+
+        Raises:
+            ValueError: features and grids that do not fit each other.
+        """
+        _check_features(features, patch_grids, self.cfg)
+        if not features:
+            return self.query.new_empty(0, *self.query.shape)
+        q = self._queries()
+        groups = _equal_lengths(features)  # slices of equal length share one call; nobody is padded
+        pooled = []
+        for slices in groups:
+            keys, values = self._keys_values(slices, features, patch_grids)
+            out = F.scaled_dot_product_attention(repeat(q, "h q k -> b h q k", b=len(slices)), keys, values)
+            pooled.append(rearrange(out, "b h q k -> b q (h k)"))
+        return self._finish(torch.cat(pooled)[_inverse(groups)])
+
+    def attend(self, features: list[torch.Tensor], patch_grids: Grids) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Resample and also return where each query looked.
+
+        Args:
+            features, patch_grids: as in `forward`.
+
+        Returns:
+            The tokens (B, Q, E), and for each slice the attention weights (H, Q, L), which sum to 1 over L.
+
+        Raises:
+            ValueError: features and grids that do not fit each other.
+        """
+        _check_features(features, patch_grids, self.cfg)
+        if not features:
+            return self.forward(features, patch_grids), []
+        q = self._queries()
+        weights, pooled = [], []
+        for i in range(len(features)):
+            keys, values = self._keys_values([i], features, patch_grids)
+            scores = einsum(q, keys[0], "h q k, h l k -> h q l") / math.sqrt(q.shape[-1])
+            weights.append(scores.float().softmax(dim=-1).to(q.dtype))
+            pooled.append(einsum(weights[-1], values[0], "h q l, h l k -> h q k"))
+        return self._finish(rearrange(torch.stack(pooled), "b h q k -> b q (h k)")), weights
+
+    def _queries(self) -> torch.Tensor:
+        """The projected queries (H, Q, K): the same for every slice."""
+        q = self.ln_q(self.query)
+        if self.cfg.version == "2.0":
+            q = q + self.pos_embed
+        weight, bias = self.attn.part("q")
+        return rearrange(F.linear(q, weight, bias), "q (h k) -> h q k", h=self.cfg.heads)
+
+    def _keys_values(self, slices: list[int], features, patch_grids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (b, H, L, K) of some slices of equal length."""
+        x = self.ln_kv(self.kv_proj(torch.stack([features[i] for i in slices])))  # (b, L, C) -> (b, L, E)
+        positions = torch.stack([_positions(self.cfg.width, *patch_grids[i]) for i in slices]).to(x)
+        keys = F.linear(x + positions, *self.attn.part("k"))
+        values = F.linear(x, *self.attn.part("v"))
+        return tuple(rearrange(t, "b l (h k) -> b h l k", h=self.cfg.heads) for t in (keys, values))
+
+    def _finish(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ln_post(self.attn.out_proj(x)) @ self.proj
+
+
+class _AttentionWeights(nn.Module):
+    """The parameters of a multi-head attention under the names of torch.nn.MultiheadAttention."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def part(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weight (E, E), bias (E,)) of the "q", "k" or "v" projection."""
+        i = "qkv".index(name)
+        return self.in_proj_weight.chunk(3)[i], self.in_proj_bias.chunk(3)[i]
+
+
+class FoldedResampler(nn.Module):
+    """The resampler with its constant parts multiplied out; made by `fold`, for inference only."""
+
+    def __init__(self, resampler: Resampler):
+        super().__init__()
+        cfg = self.cfg = resampler.cfg
+        wide = {name: p.detach().double() for name, p in resampler.named_parameters()}  # fold once, in float64
+        norm = {name: (wide[f"{name}.weight"], wide[f"{name}.bias"]) for name in ("ln_q", "ln_kv")}
+        (wq, wk, wv), (bq, _, bv) = wide["attn.in_proj_weight"].chunk(3), wide["attn.in_proj_bias"].chunk(3)
+
+        query = F.layer_norm(wide["query"], (cfg.width,), *norm["ln_q"], cfg.eps)
+        query = query + wide["pos_embed"] if cfg.version == "2.0" else query
+        query = rearrange(query @ wq.T + bq, "q (h k) -> h q k", h=cfg.heads) / math.sqrt(cfg.width // cfg.heads)
+        gain, shift = norm["ln_kv"]
+        centered = wide["kv_proj.weight"] - wide["kv_proj.weight"].mean(dim=0)  # (E, C)
+
+        looker = einsum(query, rearrange(wk, "(h k) e -> h k e", h=cfg.heads), "h q k, h k e -> h q e")
+        reader = rearrange(wv * gain, "(h k) e -> h k e", h=cfg.heads) @ centered
+        folded = {
+            "looker": rearrange(looker, "h q e -> (h q) e"),  # (H * Q, E), meets the positions
+            "look": rearrange((looker * gain) @ centered, "h q c -> (h q) c"),  # (H * Q, C), meets the features
+            "spread": torch.linalg.qr(centered).R / math.sqrt(cfg.width),  # (C, C), |spread f| is the std
+            "read": reader,  # (H, K, C)
+            "read_bias": wv @ shift + bv,  # (E,)
+        }
+        for name, value in folded.items():
+            self.register_buffer(name, value.to(resampler.query.dtype))
+        self.out_proj, self.ln_post, self.proj = resampler.attn.out_proj, resampler.ln_post, resampler.proj
+
+    @torch.no_grad()
+    def forward(self, features: list[torch.Tensor], patch_grids: Grids) -> torch.Tensor:
+        """As `Resampler.forward`, without gradients."""
+        _check_features(features, patch_grids, self.cfg)
+        if not features:
+            return self.proj.new_empty(0, self.cfg.num_queries, self.cfg.width)
+        groups = _equal_lengths(features)
+        pooled = []
+        for slices in groups:
+            f = torch.stack([features[i] for i in slices])  # (b, L, C)
+            inverse_std = (F.linear(f, self.spread).float().square().sum(-1) + self.cfg.eps).rsqrt()[:, None].to(f)
+            scores = torch.matmul(self.look, f.mT).mul_(inverse_std)  # (b, H * Q, L)
+            scores += torch.stack([self._position_scores(*patch_grids[i]) for i in slices])
+            weights = scores.softmax(dim=-1).mul_(inverse_std)
+            seen = rearrange(weights @ f, "b (h q) c -> b h q c", h=self.cfg.heads)
+            pooled.append(rearrange(seen @ self.read.mT, "b h q k -> b q (h k)") + self.read_bias)
+        return self.ln_post(self.out_proj(torch.cat(pooled)[_inverse(groups)])) @ self.proj
+
+    def _position_scores(self, rows: int, cols: int) -> torch.Tensor:
+        """looker . position of every patch, (H * Q, L): a sum of a column part and a row part, never all L sines."""
+        half = self.cfg.width // 2
+        of_col = sincos_2d(2 * half, 1, cols)[0, :, :half].to(self.looker)
+        of_row = sincos_2d(2 * half, rows, 1)[:, 0, half:].to(self.looker)
+        col_part, row_part = self.looker[:, :half] @ of_col.T, self.looker[:, half:] @ of_row.T
+        return rearrange(row_part[:, :, None] + col_part[:, None, :], "n r c -> n (r c)")
+
+
+def fold(resampler: Resampler) -> FoldedResampler:
+    """Multiply out everything in a resampler that does not depend on the picture: same tokens, a fraction of the work.
+
+    The queries never change after training, so most of a resampler is a product of constants. Write W for kv_proj,
+    g and b for gain and shift of ln_kv, f for one patch's features (C,), p for its position. Then:
+
+        1. LayerNorm subtracts the mean over the E outputs. That is linear, so it can be done to W beforehand:
+           W' = W - column means, and ln_kv(W f) = g * (W' f) / std + b.
+        2. std^2 = |W' f|^2 / E + eps = |R f|^2 + eps with R from W' = Q R, divided by sqrt(E): C x C instead of E x C.
+        3. A score is q . (Wk (x + p) + bk). Terms without f or p are equal for all patches; softmax ignores them.
+           With a = Wk^T q, the "looker", what remains is ((a * g) W') f / std + a . p.
+        4. p is separable: half of it depends on the column, half on the row. So a . p needs rows + cols dot
+           products instead of rows * cols.
+        5. Values are averaged over patches, and averaging is linear: average f / std first (C numbers), then apply
+           Wv (g * W') once per query instead of once per patch, and add Wv b + bv, because weights sum to 1.
+
+    Args:
+        resampler: a Resampler on any device, in any dtype.
+
+    Returns:
+        A module that is called as the resampler is. It keeps no gradients and does not follow later changes of the
+        weights: fold again after training.
+
+    Example:
+        >>> resampler = Resampler(ResamplerConfig(num_queries=4, width=32, kv_width=24))
+        >>> features, grids = [torch.randn(15, 24)], [(3, 5)]
+        >>> torch.allclose(fold(resampler)(features, grids), resampler(features, grids), atol=1e-5)
+        True
+
+    Source: this project; the function it equals is resampler.py of MiniCPM-V 2.0 and 2.6.
+    """
+    return FoldedResampler(resampler)
+
+
+@lru_cache(maxsize=8)
+def _positions(width: int, rows: int, cols: int) -> torch.Tensor:
+    """(L, E), row by row. Cached, because all slices of a picture have the same shape; never written to."""
+    return rearrange(sincos_2d(width, rows, cols), "r c e -> (r c) e")
+
+
+def _equal_lengths(features: list[torch.Tensor]) -> list[list[int]]:
+    """Group slice numbers by length, in order of first appearance."""
+    groups: dict[int, list[int]] = {}
+    for i, feature in enumerate(features):
+        groups.setdefault(len(feature), []).append(i)
+    return list(groups.values())
+
+
+def _inverse(groups: list[list[int]]) -> list[int]:
+    """The index that brings grouped slices back into their first order."""
+    order = [i for slices in groups for i in slices]
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _check_features(features, patch_grids, cfg: ResamplerConfig) -> None:
+    if len(features) != len(patch_grids):
+        raise ValueError(f"{len(features)} slices of features but {len(patch_grids)} patch grids")
+    for i, (feature, (rows, cols)) in enumerate(zip(features, patch_grids)):
+        if feature.ndim != 2 or tuple(feature.shape) != (rows * cols, cfg.kv_width) or rows < 1 or cols < 1:
+            raise ValueError(
+                f"slice {i}: features must be (rows * cols, kv_width) = ({rows} * {cols}, {cfg.kv_width}), "
+                f"got {tuple(feature.shape)}"
+            )

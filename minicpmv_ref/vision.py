@@ -1,0 +1,181 @@
+"""The eye: a SigLIP-style ViT that reads slices of any shape in one pass, without padding.
+
+The patches of all slices are laid end to end in one long row (NaViT's "patch n' pack"). Everything but attention
+works on single patches, so it does not care where a slice ends. Attention runs once for each slice length:
+slices of equal length share one call. Left out: dropout (none in any released config), pooling heads.
+N patches of all slices together, B slices, L patches of one slice, D width, H heads, K head width.
+Module names give the state-dict keys of MiniCPM-V 2.5 and 2.6, so published weights load as they are.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .config import VisionConfig
+from .positions import bucket_position_ids, interpolate_position_table
+
+
+class VisionTransformer(nn.Module):
+    """Encode normalized slices of any shape into one feature vector per patch.
+
+    Args:
+        cfg: a VisionConfig. `position` chooses how a patch finds its position: "bucket" (2.6), "interpolate" (2.0)
+            or "released_2_5", the ids that the released 2.5 code computes: one-dimensional, over the longest slice
+            of the list, with padding that takes part in attention. Only there do slices influence each other.
+
+    Example:
+        >>> vit = VisionTransformer(VisionConfig(width=32, layers=1, heads=2, mlp_width=48))
+        >>> [tuple(f.shape) for f in vit([torch.zeros(3, 28, 42), torch.zeros(3, 14, 14)])]
+        [(6, 32), (1, 32)]
+
+    Source: MiniCPM-V 2.6, modeling_navit_siglip.py, SiglipVisionTransformer; 2.0 uses timm's
+        vit_so400m_patch14_siglip_384, 2.5 transformers' Idefics2VisionTransformer.
+    """
+
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.embeddings = _Embeddings(cfg)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))})
+        self.post_layernorm = nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.apply(_init_weights)
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Encode a list of slices.
+
+        Args:
+            images: normalized slices (3, 14 * rows, 14 * cols); shapes may differ.
+
+        Returns:
+            For each slice its features (rows * cols, D), row by row.
+
+        Raises:
+            ValueError: a slice that is not (3, H, W) with sides that are multiples of the patch.
+        """
+        if not images:
+            return []
+        grids = [self._patch_grid(image) for image in images]
+        if self.cfg.position == "released_2_5":
+            patches, positions, lengths = self._pad_like_released_2_5(images, grids)
+            order = range(len(images))
+        else:
+            # Equal lengths must be neighbors to share an attention call, so sort now and undo it at the end.
+            order = sorted(range(len(images)), key=lambda i: grids[i][0] * grids[i][1])
+            lengths = [grids[i][0] * grids[i][1] for i in order]
+            patches = torch.cat([self._patchify(images[i]) for i in order])
+            positions = torch.cat([self.embeddings.positions(*grids[i]) for i in order])
+
+        x = self.embeddings.patches(patches) + positions  # (N, D)
+        runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        for layer in self.encoder["layers"]:
+            x = layer(x, runs)
+        x = self.post_layernorm(x)
+
+        features = [None] * len(images)
+        for i, feature in zip(order, x.split(lengths)):
+            features[i] = feature[: grids[i][0] * grids[i][1]]  # cuts the padding of released_2_5
+        return features
+
+    def _patch_grid(self, image: torch.Tensor) -> tuple[int, int]:
+        p = self.cfg.patch_size
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape or image.shape[1] % p or image.shape[2] % p:
+            raise ValueError(f"a slice must be (3, {p} * rows, {p} * cols), got {tuple(image.shape)}")
+        return image.shape[1] // p, image.shape[2] // p
+
+    def _patchify(self, image: torch.Tensor) -> torch.Tensor:
+        """(3, p * rows, p * cols) -> (rows * cols, 3 * p * p), in the order of the convolution's weights."""
+        p = self.cfg.patch_size
+        return rearrange(image, "c (r p) (w q) -> (r w) (c p q)", p=p, q=p)
+
+    def _pad_like_released_2_5(self, images, grids):
+        """The released 2.5 code: black-box faithful, not sensible.
+
+        It pads every slice to the longest with zeros, then fills its mask with `mask[i, :n] = True` on a tensor of
+        shape (B, 1, L). That indexes the axis of size 1, so the whole mask is True: padding is attended, and the
+        code believes that every slice is one row of L patches. Hence ids floor(70 k / L): one-dimensional.
+        2.6 repaired it ("add tgt_sizes").
+        """
+        longest = max(rows * cols for rows, cols in grids)
+        patches = [F.pad(p, (0, 0, 0, longest - len(p))) for p in map(self._patchify, images)]
+        table = self.embeddings.position_embedding.weight
+        ids = bucket_position_ids(1, longest, self.cfg.table_side).to(table.device)
+        return torch.cat(patches), table[ids].repeat(len(images), 1), [longest] * len(images)
+
+
+class _Embeddings(nn.Module):
+    """A patch becomes a vector: its 3 * 14 * 14 pixels times a matrix, plus its position."""
+
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.cfg = cfg
+        p = cfg.patch_size
+        # A convolution by name, because the published weights are stored as one; with stride = kernel it is a matmul.
+        self.patch_embedding = nn.Conv2d(3, cfg.width, kernel_size=p, stride=p)
+        self.position_embedding = nn.Embedding(cfg.table_side**2, cfg.width)
+
+    def patches(self, patches: torch.Tensor) -> torch.Tensor:
+        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def positions(self, rows: int, cols: int) -> torch.Tensor:
+        table = self.position_embedding.weight
+        if self.cfg.position == "interpolate":
+            return interpolate_position_table(table, rows, cols)
+        return table[bucket_position_ids(rows, cols, self.cfg.table_side).to(table.device)]
+
+
+class _Layer(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.self_attn = _Attention(cfg)
+        self.layer_norm2 = nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.mlp = _MLP(cfg)
+
+    def forward(self, x: torch.Tensor, runs: list[tuple[int, int]]) -> torch.Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), runs)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.heads = cfg.heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(cfg.width, cfg.width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, runs: list[tuple[int, int]]) -> torch.Tensor:
+        """x (N, D); `runs` says which neighbors form a slice: [(L, how many slices of that length), ...]."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        outs, start = [], 0
+        for length, count in runs:
+            part = slice(start, start := start + length * count)
+            q_, k_, v_ = (rearrange(t[part], "(b l) (h k) -> b h l k", b=count, h=self.heads) for t in (q, k, v))
+            out = F.scaled_dot_product_attention(q_, k_, v_)  # no mask: a slice sees itself and nothing else
+            outs.append(rearrange(out, "b h l k -> (b l) (h k)"))
+        return self.out_proj(torch.cat(outs))
+
+
+class _MLP(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(cfg.width, cfg.mlp_width)
+        self.fc2 = nn.Linear(cfg.mlp_width, cfg.width)
+        self.approximate = "tanh" if cfg.act == "gelu_tanh" else "none"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Patches are independent here, so a CPU takes bites of them: the hidden layer, the widest tensor of the
+        # model, then stays in the cache (1.1 times faster) and never exists in full. A GPU wants one big matmul.
+        bites = x.split(1024) if x.device.type == "cpu" else [x]
+        return torch.cat([self.fc2(F.gelu(self.fc1(bite), approximate=self.approximate)) for bite in bites])
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
