@@ -1,0 +1,354 @@
+"""From a conversation with pictures to tensors: slicing, normalizing, laying out, tokenizing, padding.
+
+Implements the released processors of 2.0, 2.5 and 2.6 behind one call, single or batched, for inference and training.
+Left out: audio, and video files (a video is a list of frames here).
+S samples in the batch, T tokens, views of a sample in the order of its text: overview, then slices, image by image.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from PIL import ExifTags, Image, ImageOps
+
+from .config import MiniCPMVConfig, SliceConfig
+from .prompt import MARKERS, PLACEHOLDER, answer_labels, image_bounds, image_layout, marker_ids, render_chat
+from .slicing import SlicePlan, plan_slices, resize_views, to_rgb
+
+MAX_FRAMES = 64  # of one video
+MAX_FRAME_SLICES = 2
+
+
+@dataclass
+class Batch:
+    """What the model takes. Lists have one entry per sample; tensors are padded on the left.
+
+    input_ids, attention_mask, position_ids, labels: LongTensors (S, T). Labels are not shifted; -100: unsupervised.
+    images: per sample its views, normalized (3, 14 * rows, 14 * cols).
+    patch_grids: per sample the (rows, cols) of its views.
+    image_bounds: per sample a LongTensor (views, 2): where the slots of each view stand in its row of input_ids.
+    plans: per sample the SlicePlan of each image.
+    stop_ids: tokens that end an answer.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    images: list[list[torch.Tensor]]
+    patch_grids: list[list[tuple[int, int]]]
+    image_bounds: list[torch.Tensor]
+    plans: list[list[SlicePlan]]
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> Batch:
+        """Move all tensors to a device; `dtype` changes the pictures only."""
+        ids = {n: getattr(self, n).to(device) for n in ("input_ids", "attention_mask", "position_ids", "labels")}
+        images = [[view.to(device=device, dtype=dtype) for view in views] for views in self.images]
+        return replace(self, **ids, images=images)
+
+
+class Processor:
+    """Turn conversations with PIL images into a Batch.
+
+    Args:
+        tokenizer: a fast `transformers` tokenizer that knows the image markers.
+        config: a MiniCPMVConfig; version, slicing, number of queries and maximal length are read from it.
+
+    Raises:
+        ValueError: a tokenizer without image markers, or without character offsets.
+
+    Example:
+        >>> processor = Processor.from_pretrained("nano")
+        >>> batch = processor([{"role": "user", "content": [Image.new("RGB", (300, 100)), "What is this?"]}])
+        >>> batch.plans[0][0].grid, len(batch.images[0]), batch.image_bounds[0].shape
+        ((3, 1), 4, torch.Size([4, 2]))
+
+    Source: processing_minicpmv.py of each version, and `chat` in modeling_minicpmv.py.
+    """
+
+    def __init__(self, tokenizer, config: MiniCPMVConfig):
+        if not tokenizer.is_fast:
+            raise ValueError("the processor needs a fast tokenizer: labels are found by character offsets")
+        self.tokenizer, self.config = tokenizer, config
+        self.token_ids = marker_ids(tokenizer)
+        self.stop_ids = _stop_ids(tokenizer, config.version)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike) -> Processor:
+        """Read tokenizer and layout from a checkpoint folder: ours, a published one, or "nano".
+
+        Raises:
+            ValueError, OSError: the folder, its config or its tokenizer is missing or damaged.
+        """
+        from .checkpoint import find_folder, read_config, read_tokenizer
+
+        folder = find_folder(path)
+        return cls(read_tokenizer(folder), read_config(folder))
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights."""
+        self.tokenizer.save_pretrained(path)
+
+    def __call__(self, messages, images=None, *, max_slice_nums: int | None = None, use_image_id: bool = True) -> Batch:
+        """Process one conversation or a list of them.
+
+        Args:
+            messages: [{"role": ..., "content": str | list}, ...]; a list of such lists is a batch. A content list holds
+                text, PIL images, and lists of PIL images (the frames of a video: 64 at most, more are thinned out
+                evenly; at most 2 slices each; no image ids). Its parts are joined by newlines.
+            images: PIL images that fill "(<image>./</image>)" in string contents, in order; for a batch one list each.
+            max_slice_nums: overrides the config's, for all images of this call.
+            use_image_id: False leaves out `<image_id>` (2.6 only).
+
+        Returns:
+            A Batch. If a conversation ends with the user, its labels cover earlier answers only and the text ends with
+            the header of the coming answer.
+
+        Raises:
+            ValueError: more or fewer images than placeholders, markers typed as text, an undecodable image, a prompt
+                longer than the model's positions.
+        """
+        if not messages:
+            raise ValueError("no messages were given")
+        is_batch = not isinstance(messages[0], dict)
+        samples = messages if is_batch else [messages]
+        image_lists = ([None] * len(samples) if images is None else list(images)) if is_batch else [images]
+        if len(image_lists) != len(samples):
+            raise ValueError(f"{len(samples)} conversations but {len(image_lists)} lists of images")
+        slicing = self.config.slicing
+        if max_slice_nums is not None:
+            slicing = replace(slicing, max_slice_nums=max_slice_nums)
+        pairs = zip(samples, image_lists, strict=True)
+        return self._collate([self._sample(sample, given, slicing, use_image_id) for sample, given in pairs])
+
+    def _sample(self, messages: list[dict], images, slicing: SliceConfig, use_image_id: bool) -> dict:
+        plans, views, text_messages = [], [], []
+        queue = list(images) if images is not None else []
+        numbered = 0  # images that got an id so far; frames get none
+
+        def lay_out(image: Image.Image, cfg: SliceConfig, with_id: bool) -> str:
+            nonlocal numbered
+            image = load_image(image)
+            plan = plan_slices(image.size, cfg)
+            plans.append(plan)
+            views.extend(normalize_views(image, plan))
+            number = numbered if with_id else None
+            numbered += with_id
+            return image_layout(plan, self.config.resampler.num_queries, self.config.version, number)
+
+        for number, message in enumerate(messages):
+            parts = _parts(message, number, queue)
+            pieces = []
+            for part in parts:
+                if isinstance(part, str):
+                    pieces.append(part)
+                elif isinstance(part, Image.Image):
+                    pieces.append(lay_out(part, slicing, use_image_id))
+                else:
+                    frame_cfg = replace(slicing, max_slice_nums=min(MAX_FRAME_SLICES, slicing.max_slice_nums))
+                    pieces.extend(lay_out(frame, frame_cfg, False) for frame in sample_frames(part))
+            joined = "".join(pieces) if isinstance(message["content"], str) else self._join(pieces)
+            text_messages.append({"role": message.get("role"), "content": joined})
+        if queue:
+            raise ValueError(f"{len(queue)} of {len(images)} images have no placeholder {PLACEHOLDER} in the messages")
+
+        text, answers = render_chat(
+            text_messages, self.config.version, self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        )
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, most = encoded["input_ids"], self.config.llm.max_position_embeddings
+        if len(ids) > most:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, {len(views) * self.config.resampler.num_queries} of them visual, "
+                f"but the model takes {most}; a smaller max_slice_nums, fewer images or less text makes it shorter"
+            )
+        bounds = image_bounds(ids, self.token_ids, self.config.version)
+        check_slots(bounds, plans, self.config.resampler.num_queries)
+        return dict(
+            ids=ids,
+            labels=answer_labels(ids, encoded["offset_mapping"], answers),
+            images=views,
+            patch_grids=[grid for plan in plans for grid in plan.patch_grids],
+            bounds=bounds,
+            plans=plans,
+        )
+
+    def _join(self, pieces: list[str]) -> str:
+        """Join the parts of a content list by newlines. 2.0's images bring their own newline."""
+        text = ""
+        for i, piece in enumerate(pieces):
+            brought = piece.endswith(("</image>\n", "</slice>\n"))
+            text += piece + ("" if i == len(pieces) - 1 or brought else "\n")
+        return text
+
+    def _collate(self, samples: list[dict]) -> Batch:
+        longest = max(len(s["ids"]) for s in samples)
+        ids = torch.full((len(samples), longest), self.pad_id)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for row, s in enumerate(samples):
+            pad = longest - len(s["ids"])  # on the left, so that every prompt ends where its answer begins
+            ids[row, pad:] = torch.tensor(s["ids"])
+            labels[row, pad:] = torch.tensor(s["labels"])
+            mask[row, pad:] = 1
+            s["bounds"] = s["bounds"] + pad
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            labels=labels,
+            images=[s["images"] for s in samples],
+            patch_grids=[s["patch_grids"] for s in samples],
+            image_bounds=[s["bounds"] for s in samples],
+            plans=[s["plans"] for s in samples],
+            stop_ids=self.stop_ids,
+            pad_id=self.pad_id,
+        )
+
+
+def load_image(source) -> Image.Image:
+    """Open a picture and make it upright RGB.
+
+    Args:
+        source: a path, a binary file object, or a PIL image of any mode. Of an animated file the first frame is taken;
+            a PIL image that was moved to another frame keeps it.
+
+    Returns:
+        An RGB image, with its EXIF orientation applied.
+
+    Raises:
+        ValueError: not a picture, damaged, truncated, or so large that Pillow suspects a decompression bomb.
+        OSError: the file does not exist or cannot be read.
+
+    Example:
+        >>> load_image(Image.new("L", (4, 3), 7)).getpixel((0, 0))
+        (7, 7, 7)
+    """
+    if not isinstance(source, Image.Image):
+        name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the file")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(source) as image:
+                    return load_image(image)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name}: {error}") from None
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ValueError(f"{name} is not a picture that Pillow can decode: {error}") from error
+    plan_slices(source.size)  # refuses a size of zero
+    try:
+        if source.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            source = ImageOps.exif_transpose(source)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"the image cannot be decoded: {error}") from error
+    return to_rgb(source)
+
+
+def normalize_views(image: Image.Image, plan: SlicePlan) -> list[torch.Tensor]:
+    """Resize an RGB image by its plan and scale its pixels to -1..1.
+
+    Args:
+        image: an RGB image of size plan.image_size.
+        plan: its SlicePlan.
+
+    Returns:
+        float32 tensors (3, 14 * rows, 14 * cols): the overview, then the slices row by row. The slices are views of
+        one tensor.
+
+    Example:
+        >>> image = Image.new("RGB", (640, 480), "white")
+        >>> [tuple(view.shape) for view in normalize_views(image, plan_slices(image.size))]
+        [(3, 392, 518), (3, 546, 364), (3, 546, 364)]
+
+    Source: image_processing_minicpmv.py: ((x / 255) - 0.5) / 0.5 in float32, to the last bit.
+    """
+    overview, refined = (_normalize(view) if view else None for view in resize_views(image, plan))
+    return [overview] + [refined[:, top:bottom, left:right] for left, top, right, bottom in plan.boxes]
+
+
+def _normalize(image: Image.Image) -> torch.Tensor:
+    width, height = image.size
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    planes = torch.empty(3, height, width)
+    planes.copy_(rearrange(pixels, "(h w c) -> c h w", h=height, w=width))  # uint8 -> float32 on the way
+    return planes.div_(255).sub_(0.5).div_(0.5)  # in this order: one fused multiply-add would differ in the last bit
+
+
+def sample_frames(frames: list, most: int = MAX_FRAMES) -> list:
+    """Thin a video out to at most `most` frames, evenly: the middle of each of `most` equal parts.
+
+    Example:
+        >>> sample_frames(list(range(10)), 4)
+        [1, 3, 6, 8]
+
+    Source: docs/minicpm_v2dot6_en.md of OpenBMB/MiniCPM-V, encode_video.
+    """
+    if len(frames) <= most:
+        return list(frames)
+    gap = len(frames) / most
+    return [frames[int(i * gap + gap / 2)] for i in range(most)]
+
+
+def check_slots(bounds: torch.Tensor, plans: list[SlicePlan], num_queries: int) -> None:
+    """Compare the slots in the text with the embeddings the images will give; the most common failure of all.
+
+    Raises:
+        ValueError: names the image, the view, and both counts.
+    """
+    expected = [(i, v, 1 + plan.num_slices) for i, plan in enumerate(plans) for v in range(1 + plan.num_slices)]
+    for (i, v, views), (start, end) in zip(expected, bounds.tolist()):
+        if end - start != num_queries:
+            view = "overview" if v == 0 else f"slice {v} of {views - 1}"
+            raise ValueError(f"image {i}, {view}: {end - start} slots in the text but {num_queries} embeddings")
+    if len(expected) != len(bounds):
+        # The first image that is not whole; or the one after the last, if the text has too many slots.
+        first = expected[len(bounds)][0] if len(bounds) < len(expected) else len(plans)
+        raise ValueError(
+            f"image {first}: the text has slots for {len(bounds)} views but the images have {len(expected)}: "
+            f"{len(bounds) * num_queries} slots, {len(expected) * num_queries} embeddings"
+        )
+
+
+def _parts(message: dict, number: int, queue: list) -> list:
+    """A message's content as a list of text, images and videos; images of the queue fill placeholders."""
+    content = message.get("content")
+    if isinstance(content, str):
+        texts = content.split(PLACEHOLDER)
+        if len(texts) - 1 > len(queue):
+            raise ValueError(
+                f"message {number}: {len(texts) - 1} placeholders {PLACEHOLDER} but only {len(queue)} images left"
+            )
+        parts = [texts[0]]
+        for text in texts[1:]:
+            parts += [queue.pop(0), text]
+    elif isinstance(content, list | tuple) and content:
+        parts = list(content)
+    else:
+        raise ValueError(f"message {number}: content must be text or a list of text and images, got {content!r}")
+    for part in parts:
+        if isinstance(part, str):
+            typed = [marker for marker in MARKERS if marker in part]
+            if typed:
+                raise ValueError(f"message {number}: {typed[0]} is reserved for the image layout, it cannot be text")
+        elif isinstance(part, list | tuple):
+            if not part or not all(isinstance(frame, Image.Image) for frame in part):
+                raise ValueError(f"message {number}: a video must be a list of at least one PIL image")
+        elif not isinstance(part, Image.Image):
+            raise ValueError(
+                f"message {number}: {type(part).__name__} is neither text, a PIL image nor a list of frames"
+            )
+    return parts
+
+
+def _stop_ids(tokenizer, version: str) -> tuple[int, ...]:
+    names = {"2.0": (), "2.5": ("<|eot_id|>",), "2.6": ("<|im_end|>", "<|endoftext|>")}[version]
+    ids = {tokenizer.convert_tokens_to_ids(name) for name in names} | {tokenizer.eos_token_id}
+    return tuple(sorted(ids - {None, tokenizer.unk_token_id}))
