@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,10 @@ NOT_PARAMETERS = {
     r"vpm\.embeddings\.position_ids": "recomputed from each slice's shape",
 }
 
+# What a config from a stranger may claim. A billion layers would keep us busy long before a tensor is compared.
+LIMITS = {"layers": 1000, "num_hidden_layers": 1000, "num_queries": 1024, "table_side": 1024, "patch_size": 1024}
+LIMITS |= {"width": 2**16, "kv_width": 2**16, "hidden_size": 2**16, "initializer_range": 1}  # any other integer: 2**20
+
 
 def find_folder(path: str | os.PathLike) -> Path:
     """Resolve a checkpoint's path; "nano" and "nano-..." are the course's own, found beside the package.
@@ -37,11 +41,12 @@ def find_folder(path: str | os.PathLike) -> Path:
         OSError: there is no such folder; the message names the place.
     """
     name = os.fspath(path)
-    folder = BUNDLED / name if name == "nano" or name.startswith("nano-") else Path(name)
-    if not folder.is_dir():
-        hint = " (the course's checkpoints lie beside the package, in its repository)" if folder != Path(name) else ""
-        raise FileNotFoundError(f"no checkpoint folder at {folder}{hint}")
-    return folder
+    bundled = BUNDLED / name if name == "nano" or name.startswith("nano-") else None
+    for folder in filter(None, (bundled, Path(name))):  # a folder of yours may be called nano-something, too
+        if folder.is_dir():
+            return folder
+    hint = " (the course's checkpoints lie beside the package, in its repository)" if bundled else ""
+    raise FileNotFoundError(f"no checkpoint folder at {bundled or name}{hint}")
 
 
 def read_config(folder: Path) -> MiniCPMVConfig:
@@ -53,7 +58,9 @@ def read_config(folder: Path) -> MiniCPMVConfig:
     """
     data = _read_json(folder / CONFIG)
     try:
-        return MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
+        config = MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
+        _check_plausible(config)
+        return config
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
 
@@ -86,14 +93,17 @@ def config_from_published(data: dict) -> MiniCPMVConfig:
     preset = presets[version]
     if data.get("rope_scaling") is not None or data.get("hidden_act", "silu") != "silu":
         raise ValueError("rope_scaling and any hidden_act but silu belong to none of these models")
+    drops_last = data.get("drop_vision_last_layer", True)
+    if not isinstance(drops_last, bool):
+        raise ValueError(f"drop_vision_last_layer must be true or false, got {drops_last!r}")
     try:
-        tower = data.get("vision_config") or {}
+        tower = dict(data.get("vision_config") or {})
         default_layers = preset.vision.layers + (version == "2.0")  # 2.0 was built with 27 layers, one is dropped
         patch = data.get("patch_size", 14)
         vision = replace(
             preset.vision,
             width=tower.get("hidden_size", preset.vision.width),
-            layers=tower.get("num_hidden_layers", default_layers) - bool(data.get("drop_vision_last_layer", True)),
+            layers=tower.get("num_hidden_layers", default_layers) - drops_last,
             heads=tower.get("num_attention_heads", preset.vision.heads),
             mlp_width=tower.get("intermediate_size", preset.vision.mlp_width),
             patch_size=tower.get("patch_size", patch),
@@ -116,8 +126,8 @@ def config_from_published(data: dict) -> MiniCPMVConfig:
         slicing = SliceConfig(cuts.get("scale_resolution", 448), patch, cuts.get("max_slice_nums", 9))
     except KeyError as error:
         raise ValueError(f"field {error} is missing from the config of a {version} model") from None
-    except TypeError as error:
-        raise ValueError(f"a field of the config of a {version} model has the wrong type: {error}") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"impossible config of a {version} model: {error}") from None
     return MiniCPMVConfig(version, vision, resampler, llm, slicing)
 
 
@@ -141,7 +151,9 @@ def read_tokenizer(folder: Path):
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token = settings.get(name)
         if token is not None:
-            special[name] = token["content"] if isinstance(token, dict) else token
+            special[name] = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(special[name], str):
+                raise ValueError(f"{folder / 'tokenizer_config.json'}: {name} must be text, got {token!r}")
     try:
         return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -211,12 +223,17 @@ def read_tensors(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.S
     shards = _open_shards(folder)
     try:
         where = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 (not a dict)
-        found = {name: tuple(shard.get_slice(name).get_shape()) for name, shard in where.items()}
+        headers = {name: shard.get_slice(name) for name, shard in where.items()}
+        found = {name: tuple(header.get_shape()) for name, header in headers.items()}
         _compare(folder, expected, found, config)
+        odd = {name for name in expected if headers[name].get_dtype() not in ("F64", "F32", "F16", "BF16")}
+        if odd:  # quantized files need their own arithmetic, which lives elsewhere
+            raise ValueError(f"{folder}: weights must be 16-bit, 32-bit or 64-bit floats; these are not: {_some(odd)}")
         files = {name: where[name].get_tensor(name) for name in expected}
         if config.llm.tie_word_embeddings and "llm.lm_head.weight" in where:
             copy = where["llm.lm_head.weight"].get_tensor("llm.lm_head.weight")
-            if not torch.equal(copy, files["llm.model.embed_tokens.weight"]):
+            embeddings = files["llm.model.embed_tokens.weight"]
+            if copy.dtype != embeddings.dtype or not torch.equal(copy, embeddings):
                 raise ValueError(f"{folder}: lm_head is tied to the embeddings, but the stored copy differs from them")
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged weights: {error}") from error
@@ -250,18 +267,37 @@ def write_checkpoint(folder: str | os.PathLike, config: MiniCPMVConfig, tensors:
             draft.unlink(missing_ok=True)
 
 
+def _check_plausible(config: MiniCPMVConfig) -> None:
+    """Check the type of every number, and that none is absurd."""
+    for part in (config.vision, config.resampler, config.llm, config.slicing):
+        for name, kind in ((field.name, field.type) for field in fields(part)):
+            value, most = getattr(part, name), LIMITS.get(name, 1e12 if kind.startswith("float") else 2**20)
+            if kind == "str" or (value is None and kind.endswith("None")):
+                continue
+            if kind == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+            if kind != "bool" and (isinstance(value, bool | str | list | dict) or not 0 < value <= most):
+                raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+
+
 def _open_shards(folder: Path) -> list:
     """Open every weight file of a folder and check that the index tells the truth about each."""
-    if not (folder / INDEX).is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise FileNotFoundError(f"neither {WEIGHTS} nor {INDEX} in {folder}")
+    # One whole file wins over an index: saving into a published folder leaves the old shards behind.
+    if (folder / WEIGHTS).is_file():
         return [_open(folder / WEIGHTS)]
+    if not (folder / INDEX).is_file():
+        pickles = {file.name for file in folder.glob("*.bin")}
+        hint = (
+            f"; pickle files ({_some(pickles)}) are not read, because they can run code of their author: "
+            "get the safetensors files, or convert them where you trust them"
+        )
+        raise FileNotFoundError(f"neither {WEIGHTS} nor {INDEX} in {folder}" + (hint if pickles else ""))
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{folder / INDEX} has no weight_map from tensor names to file names")
     shards = []
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:  # an index from a stranger must not reach outside its folder
+        if Path(file).name != file or file in ("", ".."):  # an index from a stranger must not reach outside its folder
             raise ValueError(f"{folder / INDEX} names {file!r}, which is not a plain file name")
         shard = _open(folder / file)
         claimed, held = {name for name, f in weight_map.items() if f == file}, set(shard.keys())
@@ -311,7 +347,7 @@ def _some(names: set[str], most: int = 3) -> str:
 def _read_json(file: Path) -> dict:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # damaged JSON, damaged UTF-8, a number of 5,000 digits
         raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{file} must hold a JSON object, got {type(data).__name__}")

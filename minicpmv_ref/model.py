@@ -97,7 +97,7 @@ class MiniCPMV(nn.Module):
             True
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
             return cls(config).eval()
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
@@ -236,7 +236,8 @@ class MiniCPMV(nn.Module):
         Raises:
             ValueError: as `generate`.
         """
-        if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or repetition_penalty <= 0 or top_k == 0:
+        possible = temperature >= 0 and 0 < top_p <= 1 and repetition_penalty > 0  # False for NaN, too
+        if not possible or max_new_tokens < 1 or (top_k is not None and top_k < 1):
             raise ValueError(
                 "max_new_tokens and top_k must be at least 1, temperature at least 0, top_p in (0, 1] and "
                 f"repetition_penalty above 0; got {max_new_tokens=}, {top_k=}, {temperature=}, {top_p=}, "
@@ -375,9 +376,11 @@ def build_llm(cfg: LLMConfig) -> nn.Module:
     }[cfg.family]
     names = (
         "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
-        "rms_norm_eps max_position_embeddings tie_word_embeddings initializer_range"
+        "max_position_embeddings tie_word_embeddings"
     ).split()
     numbers = {name: getattr(cfg, name) for name in names}
+    # JSON may say 1 where transformers insists on 1.0.
+    numbers |= {name: float(getattr(cfg, name)) for name in ("rms_norm_eps", "initializer_range")}
     if cfg.family == "granite":
         numbers |= dict(
             embedding_multiplier=cfg.embedding_multiplier,

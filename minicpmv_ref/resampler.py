@@ -166,29 +166,32 @@ class FoldedResampler(nn.Module):
             "look": rearrange((looker * gain) @ centered, "h q c -> (h q) c"),  # (H * Q, C), meets the features
             "spread": torch.linalg.qr(centered).R / math.sqrt(cfg.width),  # (C, C), |spread f| is the std
             "read": reader,  # (H, K, C)
-            "read_bias": wv @ shift + bv,  # (E,)
+            "mix": wide["attn.out_proj.weight"],
+            "mix_bias": wide["attn.out_proj.weight"] @ (wv @ shift + bv) + wide["attn.out_proj.bias"],
+            "last": wide["ln_post.weight"][:, None] * wide["proj"],
+            "last_bias": wide["ln_post.bias"] @ wide["proj"],
         }
         for name, value in folded.items():
-            self.register_buffer(name, value.to(resampler.query.dtype))
-        self.out_proj, self.ln_post, self.proj = resampler.attn.out_proj, resampler.ln_post, resampler.proj
+            self.register_buffer(name, value.to(resampler.query.dtype, copy=True))
 
     @torch.no_grad()
     def forward(self, features: list[torch.Tensor], patch_grids: Grids) -> torch.Tensor:
         """As `Resampler.forward`, without gradients."""
         _check_features(features, patch_grids, self.cfg)
         if not features:
-            return self.proj.new_empty(0, self.cfg.num_queries, self.cfg.width)
+            return self.last.new_empty(0, self.cfg.num_queries, self.cfg.width)
         groups = _equal_lengths(features)
         pooled = []
         for slices in groups:
             f = torch.stack([features[i] for i in slices])  # (b, L, C)
-            inverse_std = (F.linear(f, self.spread).float().square().sum(-1) + self.cfg.eps).rsqrt()[:, None].to(f)
-            scores = torch.matmul(self.look, f.mT).mul_(inverse_std)  # (b, H * Q, L)
+            std = (F.linear(f, self.spread).float().square().sum(-1, keepdim=True) + self.cfg.eps).sqrt()
+            f = f / std.to(f)
+            scores = self.look @ f.mT  # (b, H * Q, L)
             scores += torch.stack([self._position_scores(*patch_grids[i]) for i in slices])
-            weights = scores.softmax(dim=-1).mul_(inverse_std)
-            seen = rearrange(weights @ f, "b (h q) c -> b h q c", h=self.cfg.heads)
-            pooled.append(rearrange(seen @ self.read.mT, "b h q k -> b q (h k)") + self.read_bias)
-        return self.ln_post(self.out_proj(torch.cat(pooled)[_inverse(groups)])) @ self.proj
+            seen = rearrange(scores.softmax(dim=-1) @ f, "b (h q) c -> b h q c", h=self.cfg.heads)
+            pooled.append(rearrange(seen @ self.read.mT, "b h q k -> b q (h k)"))
+        x = F.linear(torch.cat(pooled)[_inverse(groups)], self.mix, self.mix_bias)
+        return F.layer_norm(x, (self.cfg.width,), eps=self.cfg.eps) @ self.last + self.last_bias
 
     def _position_scores(self, rows: int, cols: int) -> torch.Tensor:
         """looker . position of every patch, (H * Q, L): a sum of a column part and a row part, never all L sines."""
@@ -213,7 +216,8 @@ def fold(resampler: Resampler) -> FoldedResampler:
         4. p is separable: half of it depends on the column, half on the row. So a . p needs rows + cols dot
            products instead of rows * cols.
         5. Values are averaged over patches, and averaging is linear: average f / std first (C numbers), then apply
-           Wv (g * W') once per query instead of once per patch, and add Wv b + bv, because weights sum to 1.
+           Wv (g * W') once per query instead of once per patch. What is left, Wv b + bv, only shifts the bias of
+           out_proj, because weights sum to 1. Gain and shift of ln_post move into proj in the same way.
 
     Args:
         resampler: a Resampler on any device, in any dtype.

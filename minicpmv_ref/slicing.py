@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
@@ -231,16 +232,24 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
     return [overview] + [refined.crop(box) for box in plan.boxes]
 
 
-def resize_views(image: Image.Image, plan: SlicePlan) -> tuple[Image.Image, Image.Image | None]:
-    """Resize an image to the two sizes of its plan: (overview, refined); refined is None without a grid.
+def resize_views(image: Image.Image, plan: SlicePlan, finish: Callable = lambda view: view) -> tuple:
+    """Resize an image to the two sizes of its plan and apply `finish` to each result.
 
-    Both resizes are Pillow's bicubic. Pillow releases the interpreter lock, so the two run side by side.
+    Both resizes are Pillow's bicubic. Pillow releases the interpreter lock, so the two run side by side; so does
+    `finish`, if it releases the lock as well.
+
+    Returns:
+        (overview, refined) after `finish`; refined is None without a grid.
     """
     image = to_rgb(image)
+
+    def view(size: Size):
+        return finish(image.resize(size, Image.Resampling.BICUBIC))
+
     if not plan.grid:
-        return image.resize(plan.overview_size, Image.Resampling.BICUBIC), None
-    overview = _pool.submit(image.resize, plan.overview_size, Image.Resampling.BICUBIC)
-    refined = image.resize(plan.refined_size, Image.Resampling.BICUBIC)
+        return view(plan.overview_size), None
+    overview = _pool.submit(view, plan.overview_size)
+    refined = view(plan.refined_size)
     return overview.result(), refined
 
 
@@ -269,6 +278,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             elif image.mode == "F" and high <= 1:
                 image = image.point(lambda value: value * 255.0 + 0.5)
             image = image.convert("L")
+        elif image.mode == "La":
+            image = image.convert("LA")  # Pillow knows no direct way
         return image.convert("RGB")
     except (OSError, SyntaxError, RuntimeError) as error:  # RuntimeError: Pillow's AVIF decoder
         raise ValueError(f"the image cannot be decoded: {error}") from error

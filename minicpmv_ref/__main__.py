@@ -1,0 +1,307 @@
+"""The commands: `python -m minicpmv_ref COMMAND ...`, or `python3 lab.py COMMAND ...` from a fresh clone.
+
+Only the standard library is imported up here, so that `--help` answers before anything is installed.
+To add a command: write one function that takes the parsed arguments and returns an exit code (None is 0),
+import what it needs inside, and add one line to COMMANDS.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COVERAGE_FLOOR = 95  # percent of the lines in the files directly in minicpmv_ref/
+
+
+class CommandError(Exception):
+    """A command cannot run; the message is all that the user needs to see."""
+
+
+# ---- the course
+
+
+def course(args):
+    folder = notebooks_folder()
+    first = min(folder.glob("00_*.ipynb"), default=None)
+    if first is None:
+        raise CommandError(f"{folder} holds no notebook whose name starts with 00_")
+    need("jupyterlab", "the course")
+    port = free_port(args.port)
+    token = secrets.token_hex(24)
+    url = f"http://127.0.0.1:{port}/lab/tree/notebooks/{first.name}?token={token}"
+    print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
+
+    os.environ.update(kernel_environment())
+    with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as settings:
+        # Answers JupyterLab's first-start question about news, which covers a corner of every notebook.
+        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+        Path(settings, "overrides.json").write_text(json.dumps(quiet), encoding="utf-8")
+        options = {
+            "ServerApp.ip": "127.0.0.1",
+            "ServerApp.port": port,
+            "ServerApp.port_retries": 0,
+            "ServerApp.root_dir": ROOT,
+            "ServerApp.open_browser": not args.no_browser,
+            "ServerApp.allow_root": True,  # containers run as root; the address is this machine only
+            "IdentityProvider.token": token,
+            "LabApp.default_url": f"/lab/tree/notebooks/{first.name}",
+            "LabApp.app_settings_dir": settings,
+            "LabApp.extension_manager": "readonly",  # the other manager asks the package index at start
+            "Application.log_level": "ERROR",
+        }
+        # In this process rather than a new one: the token must not appear in the list of processes.
+        from jupyterlab.labapp import LabApp
+
+        LabApp.launch_instance(argv=[f"--{name}={value}" for name, value in options.items()])
+
+
+def free_port(wanted=None):
+    """`wanted` or an error; without a wish, the first free port from 8888 on."""
+    for port in [wanted] if wanted is not None else range(8888, 8988):
+        try:
+            with socket.socket() as probe:
+                if os.name == "posix":  # a port that was just closed counts as free; on Windows it means more
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            return port
+        except (OSError, OverflowError) as error:
+            reason = error
+    what = "no port from 8888 to 8987 is free" if wanted is None else f"port {wanted} cannot be used"
+    raise CommandError(f"{what} ({reason})")
+
+
+# ---- one question
+
+
+def ask(args):
+    for module in ("torch", "transformers"):
+        need(module, "the model")
+    import torch
+
+    from .checkpoint import WEIGHTS, find_folder
+    from .model import MiniCPMV, decode_stream
+    from .processor import Processor, load_image
+
+    sys.stdout.reconfigure(errors="replace")  # not every terminal knows every character
+    watch = Stopwatch()
+    try:
+        image = load_image(args.image)
+        watch.lap("read the picture")
+        processor, model = Processor.from_pretrained(args.model), MiniCPMV.from_pretrained(args.model)
+        watch.lap("load the model")
+        messages = [{"role": "user", "content": [image, args.question]}]
+        batch = processor(messages, max_slice_nums=args.max_slice_nums)
+        watch.lap("slice and normalize")
+        print(describe_plan(batch, processor.config))
+        if args.model == "nano" and not (find_folder("nano") / WEIGHTS).exists():
+            print("The nano model is not trained yet: its weights are random numbers, and so is its answer.")
+            args.max_new_tokens, args.temperature = min(args.max_new_tokens, 20), 1.0
+
+        with torch.inference_mode():
+            features = model.vpm([view.to(model.llm.dtype) for view in batch.images[0]])
+            watch.lap("ViT")
+            visual = model.resampler(features, batch.patch_grids[0])
+            watch.lap("resampler")
+        tokens = model.stream(batch, args.max_new_tokens, temperature=args.temperature, seed=args.seed, visual=visual)
+        print("\nanswer: ", end="", flush=True)
+        count = 0
+
+        def watched():
+            nonlocal count
+            for token in tokens:
+                if count == 0:
+                    watch.lap("LLM, prompt and first token")
+                count += 1
+                yield int(token)
+
+        for piece in decode_stream(watched(), processor.tokenizer, batch.stop_ids):
+            # A model may say anything; a terminal must not obey it.
+            print("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in piece), end="", flush=True)
+        watch.lap(f"LLM, {count - 1} more tokens")
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    print(f"\n\n{watch}")
+
+
+def describe_plan(batch, config):
+    """The plan of the first image of a batch, in words and numbers."""
+    plan, total = batch.plans[0][0], batch.input_ids.shape[1]
+    visual = plan.visual_tokens(config.resampler.num_queries)
+    lines = [
+        f"picture   {plan.image_size[0]} x {plan.image_size[1]} pixels",
+        f"overview  {plan.overview_size[0]} x {plan.overview_size[1]} pixels",
+    ]
+    if plan.grid:
+        (cols, rows), (width, height) = plan.grid, plan.slice_size
+        lines.append(f"slices    {cols} x {rows} (columns x rows), {width} x {height} pixels each")
+    else:
+        lines.append("slices    none: the overview is enough for so few pixels")
+    patches = sum(r * c for r, c in plan.patch_grids)
+    lines.append(f"tokens    {patches} patches -> {visual} visual tokens, {total} tokens with the text")
+    return "\n".join(lines)
+
+
+class Stopwatch:
+    """Seconds between laps, each under a name."""
+
+    def __init__(self):
+        self.laps, self.last = {}, time.perf_counter()
+
+    def lap(self, name):
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def __str__(self):
+        width = max(map(len, self.laps))
+        return "\n".join(f"{name:<{width}}  {seconds * 1000:8.1f} ms" for name, seconds in self.laps.items())
+
+
+# ---- the tests
+
+
+def test(args):
+    notebooks = sorted(notebooks_folder().glob("*.ipynb"))
+    for module in ("ruff", "pytest", "pytest_cov", "nbval"):
+        need(module, "the tests")
+    chosen = args.pytest_args
+    core = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "minicpmv_ref").glob("*.py"))]
+
+    tests = ["pytest", "--cov=minicpmv_ref", "--cov-report="]
+    if args.fast:
+        tests += ["-m", "not browser"]
+    coverage = ["coverage", "report", f"--include={','.join(core)}", f"--fail-under={COVERAGE_FLOOR}"]
+    nbval = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider"]
+
+    parts = [  # (name, Python module and its arguments, why it is left out)
+        ("lint", ["ruff", "check", "."], None),
+        ("format", ["ruff", "format", "--check", "."], None),
+        ("tests", tests + chosen, None),
+        ("coverage", coverage, "you chose the tests" if chosen else None),
+        *((f"nbval {path.stem}", [*nbval, str(path)], "--fast" if args.fast else None) for path in notebooks),
+    ]
+    return run_parts(parts)
+
+
+def run_parts(parts):
+    """Run every part, also after a failure. Prints a summary; returns 1 if any part failed."""
+    env = {**os.environ, **kernel_environment()}
+    summary, failed = [], False
+    for name, command, left_out in parts:
+        if left_out:
+            summary.append((name, f"left out ({left_out})", 0.0))
+            continue
+        print(f"\n==== {name}", flush=True)
+        start = time.monotonic()
+        code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=env).returncode
+        failed |= code != 0
+        summary.append((name, "ok" if code == 0 else f"FAILED (exit code {code})", time.monotonic() - start))
+
+    print("\n==== summary")
+    width = max(len(name) for name, _, _ in summary)
+    for name, result, seconds in summary:
+        print(f"{name:<{width}}  {seconds:6.1f} s  {result}")
+    print("something FAILED" if failed else "all passed", flush=True)
+    return int(failed)
+
+
+# ---- what several commands need
+
+
+def notebooks_folder():
+    folder = ROOT / "notebooks"
+    if not folder.is_dir():
+        raise CommandError(
+            f"there is no notebooks folder beside the package in {ROOT}. "
+            "The course and its tests need the whole repository, not the installed package alone."
+        )
+    return folder
+
+
+def need(module, purpose):
+    if importlib.util.find_spec(module) is None:
+        raise CommandError(f"{purpose} needs the package {module!r}. Run `python3 lab.py`: it installs everything.")
+
+
+def kernel_environment():
+    """What a notebook's kernel must inherit to import this package, with this environment's kernel."""
+    search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, search)), "JUPYTER_PREFER_ENV_PATH": "1"}
+
+
+# ---- the command line
+
+
+def option(*names, **settings):
+    return names, settings
+
+
+COMMANDS = [  # (name, function, one line of help, *arguments); the first is the default
+    (
+        "course",
+        course,
+        "Open the notebooks in JupyterLab (the default).",
+        option("--no-browser", action="store_true", help="only print the address"),
+        option("--port", type=int, help="use this port (default: the first free one from 8888 on)"),
+    ),
+    (
+        "ask",
+        ask,
+        "Ask a question about a picture: prints the plan, the answer and the timings.",
+        option("image", metavar="IMAGE", help="a picture file"),
+        option("question", metavar="QUESTION", help="your question, in quotes"),
+        option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
+        option("--max-slice-nums", type=int, metavar="N", help="at most so many slices (default: the model's own)"),
+        option("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens of answer"),
+        option("--temperature", type=float, default=0.0, help="0: the likeliest token (default); above 0: sampled"),
+        option("--seed", type=int, default=0, help="of the sampling"),
+    ),
+    (
+        "test",
+        test,
+        "Run every check: lint, tests, coverage, notebooks. What follows -- goes to pytest.",
+        option("--fast", action="store_true", help="leave out the browser and the run of the notebooks"),
+    ),
+]
+
+
+def build_parser():
+    program = "lab.py" if os.environ.get("MINICPMV_REF_LAB") else "python -m minicpmv_ref"
+    parser = argparse.ArgumentParser(
+        prog=program, description="MiniCPM-V as a readable reference, taught in Jupyter notebooks."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, function, text, *arguments in COMMANDS:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        for names, settings in arguments:
+            command.add_argument(*names, **settings)
+    return parser
+
+
+def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = [COMMANDS[0][0], *argv]
+    # Only `test` hands words on. Elsewhere `--` keeps its usual meaning: no options from here on.
+    cut = argv.index("--") if argv[0] == "test" and "--" in argv else len(argv)
+    args = build_parser().parse_args(argv[:cut])
+    args.pytest_args = argv[cut + 1 :]
+    try:
+        return args.function(args) or 0
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
