@@ -14,6 +14,7 @@ import importlib.util
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -66,13 +67,16 @@ def hand_over(python, argv):
     # -P keeps that folder out of the import path: a file there called `random.py` must not win.
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)), "MINICPMV_REF_LAB": "1"}
-    process = subprocess.Popen([str(python), "-P", "-m", "minicpmv_ref", *argv], env=env)
-    while True:
-        try:
-            code = process.wait()
-            return code if code >= 0 else 128 - code  # killed by signal n: the shell's 128 + n
-        except KeyboardInterrupt:
-            continue  # the command got the same Ctrl-C and decides what it means
+    # Ctrl-C reaches the command as well, and the command decides what it means: here it does nothing.
+    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    try:
+        process = subprocess.Popen([str(python), "-P", "-m", "minicpmv_ref", *argv], env=env)
+        handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code  # killed by signal n: the shell's 128 + n
 
 
 # ---- the environment

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def ask(args):
         need(module, "the model")
     import torch
 
-    from .checkpoint import WEIGHTS, find_folder
+    from .checkpoint import WEIGHTS
+    from .config import find_folder
     from .model import MiniCPMV, decode_stream
     from .processor import Processor, load_image
 
@@ -304,4 +306,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    # An exception, so that the programs that a command started are stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Checkpoint folders: config, tokenizer and tensors in; config and tensors out. Names and numbers, no model classes.
+"""Weight files: tensors in, tensors out. Names and shapes, no model classes.
 
 Reads our own folders and the published ones of 2.0, 2.5 and 2.6 (safetensors, one file or shards with an index).
 Our state-dict keys are those of 2.5 and 2.6. Only the vision tower of 2.0 has other names, from timm, with q, k and v
@@ -11,153 +11,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import LLMConfig, MiniCPMVConfig, ResamplerConfig, SliceConfig, v2_0, v2_5, v2_6
+from .config import CONFIG, MiniCPMVConfig, read_json
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-BUNDLED = Path(__file__).resolve().parent.parent / "data_samples" / "checkpoints"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # Tensors that old files may hold although no parameter needs them, and why.
 NOT_PARAMETERS = {
     r"llm\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "recomputed from rope_theta",
     r"vpm\.embeddings\.position_ids": "recomputed from each slice's shape",
 }
-
-# What a config from a stranger may claim. A billion layers would keep us busy long before a tensor is compared.
-LIMITS = {"layers": 1000, "num_hidden_layers": 1000, "num_queries": 1024, "table_side": 1024, "patch_size": 1024}
-LIMITS |= {"width": 2**16, "kv_width": 2**16, "hidden_size": 2**16, "initializer_range": 1}  # any other integer: 2**20
-
-
-def find_folder(path: str | os.PathLike) -> Path:
-    """Resolve a checkpoint's path; "nano" and "nano-..." are the course's own, found beside the package.
-
-    Raises:
-        OSError: there is no such folder; the message names the place.
-    """
-    name = os.fspath(path)
-    bundled = BUNDLED / name if name == "nano" or name.startswith("nano-") else None
-    for folder in filter(None, (bundled, Path(name))):  # a folder of yours may be called nano-something, too
-        if folder.is_dir():
-            return folder
-    hint = " (the course's checkpoints lie beside the package, in its repository)" if bundled else ""
-    raise FileNotFoundError(f"no checkpoint folder at {bundled or name}{hint}")
-
-
-def read_config(folder: Path) -> MiniCPMVConfig:
-    """Read a folder's config.json: ours, or a published one of 2.0, 2.5 or 2.6.
-
-    Raises:
-        OSError: no config.json.
-        ValueError: not JSON, or a config that no MiniCPM-V of these versions has; the message names the field.
-    """
-    data = _read_json(folder / CONFIG)
-    try:
-        config = MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
-        _check_plausible(config)
-        return config
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
-
-
-def config_from_published(data: dict) -> MiniCPMVConfig:
-    """Translate a published config.json.
-
-    Args:
-        data: the parsed JSON. 2.0 has no version key and no vision_config, 2.5's version is a string, 2.6's a number.
-            A vision_config overrides the tower's dimensions; it counts layers before `drop_vision_last_layer`.
-
-    Returns:
-        The MiniCPMVConfig.
-
-    Raises:
-        ValueError: an unknown version, a missing field, or a feature that these models do not have.
-
-    Example:
-        >>> config_from_published({"version": 3.0})
-        Traceback (most recent call last):
-        ...
-        ValueError: version must be missing (2.0), "2.5" or 2.6, got 3.0
-
-    Source: config.json and configuration_minicpm.py of the three published repositories.
-    """
-    presets = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
-    version = str(data.get("version", "2.0"))
-    if version not in presets:
-        raise ValueError(f'version must be missing (2.0), "2.5" or 2.6, got {data["version"]!r}')
-    preset = presets[version]
-    if data.get("rope_scaling") is not None or data.get("hidden_act", "silu") != "silu":
-        raise ValueError("rope_scaling and any hidden_act but silu belong to none of these models")
-    drops_last = data.get("drop_vision_last_layer", True)
-    if not isinstance(drops_last, bool):
-        raise ValueError(f"drop_vision_last_layer must be true or false, got {drops_last!r}")
-    try:
-        tower = dict(data.get("vision_config") or {})
-        default_layers = preset.vision.layers + (version == "2.0")  # 2.0 was built with 27 layers, one is dropped
-        patch = data.get("patch_size", 14)
-        vision = replace(
-            preset.vision,
-            width=tower.get("hidden_size", preset.vision.width),
-            layers=tower.get("num_hidden_layers", default_layers) - drops_last,
-            heads=tower.get("num_attention_heads", preset.vision.heads),
-            mlp_width=tower.get("intermediate_size", preset.vision.mlp_width),
-            patch_size=tower.get("patch_size", patch),
-            table_side=tower["image_size"] // patch if "image_size" in tower else preset.vision.table_side,
-        )
-        llm_names = (
-            "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size rms_norm_eps "
-            "max_position_embeddings tie_word_embeddings"
-        ).split()
-        multipliers = {"scale_emb", "scale_depth", "dim_model_base"} if version == "2.0" else set()
-        llm = LLMConfig(
-            family=preset.llm.family,
-            **{name: data[name] for name in [*llm_names, *sorted(multipliers)]},
-            num_key_value_heads=data.get("num_key_value_heads", data["num_attention_heads"]),
-            rope_theta=data.get("rope_theta", 10000.0),
-            initializer_range=data.get("initializer_range", 0.02),
-        )
-        resampler = ResamplerConfig(data["query_num"], llm.hidden_size, vision.width, version=version)
-        cuts = {**data, **(data.get("slice_config") or {})}
-        slicing = SliceConfig(cuts.get("scale_resolution", 448), patch, cuts.get("max_slice_nums", 9))
-    except KeyError as error:
-        raise ValueError(f"field {error} is missing from the config of a {version} model") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"impossible config of a {version} model: {error}") from None
-    return MiniCPMVConfig(version, vision, resampler, llm, slicing)
-
-
-def read_tokenizer(folder: Path):
-    """Load a folder's tokenizer.json as a fast `transformers` tokenizer.
-
-    The published folders name a class of their own in tokenizer_config.json; that would run their code, so only the
-    data is read: the tokenizer itself and the names of its special tokens.
-
-    Raises:
-        OSError: no tokenizer.json.
-        ValueError: a damaged one.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"no tokenizer.json in {folder}")
-    settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    special = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = settings.get(name)
-        if token is not None:
-            special[name] = token.get("content") if isinstance(token, dict) else token
-            if not isinstance(special[name], str):
-                raise ValueError(f"{folder / 'tokenizer_config.json'}: {name} must be text, got {token!r}")
-    try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ValueError(f"{file} is not a tokenizer: {error}") from error
 
 
 def published_name(name: str, config: MiniCPMVConfig) -> tuple[str, int | None]:
@@ -171,6 +39,7 @@ def published_name(name: str, config: MiniCPMVConfig) -> tuple[str, int | None]:
         (name, part): `part` is 0, 1 or 2 where q, k or v is that third of a fused tensor, else None.
 
     Example:
+        >>> from minicpmv_ref import v2_0, v2_6
         >>> published_name("vpm.encoder.layers.3.self_attn.k_proj.bias", v2_0)
         ('vpm.blocks.3.attn.qkv.bias', 1)
         >>> published_name("vpm.encoder.layers.3.self_attn.k_proj.bias", v2_6)
@@ -209,7 +78,7 @@ def read_tensors(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.S
         ValueError: a missing, surplus or misshapen tensor, an index that lies, a damaged shard. Every tensor of the
             files must be used, but for those in NOT_PARAMETERS and a stored copy of a tied lm_head.
     """
-    published = "resampler" not in _read_json(folder / CONFIG)  # our own files use our names for 2.0 as well
+    published = "resampler" not in read_json(folder / CONFIG)  # our own files use our names for 2.0 as well
     source = {name: published_name(name, config) if published else (name, None) for name in shapes}
     expected: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
@@ -267,19 +136,6 @@ def write_checkpoint(folder: str | os.PathLike, config: MiniCPMVConfig, tensors:
             draft.unlink(missing_ok=True)
 
 
-def _check_plausible(config: MiniCPMVConfig) -> None:
-    """Check the type of every number, and that none is absurd."""
-    for part in (config.vision, config.resampler, config.llm, config.slicing):
-        for name, kind in ((field.name, field.type) for field in fields(part)):
-            value, most = getattr(part, name), LIMITS.get(name, 1e12 if kind.startswith("float") else 2**20)
-            if kind == "str" or (value is None and kind.endswith("None")):
-                continue
-            if kind == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}")
-            if kind != "bool" and (isinstance(value, bool | str | list | dict) or not 0 < value <= most):
-                raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
-
-
 def _open_shards(folder: Path) -> list:
     """Open every weight file of a folder and check that the index tells the truth about each."""
     # One whole file wins over an index: saving into a published folder leaves the old shards behind.
@@ -292,7 +148,7 @@ def _open_shards(folder: Path) -> list:
             "get the safetensors files, or convert them where you trust them"
         )
         raise FileNotFoundError(f"neither {WEIGHTS} nor {INDEX} in {folder}" + (hint if pickles else ""))
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{folder / INDEX} has no weight_map from tensor names to file names")
     shards = []
@@ -342,13 +198,3 @@ def _compare(folder: Path, expected: dict, found: dict, config: MiniCPMVConfig) 
 def _some(names: set[str], most: int = 3) -> str:
     shown = sorted(names)[:most]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # damaged JSON, damaged UTF-8, a number of 5,000 digits
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(data).__name__}")
-    return data

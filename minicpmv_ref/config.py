@@ -7,8 +7,11 @@ The presets are checked to the last parameter: built on the meta device, v2_0, v
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field, fields
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 VERSIONS = ("2.0", "2.5", "2.6")
 
@@ -285,3 +288,133 @@ nano = MiniCPMVConfig(
 )
 
 PRESETS = {"v2_0": v2_0, "v2_5": v2_5, "v2_6": v2_6, "nano": nano}
+
+
+# ---- config.json
+
+CONFIG = "config.json"
+BUNDLED = Path(__file__).resolve().parent.parent / "data_samples" / "checkpoints"
+
+# What a config from a stranger may claim. A billion layers would keep us busy long before a tensor is compared.
+LIMITS = {"layers": 1000, "num_hidden_layers": 1000, "num_queries": 1024, "table_side": 1024, "patch_size": 1024}
+LIMITS |= {"width": 2**16, "kv_width": 2**16, "hidden_size": 2**16, "initializer_range": 1}  # any other integer: 2**20
+
+
+def find_folder(path: str | os.PathLike) -> Path:
+    """Resolve a checkpoint's path; "nano" and "nano-..." are the course's own, found beside the package.
+
+    Raises:
+        OSError: there is no such folder; the message names the place.
+    """
+    name = os.fspath(path)
+    bundled = BUNDLED / name if name == "nano" or name.startswith("nano-") else None
+    for folder in filter(None, (bundled, Path(name))):  # a folder of yours may be called nano-something, too
+        if folder.is_dir():
+            return folder
+    hint = " (the course's checkpoints lie beside the package, in its repository)" if bundled else ""
+    raise FileNotFoundError(f"no checkpoint folder at {bundled or name}{hint}")
+
+
+def read_config(folder: Path) -> MiniCPMVConfig:
+    """Read a folder's config.json: ours, or a published one of 2.0, 2.5 or 2.6.
+
+    Raises:
+        OSError: no config.json.
+        ValueError: not JSON, or a config that no MiniCPM-V of these versions has; the message names the field.
+    """
+    data = read_json(folder / CONFIG)
+    try:
+        config = MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
+        _check_plausible(config)
+        return config
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+
+
+def config_from_published(data: dict) -> MiniCPMVConfig:
+    """Translate a published config.json.
+
+    Args:
+        data: the parsed JSON. 2.0 has no version key and no vision_config, 2.5's version is a string, 2.6's a number.
+            A vision_config overrides the tower's dimensions; it counts layers before `drop_vision_last_layer`.
+
+    Returns:
+        The MiniCPMVConfig.
+
+    Raises:
+        ValueError: an unknown version, a missing field, or a feature that these models do not have.
+
+    Example:
+        >>> config_from_published({"version": 3.0})
+        Traceback (most recent call last):
+        ...
+        ValueError: version must be missing (2.0), "2.5" or 2.6, got 3.0
+
+    Source: config.json and configuration_minicpm.py of the three published repositories.
+    """
+    presets = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
+    version = str(data.get("version", "2.0"))
+    if version not in presets:
+        raise ValueError(f'version must be missing (2.0), "2.5" or 2.6, got {data["version"]!r}')
+    preset = presets[version]
+    if data.get("rope_scaling") is not None or data.get("hidden_act", "silu") != "silu":
+        raise ValueError("rope_scaling and any hidden_act but silu belong to none of these models")
+    drops_last = data.get("drop_vision_last_layer", True)
+    if not isinstance(drops_last, bool):
+        raise ValueError(f"drop_vision_last_layer must be true or false, got {drops_last!r}")
+    try:
+        tower = dict(data.get("vision_config") or {})
+        default_layers = preset.vision.layers + (version == "2.0")  # 2.0 was built with 27 layers, one is dropped
+        patch = data.get("patch_size", 14)
+        vision = replace(
+            preset.vision,
+            width=tower.get("hidden_size", preset.vision.width),
+            layers=tower.get("num_hidden_layers", default_layers) - drops_last,
+            heads=tower.get("num_attention_heads", preset.vision.heads),
+            mlp_width=tower.get("intermediate_size", preset.vision.mlp_width),
+            patch_size=tower.get("patch_size", patch),
+            table_side=tower["image_size"] // patch if "image_size" in tower else preset.vision.table_side,
+        )
+        llm_names = (
+            "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size rms_norm_eps "
+            "max_position_embeddings tie_word_embeddings"
+        ).split()
+        multipliers = {"scale_emb", "scale_depth", "dim_model_base"} if version == "2.0" else set()
+        llm = LLMConfig(
+            family=preset.llm.family,
+            **{name: data[name] for name in [*llm_names, *sorted(multipliers)]},
+            num_key_value_heads=data.get("num_key_value_heads", data["num_attention_heads"]),
+            rope_theta=data.get("rope_theta", 10000.0),
+            initializer_range=data.get("initializer_range", 0.02),
+        )
+        resampler = ResamplerConfig(data["query_num"], llm.hidden_size, vision.width, version=version)
+        cuts = {**data, **(data.get("slice_config") or {})}
+        slicing = SliceConfig(cuts.get("scale_resolution", 448), patch, cuts.get("max_slice_nums", 9))
+    except KeyError as error:
+        raise ValueError(f"field {error} is missing from the config of a {version} model") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"impossible config of a {version} model: {error}") from None
+    return MiniCPMVConfig(version, vision, resampler, llm, slicing)
+
+
+def _check_plausible(config: MiniCPMVConfig) -> None:
+    """Check the type of every number, and that none is absurd."""
+    for part in (config.vision, config.resampler, config.llm, config.slicing):
+        for name, kind in ((entry.name, entry.type) for entry in fields(part)):
+            value, most = getattr(part, name), LIMITS.get(name, 1e12 if kind.startswith("float") else 2**20)
+            if kind == "str" or (value is None and kind.endswith("None")):
+                continue
+            if kind == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+            if kind != "bool" and (isinstance(value, bool | str | list | dict) or not 0 < value <= most):
+                raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+
+
+def read_json(file: Path) -> dict:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # damaged JSON, damaged UTF-8, a number of 5,000 digits
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {type(data).__name__}")
+    return data

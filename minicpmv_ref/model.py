@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .checkpoint import WEIGHTS, find_folder, read_config, read_tensors, write_checkpoint
-from .config import LLMConfig, MiniCPMVConfig
+from .checkpoint import WEIGHTS, read_tensors, write_checkpoint
+from .config import LLMConfig, MiniCPMVConfig, find_folder, read_config
 from .processor import Batch, Processor, check_slots
 from .resampler import Resampler
 from .vision import VisionTransformer

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import ExifTags, Image, ImageOps
 
-from .config import MiniCPMVConfig, SliceConfig
+from .config import MiniCPMVConfig, SliceConfig, find_folder, read_config, read_json
 from .prompt import MARKERS, PLACEHOLDER, answer_labels, image_bounds, image_layout, marker_ids, render_chat
 from .slicing import SlicePlan, plan_slices, resize_views, to_rgb
 
@@ -88,8 +89,6 @@ class Processor:
         Raises:
             ValueError, OSError: the folder, its config or its tokenizer is missing or damaged.
         """
-        from .checkpoint import find_folder, read_config, read_tokenizer
-
         folder = find_folder(path)
         return cls(read_tokenizer(folder), read_config(folder))
 
@@ -216,6 +215,35 @@ class Processor:
             stop_ids=self.stop_ids,
             pad_id=self.pad_id,
         )
+
+
+def read_tokenizer(folder: Path):
+    """Load a folder's tokenizer.json as a fast `transformers` tokenizer.
+
+    The published folders name a class of their own in tokenizer_config.json; that would run their code, so only the
+    data is read: the tokenizer itself and the names of its special tokens.
+
+    Raises:
+        OSError: no tokenizer.json.
+        ValueError: a damaged one.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}")
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    special = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = settings.get(name)
+        if token is not None:
+            special[name] = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(special[name], str):
+                raise ValueError(f"{folder / 'tokenizer_config.json'}: {name} must be text, got {token!r}")
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ValueError(f"{file} is not a tokenizer: {error}") from error
 
 
 def load_image(source) -> Image.Image:

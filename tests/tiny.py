@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from minicpmv_ref import LLMConfig, MiniCPMV, MiniCPMVConfig, Processor, ResamplerConfig, SliceConfig, VisionConfig
-from minicpmv_ref.checkpoint import BUNDLED, read_tokenizer
+from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.processor import read_tokenizer
 
 VERSIONS = ("2.0", "2.5", "2.6")
 LLMS = {
