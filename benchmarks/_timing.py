@@ -1,0 +1,37 @@
+"""Fair timing for all benchmarks: candidates take turns (A B, A B, ...), and ratios are formed inside a round.
+
+A busy machine slows whole rounds, so the ratio inside a round is steady where milliseconds are not. Quote the ratio.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+
+def paired(candidates: dict[str, Callable], rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
+    """Time functions in turns, after one untimed call each. Returns the milliseconds of every round by name.
+
+    On a crowded machine give `time.process_time` and use one thread: work done, without the waiting for a turn.
+    """
+    times = {name: [] for name in candidates}
+    for run in candidates.values():
+        run()
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            start = clock()
+            run()
+            times[name].append(1000 * (clock() - start))
+    return times
+
+
+def speedup(slow: list[float], fast: list[float]) -> float:
+    """The median over rounds of slow / fast: how many times faster `fast` is."""
+    return median(a / b for a, b in zip(slow, fast))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

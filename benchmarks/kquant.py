@@ -1,0 +1,86 @@
+"""How fast are our quantizers? Ours against ggml's C on one thread and gguf-py's numpy, in one process.
+
+    python benchmarks/kquant.py --rounds 7
+
+MB/s of float32 input. ggml's C needs the extra `llamacpp`, without which its columns stay empty; gguf-py has only
+Q8_0 and Q5_0. Results are asserted equal byte for byte first. Ours runs on one thread too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import sys
+from pathlib import Path
+from statistics import median
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _timing import paired, speedup, table
+
+from minicpmv_ref.deploy.kquant import FORMATS, quantize
+
+CASES = [(kind, weighted) for weighted in (False, True) for kind in FORMATS if not (weighted and kind == "Q8_0")]
+
+
+def ggml_quantizer():
+    """ggml's quantizer as a function of (array, kind, importance), or None without the extra."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        return None
+    ggml = ctypes.CDLL(str(next((Path(spec.origin).parent / "lib").glob("libggml-base.*"))))
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+
+    def quantize_in_c(array, kind, importance):
+        rows, cols = array.shape
+        out = np.empty((rows, cols // FORMATS[kind].weights * FORMATS[kind].bytes), np.uint8)
+        weights = None if importance is None else importance.ctypes.data
+        number = gguf.GGMLQuantizationType[kind].value
+        ggml.ggml_quantize_chunk(number, array.ctypes.data, out.ctypes.data, 0, rows, cols, weights)
+        return out
+
+    return quantize_in_c
+
+
+def measure(x: np.ndarray, kind: str, importance, in_c, rounds: int) -> dict[str, list[float]]:
+    calls = {"ours": lambda: quantize(x, kind, importance)}
+    if in_c is not None:
+        calls["C"] = lambda: in_c(x, kind, importance)
+    if kind in ("Q8_0", "Q5_0") and importance is None:
+        calls["gguf"] = lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind])
+    first, *others = [call() for call in calls.values()]
+    for name, other in zip(list(calls)[1:], others):
+        assert (first == other).all(), f"{kind}: {name} writes other bytes"
+    return paired(calls, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--cols", type=int, default=4096)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((args.rows, args.cols), np.float32)
+    importance, in_c = rng.random(args.cols, np.float32), ggml_quantizer()
+
+    rows = []
+    for kind, weighted in CASES:
+        times = measure(x, kind, importance if weighted else None, in_c, args.rounds)
+        speeds = [
+            f"{x.nbytes / 1e3 / median(times[name]):.0f}" if name in times else "" for name in ("ours", "C", "gguf")
+        ]
+        ratios = [f"{speedup(times[name], times['ours']):.2f}" if name in times else "" for name in ("C", "gguf")]
+        rows.append([kind + (" + importance" if weighted else ""), *speeds, *ratios])
+        print(*rows[-1], file=sys.stderr, flush=True)
+    print(f"numpy {np.__version__}, one thread, {args.rows} x {args.cols} normal weights, {args.rounds} rounds\n")
+    print(table(["kind", "ours, MB/s", "ggml C, MB/s", "gguf-py, MB/s", "ours / C", "ours / gguf-py"], rows))
+
+
+if __name__ == "__main__":
+    main()
