@@ -12,6 +12,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (people do run this file with an o
 import hashlib
 import importlib.util
 import os
+import platform
 import queue
 import shutil
 import signal
@@ -33,14 +34,14 @@ ADVICE = [  # (what pip's output contains, what to do about it); the first match
     ("no space left", "The disk is full. The packages need about 2 GB (several GB with CUDA)."),
     ("winerror 206", "A file name got too long for Windows. Move this folder to a shorter path."),
     ("permission denied", "A file could not be written. Check who owns this folder."),
-    ("requires-python", "A package does not support this Python. Try Python 3.11, 3.12 or 3.13."),
+    ("requires-python", f"A package refuses this Python {platform.python_version()}. Try a newer one, up to 3.14."),
     ("connection", "The package index could not be reached. Check the network or set HTTPS_PROXY."),
     ("timed out", "The package index did not answer. Check the network or set HTTPS_PROXY."),
     ("proxy", "The proxy refused. Check HTTPS_PROXY."),
     ("certificate", "A certificate was refused. Behind a company proxy, set PIP_CERT to its certificate file."),
     ("no matching distribution", "A package has no version for this Python or system, or the network is down."),
 ]
-GENERAL_ADVICE = "Check the network (HTTPS_PROXY behind a proxy), 2 GB of free disk space, and Python 3.11 to 3.13."
+GENERAL_ADVICE = "Check the network (HTTPS_PROXY behind a proxy), 2 GB of free disk space, and Python 3.11 to 3.14."
 
 
 class SetupError(Exception):

@@ -289,6 +289,8 @@ def build_parser():
 
 
 def main(argv=None):
+    # Threads that wait must sleep: spinning ones make small models a hundred times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = [COMMANDS[0][0], *argv]

@@ -1,0 +1,45 @@
+"""Shared by all tests: the repository's root on the import path, and no silent skips where all tools exist."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see minicpmv_ref/__main__.py
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "tools"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+# Tests with one of these marks may skip on your machine. Where CI is set, .ci/setup has installed what they
+# need, so a skip there is a failure. Never skip such a test at the top of its file: no report would carry its mark.
+MUST_RUN_IN_CI = {"browser"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    marks = MUST_RUN_IN_CI & {mark.name for mark in item.iter_markers()}
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and marks
+        and os.environ.get("CI", "").lower() in ("1", "true")
+    ):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"CI is set, so a test marked {sorted(marks)} must run, but: {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def lab_server(tmp_path_factory):
+    """One JupyterLab server for all browser tests, on a copy of notebooks/. See tests/browser.py."""
+    from browser import LabServer, chromium_path
+
+    if chromium_path() is None:
+        pytest.skip("no chromium: run .ci/setup, or `playwright install chromium`")
+    with LabServer(tmp_path_factory.mktemp("lab")) as server:
+        yield server
