@@ -1,0 +1,211 @@
+"""How much does packing save? Useful tokens per second, forward and backward, against what people use instead.
+
+    python benchmarks/packing.py --threads 2 --rounds 7
+    PYTHONPATH=folder python benchmarks/packing.py --trl      after pip install --target folder trl datasets accelerate
+
+A Llama of width 256, 4 layers, vocabulary 4096, random weights; 32 samples of text, the second half of each supervised.
+padded, sorted: batches of 8, padded to the longest; in random order, or sorted by length first.
+flattening: DataCollatorWithFlattening of transformers, 8 samples a row, dense mask, use_cache=False, no attention_mask.
+trl: rows of 1024 by trl.pack_dataset ("bfd"), positions restart, one row a call.
+ours, full head: `score`; ours: `packed_loss`, which runs the LM head on supervised tokens only, so a part of its gain
+is not packing. All samples stand in one row: without a mask a long row costs nothing.
+All batches are made beforehand. Loss and gradient are asserted equal first. Wall and CPU time come from the same runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import DataCollatorWithFlattening
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _timing import speedup, table
+
+from minicpmv_ref.config import nano
+from minicpmv_ref.learn.packing import pack_batch, packed_loss, score
+from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.processor import Batch
+
+VOCAB, ROW, BATCH = 4096, 1024, 8
+LLM = replace(nano.llm, vocab_size=VOCAB, intermediate_size=704, num_key_value_heads=4, tie_word_embeddings=False)
+
+
+def draw_lengths(kind: str, n: int, rng: random.Random) -> list[int]:
+    draw = {
+        "caption-like": lambda: round(rng.lognormvariate(3.5, 0.9)),  # median 33
+        "wide lognormal": lambda: round(rng.lognormvariate(4.8, 1.0)),  # median 121
+        "uniform 16..512": lambda: rng.randint(16, 512),
+        "constant 128": lambda: 128,
+    }[kind]
+    return [min(max(draw(), 8), ROW) for _ in range(n)]
+
+
+def draw_samples(lengths: list[int]) -> list[dict]:
+    samples = []
+    for length in lengths:
+        ids = torch.randint(0, VOCAB, (length,)).tolist()
+        samples.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    return samples
+
+
+def pad(samples: list[dict], left: bool = False) -> dict[str, torch.Tensor]:
+    width = max(len(s["input_ids"]) for s in samples)
+    out = {
+        "input_ids": torch.zeros(len(samples), width, dtype=torch.long),
+        "attention_mask": torch.zeros(len(samples), width, dtype=torch.long),
+        "labels": torch.full((len(samples), width), -100),
+    }
+    for row, s in enumerate(samples):
+        n = len(s["input_ids"])
+        place = slice(width - n, width) if left else slice(0, n)
+        out["input_ids"][row, place] = torch.tensor(s["input_ids"])
+        out["attention_mask"][row, place] = 1
+        out["labels"][row, place] = torch.tensor(s["labels"])
+    return out
+
+
+def in_batches(samples: list[dict], collate) -> list[dict]:
+    return [collate(samples[i : i + BATCH]) for i in range(0, len(samples), BATCH)]
+
+
+def trl_rows(samples: list[dict]) -> list[dict]:
+    import datasets
+    from trl import pack_dataset
+
+    once = {"new_fingerprint": "packed", "keep_in_memory": True}  # no hashing of code, no cache files
+    rows = pack_dataset(datasets.Dataset.from_list(samples), seq_length=ROW, strategy="bfd", map_kwargs=once)
+    flatten = DataCollatorWithFlattening()
+    batches = []
+    for row in rows:  # cut the rows apart again, so that positions and labels are collated as for "flattening"
+        parts, start = [], 0
+        for n in row["seq_lengths"]:
+            parts.append({name: row[name][start : start + n] for name in ("input_ids", "labels")})
+            start += n
+        batches.append(flatten(parts))
+    return batches
+
+
+def to_batch(samples: list[dict]) -> Batch:
+    padded = pad(samples, left=True)
+    return Batch(
+        **padded,
+        position_ids=(padded["attention_mask"].cumsum(1) - 1).clamp(min=0),
+        images=[[] for _ in samples],
+        patch_grids=[[] for _ in samples],
+        image_bounds=[torch.zeros(0, 2, dtype=torch.long) for _ in samples],
+        plans=[[] for _ in samples],
+        stop_ids=(),
+        pad_id=0,
+    )
+
+
+def candidates(model: MiniCPMV, samples: list[dict], trl: bool) -> dict:
+    judged = sum(label != -100 for s in samples for label in s["labels"][1:])
+    by_length = sorted(samples, key=lambda s: len(s["input_ids"]), reverse=True)
+    batch = to_batch(by_length)
+    packed = pack_batch(batch, [range(len(by_length))])
+
+    def theirs(batches):
+        def run():
+            model.zero_grad(set_to_none=True)
+            total = 0.0
+            for each in batches:  # gradient accumulation, as their Trainer does it
+                loss = model.llm(**each, use_cache=False, num_items_in_batch=judged).loss
+                loss.backward()
+                total += loss.item()
+            return total
+
+        return run
+
+    def ours(loss_of):
+        def run():
+            model.zero_grad(set_to_none=True)
+            loss = loss_of()
+            loss.backward()
+            return loss.item()
+
+        return run
+
+    calls = {
+        "padded": theirs(in_batches(samples, pad)),
+        "sorted": theirs(in_batches(by_length, pad)),
+        "flattening": theirs(in_batches(samples, DataCollatorWithFlattening())),
+    }
+    if trl:
+        calls["trl"] = theirs(trl_rows(samples))
+    calls["ours, full head"] = ours(lambda: score(model, packed).loss)
+    calls["ours"] = ours(lambda: packed_loss(model, packed))
+    return calls
+
+
+def check(model: MiniCPMV, calls: dict) -> None:
+    found = {}
+    for name, run in calls.items():
+        loss = run()
+        found[name] = loss, torch.cat([p.grad.flatten() for p in model.llm.parameters()])
+    loss, gradient = found["padded"]
+    for name, (other, other_gradient) in found.items():
+        assert abs(other - loss) < 1e-5 * loss, f"{name}: loss {other}, padded {loss}"
+        error = ((other_gradient - gradient).norm() / gradient.norm()).item()
+        assert error < 1e-4, f"{name}: gradient differs by {error}"
+
+
+def measure(calls: dict, rounds: int) -> tuple[dict, dict]:
+    """Milliseconds of every round, wall and CPU. Turns as in _timing.paired, with two clocks."""
+    wall, cpu = ({name: [] for name in calls} for _ in range(2))
+    for _ in range(rounds):
+        for name, run in calls.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            run()
+            wall[name].append(1000 * (time.perf_counter() - start))
+            cpu[name].append(1000 * (time.process_time() - start_cpu))
+    return wall, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--docs", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trl", action="store_true", help="needs trl and datasets")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model = MiniCPMV.seeded(replace(nano, llm=LLM)).train()
+
+    rows = []
+    for kind in ("caption-like", "wide lognormal", "uniform 16..512", "constant 128"):
+        lengths = draw_lengths(kind, args.docs, random.Random(args.seed))
+        calls = candidates(model, draw_samples(lengths), args.trl)
+        check(model, calls)  # also the untimed call of each
+        wall, cpu = measure(calls, args.rounds)
+        padded = sum(max(lengths[i : i + BATCH]) * len(lengths[i : i + BATCH]) for i in range(0, args.docs, BATCH))
+        rows.append([kind, f"{sum(lengths) / padded:.2f}", f"{1000 * sum(lengths) / median(wall['ours']):.0f}"])
+        for name in calls:
+            if name != "padded":
+                rows[-1].append(
+                    f"{speedup(wall['padded'], wall[name]):.2f} ({speedup(cpu['padded'], cpu[name]):.2f})"
+                )
+        peers = [name for name in calls if not name.startswith("ours")]
+        for own in ("ours, full head", "ours"):
+            ratios = (min(speedup(times[peer], times[own]) for peer in peers) for times in (wall, cpu))
+            rows[-1].append("{:.2f} ({:.2f})".format(*ratios))
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    print(f"torch {torch.__version__}, {args.threads} threads, {args.docs} samples, {args.rounds} rounds")
+    print("times faster than padded, and than the best peer: wall time (CPU time)\n")
+    names = [name for name in calls if name != "padded"]
+    head = ["lengths", "useful of padded", "useful tokens/s, ours", *names]
+    print(table([*head, "full head / best peer", "ours / best peer"], rows))
+
+
+if __name__ == "__main__":
+    main()
