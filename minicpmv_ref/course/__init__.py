@@ -1,0 +1,17 @@
+"""The course room: interactive panels, the pictures they show, and checkers for the exercises.
+
+    panel.py   the one widget base: controls, one picture, one status line
+    draw.py    pure drawing functions; they need no Jupyter
+    panels.py  the panels of the lessons
+    check.py   one checker per exercise
+
+Only notebooks and tests import this package.
+"""
+
+try:
+    import ipywidgets  # noqa: F401
+except ImportError:
+    raise ImportError(
+        "the course needs ipywidgets, and this Python has none. Start the course with `python3 lab.py`, "
+        "or choose the Python of the folder .venv as this notebook's kernel."
+    ) from None

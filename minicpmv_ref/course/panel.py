@@ -1,0 +1,227 @@
+"""The one widget base of the course: controls beside one picture, and one line that says in words what it shows.
+
+A panel is a small subclass. Its controls are named; `draw` and `describe` take their values under these names:
+
+    class Squares(Panel):
+        def __init__(self, side=3):
+            super().__init__({"side": slider("Side", side, 1, 9)})
+
+        def draw(self, side):      # -> draw.Canvas, matplotlib Figure, PIL image, PNG or JPEG bytes, SVG or HTML
+            ...
+
+        def describe(self, side):  # -> one or two plain sentences
+            return f"A square of side {side} has area {side * side}."
+
+Left out: `interact` and `Output` (slow, they flicker, and they hide errors). Every error is shown in the panel.
+The saved notebook keeps a picture of the panel, so a reader without a kernel sees it too.
+"""
+
+import io
+from base64 import b64encode
+from contextlib import contextmanager
+from html import escape
+
+import ipywidgets as widgets
+
+# Font sizes and colors follow JupyterLab's theme; pictures have a white ground of their own.
+STYLE = """<style>
+.mcv-panel { --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 30px; overflow: hidden; }
+.mcv-row { flex-flow: row wrap; gap: 10px; align-items: flex-start; overflow: hidden; }
+.mcv-controls { flex: 0 0 206px; overflow: hidden; }
+.mcv-controls > .widget-inline-hbox:not(.widget-play) { display: grid; grid-template-columns: 1fr auto; width: 200px;
+  height: auto; margin-bottom: 6px; }
+.mcv-controls > .widget-inline-hbox > .widget-label { width: auto; margin: 0; text-align: left; }
+.mcv-controls > .widget-toggle-buttons > .widget-label, .mcv-controls > .widget-toggle-buttons > div,
+.mcv-controls > .widget-inline-hbox > select { grid-column: 1 / 3; width: auto; }
+.mcv-controls > .widget-slider > .widget-readout { order: 1; min-width: 20px; margin: 0; }
+.mcv-controls > .widget-slider > .slider-container { order: 2; grid-column: 1 / 3; margin: 0 7px; height: 22px; }
+.mcv-controls > .widget-upload, .mcv-controls > .widget-button, .mcv-controls > .widget-play { width: 200px; }
+.mcv-picture { flex: 1 1 520px; min-width: 0; }
+.mcv-picture .widget-html-content, .mcv-status .widget-html-content, .mcv-alert .widget-html-content {
+  font-size: clamp(17px, 1.1vw, 22px); line-height: 1.35; white-space: normal; }
+.mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px);
+  object-fit: contain; object-position: left top; }
+.mcv-status { color: var(--jp-ui-font-color1); min-height: 46px; }
+.mcv-alert [role=alert] { padding: 4px 10px; border-left: 5px solid #D55E00; color: var(--jp-ui-font-color1); }
+.mcv-panel:has([role=alert]) .mcv-picture { opacity: 0.25; }
+</style>"""
+
+
+class Panel(widgets.VBox):
+    """Controls, one picture, one status line. Subclasses give `draw` and `describe`.
+
+    Args:
+        controls: {name: widget}; each widget has a `value`, and `draw` and `describe` get it as argument `name`.
+        extras: widgets that stand below the controls but are no arguments: a player, an upload button.
+    """
+
+    strict = False  # tests set it: an error is shown and then raised
+
+    def __init__(self, controls: dict, extras=()):
+        self.controls = dict(controls)
+        self.error = None  # the exception that the panel shows now
+        self._held = 0
+        self._picture, self._status, self._alert = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        for part, name in ((self._picture, "picture"), (self._status, "status"), (self._alert, "alert")):
+            part.add_class(f"mcv-{name}")
+        column = widgets.VBox([*self.controls.values(), *extras]).add_class("mcv-controls")
+        row = widgets.HBox([column, self._picture]).add_class("mcv-row")
+        super().__init__([widgets.HTML(STYLE), row, self._status, self._alert])
+        self.add_class("mcv-panel")
+        for name, control in self.controls.items():
+            self.on(control, lambda name=name: self.changed(name))
+        self.redraw()
+        if self.error:  # a panel that never worked must not pass for one
+            raise self.error
+
+    # -- what subclasses give
+
+    def draw(self, **values):
+        """The picture for these values; see the top of this file for what it may be."""
+        raise NotImplementedError
+
+    def describe(self, **values) -> str:
+        """What the picture shows, in words and numbers."""
+        raise NotImplementedError
+
+    def snapshot(self, **values):
+        """The picture for readers without a kernel. Override it where `draw` gives an SVG or HTML string."""
+        return self.draw(**values)
+
+    def changed(self, name: str):
+        """A control has a new value. Override it where one control sets another, inside `with self.hold():`."""
+        self.redraw()
+
+    # -- what subclasses use
+
+    def values(self) -> dict:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def on(self, widget, handler, names="value"):
+        """Call `handler()` whenever the widget changes. Errors show up in the panel."""
+        widget.observe(lambda change: self.guarded(handler), names)
+
+    def guarded(self, handler):
+        try:
+            handler()
+        except Exception as error:
+            self._show(error)
+
+    @contextmanager
+    def hold(self):
+        """Several controls change, one picture is drawn: at the end."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        self.redraw()
+
+    def redraw(self):
+        if self._held:
+            return
+        try:
+            values = self.values()
+            words = self.describe(**values)
+            picture = as_html(self.draw(**values), words)
+        except Exception as error:
+            self._show(error)
+        else:
+            self.error = None
+            self._alert.value = ""
+            self._picture.value = picture
+            self._status.value = f'<div role="status">{escape(words)}</div>'
+
+    def _show(self, error):
+        # JupyterLab hides what callbacks raise, so the panel itself must say it.
+        self.error = error
+        self._status.value = ""
+        self._alert.value = f'<div role="alert">{escape(f"{type(error).__name__}: {error}")}</div>'
+        if self.strict:
+            raise error
+
+    # -- how the panel looks where there is no kernel
+
+    @property
+    def status(self) -> str:
+        """The words of the status line, without markup; empty while an error is shown."""
+        return "" if self.error else self.describe(**self.values())
+
+    def __repr__(self):
+        # nbval compares this text, so it names what was chosen and nothing that changes from run to run.
+        chosen = ", ".join(f"{name}={value!r}" for name, value in self.values().items())
+        return f"{type(self).__name__}({chosen})"
+
+    def _repr_mimebundle_(self, **kwargs):
+        data = {**super()._repr_mimebundle_(**kwargs), "text/plain": repr(self)}
+        if not self.error:
+            image = as_bytes(self.snapshot(**self.values()))
+            data[mime_type(image)] = b64encode(image).decode()
+        return data
+
+
+# ---- what a picture may be
+
+
+def as_html(picture, words: str) -> str:
+    """HTML for anything that `draw` may give."""
+    if isinstance(picture, str):
+        return f'<div role="img" aria-label="{escape(words)}">{picture}</div>'
+    if hasattr(picture, "svg"):
+        return f'<div role="img" aria-label="{escape(words)}">{picture.svg()}</div>'
+    image = as_bytes(picture)
+    return f'<img alt="{escape(words)}" src="data:{mime_type(image)};base64,{b64encode(image).decode()}">'
+
+
+def as_bytes(picture) -> bytes:
+    """PNG or JPEG bytes of a Canvas, a matplotlib Figure, a PIL image or such bytes."""
+    if isinstance(picture, bytes):
+        return picture
+    if hasattr(picture, "encode_image"):  # draw.Canvas
+        return picture.encode_image()
+    file = io.BytesIO()
+    if hasattr(picture, "savefig"):  # a matplotlib Figure made without pyplot
+        picture.savefig(file, format="png", dpi=150, facecolor="white")
+    elif hasattr(picture, "save"):  # a PIL image; JPEG is ten times quicker than PNG
+        picture.convert("RGB").save(file, format="JPEG", quality=88)
+    else:
+        raise TypeError(f"a picture must be a Canvas, a Figure, a PIL image or bytes, got {type(picture).__name__}")
+    return file.getvalue()
+
+
+def mime_type(image: bytes) -> str:
+    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
+
+
+# ---- controls
+
+
+def slider(label: str, value: int, low: int, high: int, step: int = 1):
+    """A slider for integers. Arrow keys move it by `step`; the number at its right can be typed."""
+    if not low <= value <= high:
+        raise ValueError(f"{label} must be between {low} and {high}, got {value}")
+    return widgets.IntSlider(value, min=low, max=high, step=step, description=label)
+
+
+def choice(label: str, options, value):
+    """One of several values, given as values or (text, value) pairs: buttons for up to four, a menu for more.
+
+    JupyterLab keeps the arrow keys from menus: Alt+Down opens one, then the arrows and Enter choose.
+    """
+    options = list(options)
+    if len(options) > 4:
+        return widgets.Dropdown(options=options, value=value, description=label)
+    buttons = widgets.ToggleButtons(options=options, value=value, description=label)
+    buttons.style.button_width = f"{196 // len(options) - 4}px"
+    return buttons
+
+
+def toggle(label: str, value: bool = False):
+    return widgets.Checkbox(value, description=label, indent=False)
+
+
+def player(control, step: int = 1, interval: int = 100):
+    """Buttons that step a slider by themselves. The link lives in the browser, so the pace does not wait."""
+    play = widgets.Play(value=control.value, min=control.min, max=control.max, step=step, interval=interval)
+    widgets.jslink((play, "value"), (control, "value"))
+    return play

@@ -1,0 +1,350 @@
+"""Every exercise of every notebook: its stub, its solution, and wrong answers that learners really give.
+
+To add an exercise, write a checker in course/check.py, the cells in the notebook (the task; the stub, which raises
+NotImplementedError; `check.name(stub)`; the solution in <details>), and at least two wrong answers below.
+"""
+
+import ast
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from minicpmv_ref import best_grid, plan_slices
+from minicpmv_ref.course import check
+from minicpmv_ref.course.check import Case, same, verdict
+from minicpmv_ref.positions import sincos_2d
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def forgets_the_values(size, config):
+    llm, tokens = config.llm, plan_slices(size, config.slicing).visual_tokens(config.resampler.num_queries)
+    return 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width * tokens
+
+
+def counts_all_heads(size, config):
+    llm, tokens = config.llm, plan_slices(size, config.slicing).visual_tokens(config.resampler.num_queries)
+    return 4 * llm.num_hidden_layers * llm.num_attention_heads * llm.head_width * tokens
+
+
+def forgets_the_overview(grid, num_queries):
+    return (grid[0] * grid[1] if grid else 1) * num_queries
+
+
+def forgets_the_uncut_picture(grid, num_queries):
+    return (1 + grid[0] * grid[1]) * num_queries
+
+
+def column_by_column(refined_size, grid):
+    (cols, rows), (width, height) = grid, refined_size
+    w, h = width // cols, height // rows
+    return [(c * w, r * h, (c + 1) * w, (r + 1) * h) for c in range(cols) for r in range(rows)]
+
+
+def left_top_width_height(refined_size, grid):
+    (cols, rows), (width, height) = grid, refined_size
+    w, h = width // cols, height // rows
+    return [(c * w, r * h, w, h) for r in range(rows) for c in range(cols)]
+
+
+def halves(width, height, budget):
+    while plan_slices((width, height)).visual_tokens(64) > budget:
+        width, height = width // 2, height // 2
+    return width, height
+
+
+def as_areas(width, height, budget):
+    for percent in range(100, 0, -1):
+        size = int(width * (percent / 100) ** 0.5), int(height * (percent / 100) ** 0.5)
+        if plan_slices(size).visual_tokens(64) <= budget:
+            return size
+
+
+def transposed_afterwards(shape):
+    return best_grid((shape[0], shape[1]))[::-1]
+
+
+# lesson 02
+
+
+def asks_with_the_end_of_the_patch(n, bucket):
+    return [i for i in range(n) if (70 * (i + 1) - 1) // n == bucket]
+
+
+def rounds_the_fraction(n, bucket):
+    return [i for i in range(n) if round(70 * i / n) == bucket]
+
+
+def may_look_back_only(lengths):
+    view = np.repeat(np.arange(len(lengths)), lengths)
+    return np.tril(view[:, None] == view[None, :])
+
+
+def one_square_for_all(lengths):
+    return np.ones((sum(lengths), sum(lengths)), dtype=bool)
+
+
+def pads_to_the_longest_of_all(lengths, batch):
+    return 1 - sum(lengths) / (len(lengths) * max(lengths))
+
+
+def averages_the_batches(lengths, batch):
+    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    return sum(1 - sum(group) / (len(group) * max(group)) for group in groups) / len(groups)
+
+
+def clamps_the_address(rows, cols):
+    return [70 * min(r, 69) + min(c, 69) for r in range(rows) for c in range(cols)]
+
+
+def numbers_by_the_columns_of_the_view(rows, cols):
+    return [cols * (70 * r // rows) + 70 * c // cols for r in range(rows) for c in range(cols)]
+
+
+def forgets_to_take_exp(weights):
+    return -sum(w * math.log(w) for w in weights if w)
+
+
+def mixes_two_bases(weights):
+    return 2 ** -sum(w * math.log(w) for w in weights if w)
+
+
+def counts_what_is_above_zero(weights):
+    return float(sum(w > 0 for w in weights))
+
+
+def takes_the_log_of_zero(weights):
+    return math.exp(-sum(w * math.log(w) for w in weights))
+
+
+def masks_after_softmax(scores, lengths):
+    weights = scores.softmax(dim=-1)
+    for row, length in enumerate(lengths):
+        weights[row, length:] = 0
+    return weights
+
+
+def gives_padding_a_score_of_zero(scores, lengths):
+    for row, length in enumerate(lengths):
+        scores[row, length:] = 0
+    return scores.softmax(dim=-1)
+
+
+def forgets_the_biases(queries, width, kv_width, version):
+    return queries * width + width * kv_width + 5 * width**2 + 6 * width + queries * width * (version == "2.0")
+
+
+def forgets_the_frozen_positions(queries, width, kv_width, version):
+    return queries * width + width * kv_width + 5 * width**2 + 10 * width
+
+
+def row_first(dim, rows, cols):
+    positions = sincos_2d(dim, rows, cols)
+    return torch.cat([positions[..., dim // 2 :], positions[..., : dim // 2]], dim=-1)
+
+
+def transposes_the_grid(dim, rows, cols):
+    return sincos_2d(dim, cols, rows)
+
+
+def forgets_the_markers(grid, num_queries):
+    return (1 + (grid[0] * grid[1] if grid else 0)) * num_queries
+
+
+def newline_after_every_row(grid, num_queries):
+    cols, rows = grid or (0, 0)
+    return 3 + (1 + cols * rows) * (num_queries + 2) + rows
+
+
+def keeps_the_last_newline(cols, rows, queries):
+    slots = "<unk>" * queries
+    return f"<image>{slots}</image>" + (f"<slice>{slots}</slice>" * cols + "\n") * rows
+
+
+def as_in_2_5(cols, rows, queries):
+    one = f"<image>{'<unk>' * queries}</image>"
+    return one + "<slice>" + "\n".join([one * cols] * rows) + "</slice>"
+
+
+def forgets_the_closing_marker(bounds, most):
+    return next((start - 1 for start, end in bounds if start - 1 < most < end), most)
+
+
+def keeps_the_opening_marker(bounds, most):
+    return next((start for start, end in bounds if start - 1 < most <= end), most)
+
+
+WRONG = {  # checker: wrong answers
+    "picture_bytes": [forgets_the_values, counts_all_heads],
+    "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
+    "boxes": [column_by_column, left_top_width_height],
+    "shrink": [halves, as_areas],
+    "fixed_port": [lambda shape: best_grid(shape[:2]), transposed_afterwards],
+    "readers": [asks_with_the_end_of_the_patch, rounds_the_fraction],
+    "view_mask": [may_look_back_only, one_square_for_all],
+    "padding": [pads_to_the_longest_of_all, averages_the_batches],
+    "fixed_ids": [clamps_the_address, numbers_by_the_columns_of_the_view],
+    "spread": [forgets_to_take_exp, mixes_two_bases, counts_what_is_above_zero, takes_the_log_of_zero],
+    "masked_weights": [masks_after_softmax, gives_padding_a_score_of_zero],
+    "resampler_parameters": [forgets_the_biases, forgets_the_frozen_positions],
+    "fixed_positions": [row_first, transposes_the_grid],
+    "image_tokens": [forgets_the_markers, newline_after_every_row],
+    "fixed_layout": [keeps_the_last_newline, as_in_2_5],
+    "safe_length": [forgets_the_closing_marker, keeps_the_opening_marker],
+}
+
+
+@dataclass
+class Exercise:
+    notebook: str
+    name: str  # of the learner's function
+    checker: str
+    stub: str
+    call: str
+    solution: str | None
+    imports: str  # of the cells above: all that a solution may use besides its arguments
+
+    def run(self, source, capsys):
+        """Run the imports, this source and the call of the checker; returns what the checker prints."""
+        namespace = {"__name__": "lesson"}
+        exec(self.imports, namespace)
+        exec(source, namespace)
+        capsys.readouterr()
+        exec(self.call, namespace)
+        return capsys.readouterr().out.strip()
+
+
+def exercises():
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        solutions = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```", prose, re.DOTALL)
+        for place, cell in enumerate(cells):
+            if cell.cell_type != "code" or "raise NotImplementedError" not in cell.source:
+                continue
+            name = re.search(r"^def (\w+)", cell.source, re.MULTILINE)[1]
+            checks = (re.search(r"^check\.(\w+)\((\w+)\)$", cell.source, re.MULTILINE) for cell in cells[place:])
+            call = next(filter(None, checks), None)
+            assert call and call[2] == name, f"{path.name}: no check.something({name}) after the stub"
+            stub = cell.source.replace(call[0], "")
+            solution = next((text for text in solutions if f"def {name}(" in text), None)
+            yield Exercise(path.stem, name, call[1], stub, call[0], solution, imports(cells[:place]))
+
+
+def imports(cells):
+    """What code cells import, without the rest of their work."""
+    trees = (ast.parse(cell.source) for cell in cells if cell.cell_type == "code")
+    found = [node for tree in trees for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return "\n".join(map(ast.unparse, found))
+
+
+EXERCISES = list(exercises())
+IDS = [f"{exercise.notebook}-{exercise.name}" for exercise in EXERCISES]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_stub(exercise, capsys):
+    assert exercise.run(exercise.stub, capsys) == "not attempted yet"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_solution(exercise, capsys):
+    assert exercise.solution, "no cell has <details><summary>Solution</summary> and ```python with this function"
+    assert exercise.run(exercise.solution, capsys) == "correct"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_wrong_answers(exercise, capsys):
+    wrong = WRONG.get(exercise.checker, [])
+    assert len(wrong) >= 2, f"plant at least two wrong answers for {exercise.checker}"
+    for answer in wrong:
+        getattr(check, exercise.checker)(answer)
+        (said,) = capsys.readouterr().out.splitlines()
+        assert said.startswith(f"{answer.__name__}("), said
+        assert re.search(r" (gave|has|raised) .*expected ", said), said
+        assert said.endswith((".", "?"))
+        assert len(said) < 300
+
+
+def test_every_checker_is_used():
+    assert {exercise.checker for exercise in EXERCISES} == set(check.EXERCISES) == set(WRONG)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_lessons_have_exercises(path):
+    assert path.stem[:2] in ("00", "14") or sum(exercise.notebook == path.stem for exercise in EXERCISES) >= 3
+
+
+# ---- the machinery
+
+
+def double(number):
+    return 2 * number
+
+
+@pytest.mark.parametrize(
+    ("answer", "case", "said"),
+    [
+        (double, Case((2,), 4), "correct"),
+        (double, Case((2,), 5), "double(2) gave 4, expected 5."),
+        (double, Case((None,), 4), "double(None) raised TypeError: unsupported operand type(s) for *: 'int' and "
+         "'NoneType'; expected 4."),
+        (print, Case((), 4), "print() gave None, expected 4. Is there a return?"),
+        (4, Case((2,), 4), "Give the checker your function itself, without calling it; it got 4."),
+        (double, Case((2,), "a prime", lambda got: got in (2, 3, 5)), "double(2) gave 4, expected a prime."),
+        (double, Case((2,), "an even number", lambda got: got % 2 == 0), "correct"),
+        (double, Case((np.ones(3),), np.full(3, 2.0)), "correct"),
+        (double, Case((np.ones(3),), np.ones((3, 1))), "double(an array of shape (3,)) gave shape (3,), expected "
+         "shape (3, 1)."),
+        (double, Case((np.ones(2),), np.array([2.0, 3.0])), "double(an array of shape (2,)) has 1 of 2 numbers wrong, "
+         "the first at [1]: 2.0, expected 3.0."),
+        (double, Case((1,), np.ones(2)), "double(1) gave 2, expected an array of shape (2,)."),
+    ],
+)  # fmt: skip
+def test_verdict(answer, case, said):
+    assert verdict(answer, [case]) == said
+
+
+def test_a_checker_forgives_an_answer_that_changes_its_argument():
+    cases = [Case(([3, 1],), [1, 3])] * 2
+
+    def sort(numbers):
+        numbers.sort()
+        return numbers
+
+    assert verdict(sort, cases) == "correct"
+    assert cases[0].args == ([3, 1],)
+
+
+def test_tensors_are_compared_like_arrays():
+    torch = pytest.importorskip("torch")
+    case = Case((torch.ones(2, requires_grad=True),), torch.tensor([2.0, 2.0]))
+    assert verdict(double, [case]) == "correct"
+    assert "1 of 2 numbers wrong" in verdict(double, [Case(case.args, torch.tensor([2.0, 3.0]))])
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "equal"),
+    [
+        ([1, (2, 3)], (1, [2, 3]), True),
+        ((1, 2), (1, 2, 3), False),
+        (0.1 + 0.2, 0.3, True),
+        (64.0, 64, True),
+        (True, 1, False),
+        (None, None, True),
+        ("a", "a", True),
+        ({"a": 1}, {"a": 1}, True),
+        ({"a": 1}, {"b": 1}, False),
+        ("1", 1, False),
+    ],
+)
+def test_same(got, want, equal):
+    assert same(got, want) is equal
+    assert not same(1.0, 1.1, 0.01)
+    assert same(1.0, 1.1, 0.2)

@@ -1,0 +1,366 @@
+"""The panels without a browser: every control at both ends, pictures against the package's numbers, errors."""
+
+import base64
+import io
+import math
+import re
+import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import matplotlib.figure
+import pytest
+from PIL import Image
+
+from minicpmv_ref import SliceConfig, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
+from minicpmv_ref.course import draw, panels
+from minicpmv_ref.course.panel import Panel, as_bytes, as_html, choice, player, slider, toggle
+
+PANELS = {kind.__name__: kind for kind in vars(panels).values() if isinstance(kind, type) and issubclass(kind, Panel)}
+del PANELS["Panel"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    monkeypatch.setattr(Panel, "strict", True)
+
+
+def ends(control):
+    """The first and the last value that a control can have."""
+    if hasattr(control, "min"):
+        return control.min, control.max
+    if hasattr(control, "options"):
+        values = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        return values[0], values[-1]
+    return False, True
+
+
+def shapes(panel):
+    """The SVG of a panel's picture."""
+    return ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+
+
+def texts(panel):
+    return [element.text for element in shapes(panel).iter(SVG + "text")]
+
+
+# ---- every panel
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_every_control_moves_the_picture(name):
+    panel = PANELS[name]()
+    for control in panel.controls.values():
+        before = control.value
+        seen = set()
+        for value in (*ends(control), before):
+            control.value = value
+            assert panel.error is None
+            assert panel._alert.value == ""
+            assert 'role="status"' in panel._status.value
+            assert panel.status in re.sub("<[^>]+>", "", panel._status.value)
+            seen.add(panel._picture.value)
+        assert len(seen) > 1, f"{control.description} changes nothing"
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_all_controls_at_their_ends_together(name):
+    panel = PANELS[name]()
+    for end in (0, 1):
+        with panel.hold():
+            for control in panel.controls.values():
+                control.value = ends(control)[end]
+        assert panel.error is None
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_what_a_saved_notebook_holds(name):
+    bundle = PANELS[name]()._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(PANELS[name]()), "nbval compares this text"
+    assert " at 0x" not in bundle["text/plain"]
+    (kind,) = {"image/png", "image/jpeg"} & bundle.keys()
+    image = Image.open(io.BytesIO(base64.b64decode(bundle[kind])))
+    assert image.format.lower() == kind.split("/")[1]
+    assert image.width >= 600
+    assert len(bundle[kind]) < 200_000
+    assert len(set(image.convert("RGB").resize((64, 64)).get_flattened_data())) > 8, "the picture is not empty"
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_pictures_say_in_words_what_they_show(name):
+    panel = PANELS[name]()
+    assert f'aria-label="{panel.status}"' in panel._picture.value or f'alt="{panel.status}"' in panel._picture.value
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_text_is_large_enough(name):
+    """In a picture of the normal width, which is shown one to one on a small projector."""
+    for element in re.findall(r'font-size="([\d.]+)"', PANELS[name]()._picture.value):
+        assert float(element) >= 14
+
+
+# ---- the base
+
+
+class Root(Panel):
+    def __init__(self, number=4):
+        super().__init__({"number": slider("number", number, -4, 9)})
+
+    def draw(self, number):
+        return draw.guess(None, math.sqrt(number))
+
+    def describe(self, number):
+        return f"<root> of {number}"
+
+
+def test_an_error_is_shown_and_raised_and_then_forgotten():
+    panel = Root()
+    picture = panel._picture.value
+    with pytest.raises(ValueError, match=r"math domain|nonnegative"):
+        panel.controls["number"].value = -1
+    assert 'role="alert"' in panel._alert.value
+    assert "ValueError" in panel._alert.value
+    assert panel.status == panel._status.value == ""
+    assert panel._picture.value == picture
+    assert not {"image/png", "image/jpeg"} & panel._repr_mimebundle_().keys()
+    panel.controls["number"].value = 9
+    assert panel.error is None
+    assert panel._alert.value == ""
+    assert panel._picture.value != picture
+    assert panel._status.value == '<div role="status">&lt;root&gt; of 9</div>'
+
+
+def test_an_error_is_only_shown_in_lessons(monkeypatch):
+    monkeypatch.setattr(Panel, "strict", False)
+    panel = Root()
+    panel.controls["number"].value = -1
+    assert "ValueError" in panel._alert.value
+    assert isinstance(panel.error, ValueError)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_panel_that_never_worked_raises(monkeypatch, strict):
+    monkeypatch.setattr(Panel, "strict", strict)
+    with pytest.raises(ValueError):
+        Root(-1)
+
+
+def test_hold_draws_once(monkeypatch):
+    panel, drawn = Root(), []
+    monkeypatch.setattr(panel, "draw", lambda number: drawn.append(number) or b"\x89PNG")
+    with panel.hold():
+        for number in (5, 6):
+            panel.controls["number"].value = number
+            with panel.hold():
+                pass
+    assert drawn == [6]
+
+
+def test_what_a_picture_may_be():
+    figure = matplotlib.figure.Figure(figsize=(2, 1))
+    assert as_bytes(figure).startswith(b"\x89PNG")
+    assert as_bytes(Image.new("RGBA", (3, 2))).startswith(b"\xff\xd8")
+    assert as_bytes(b"\x89PNG...") == b"\x89PNG..."
+    assert as_html("<svg/>", 'a "b"') == '<div role="img" aria-label="a &quot;b&quot;"><svg/></div>'
+    assert as_html(figure, "words").startswith('<img alt="words" src="data:image/png;base64,')
+    with pytest.raises(TypeError, match="int"):
+        as_bytes(3)
+
+
+def test_controls():
+    with pytest.raises(ValueError, match="width must be between 1 and 9, got 10"):
+        slider("width", 10, 1, 9)
+    assert choice("layer", [("first", 0), ("last", 5)], 5).value == 5
+    assert toggle("mask", True).value is True
+    assert player(slider("width", 3, 1, 9)).max == 9
+
+
+# ---- the canvas
+
+
+def test_svg_and_pixels_show_the_same_picture():
+    canvas = draw.Canvas(40, 20)
+    canvas.rect(10, 5, 20, 10, draw.BLUE, title="a <hint>")
+    canvas.image(0, 0, 8, 8, Image.new("RGB", (1, 1), draw.RED), smooth=False)
+    canvas.path([(0, 18), (40, 18)], draw.GREEN, 4)
+    canvas.dot(35, 5, 4, draw.PURPLE)
+    svg = ET.fromstring(canvas.svg())
+    assert [element.tag.removeprefix(SVG) for element in svg] == ["rect", "rect", "image", "polyline", "circle"]
+    assert svg[1].attrib["fill"] == draw.BLUE
+    assert svg[1][0].text == "a <hint>"
+    image = canvas.to_pil(2)
+    assert image.size == (80, 40)
+    for place, color in {(40, 20): draw.BLUE, (6, 6): draw.RED, (40, 36): draw.GREEN, (70, 10): draw.PURPLE}.items():
+        assert "#{:02X}{:02X}{:02X}".format(*image.getpixel(place)) == color
+    assert image.getpixel((18, 20)) == (255, 255, 255)
+
+
+def test_guess():
+    canvas = draw.guess({"a": 3}, {"a": 4, "b": 8.5}, "which?")
+    assert repr(canvas) == "a: truth 4, your guess 3; b: truth 8.5, no guess yet"
+    assert repr(draw.guess(None, 192)) == "truth 192, no guess yet"
+    bars = [float(width) for width in re.findall(r'width="([\d.]+)" height="22"', canvas.svg())]
+    assert [bar / bars[-1] for bar in bars] == pytest.approx([3 / 8.5, 4 / 8.5, 1], rel=1e-3)
+    data, metadata = canvas._repr_mimebundle_()
+    assert data["text/plain"] == repr(canvas)
+    assert metadata == {"image/png": {"width": canvas.width, "height": canvas.height}}
+    with pytest.raises(ValueError, match="must be a number, got '192'"):
+        draw.guess("192", 192)
+
+
+# ---- lesson 01
+
+
+SIZES = [(448, 448), (449, 448), (1240, 1754), (4096, 1), (1, 4096), (1080, 1080), (4032, 3024), (2400, 300)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cfg", [SliceConfig(), SliceConfig(224, 14, 16), SliceConfig(max_slice_nums=1)])
+def test_playground_shows_the_numbers_of_the_package(size, cfg):
+    panel = panels.SlicingPlayground("cat.jpg", *size, cfg.max_slice_nums, cfg.scale_resolution)
+    plan, candidates, shown = plan_slices(size, cfg), candidate_grids(size, cfg), texts(panel)
+    for grid in candidates:
+        assert f"{grid[0]} x {grid[1]}" in shown
+        assert draw.signed(partition_score(size, grid)) in shown
+    bars = [bar.attrib for bar in shapes(panel).iter(SVG + "rect") if bar.attrib["fill"] in (draw.SKY, draw.ORANGE)]
+    assert len(bars) == len(candidates)
+    won = [bar["fill"] == draw.ORANGE for bar in bars]
+    assert won == [grid == plan.grid for grid in candidates]
+    if plan.grid:
+        assert f"slices {plan.grid[0]} x {plan.grid[1]}" in shown
+        assert float(bars[won.index(True)]["width"]) == min(float(bar["width"]) for bar in bars)
+        assert "{} x {}".format(*plan.slice_size) in panel.status
+    images = list(shapes(panel).iter(SVG + "image"))
+    assert len(images) == (2 if plan.grid else 1)
+    for image, (width, height) in zip(images, (plan.overview_size, plan.refined_size)):
+        assert float(image.attrib["width"]) / float(image.attrib["height"]) == pytest.approx(width / height, rel=1e-3)
+    assert f"= {plan.visual_tokens(64)}, and with 96 queries {plan.visual_tokens(96)}" in shown[-1]
+    assert f"{plan.visual_tokens(64)} tokens at 64 queries, {plan.visual_tokens(96)} at 96" in panel.status
+
+
+def test_playground_cuts_where_the_package_cuts():
+    """Left half red, right half blue, cut 2 x 1: the mesh runs between the colors."""
+    image = Image.new("RGB", (896, 448), draw.RED)
+    image.paste(draw.BLUE, (448, 0, 896, 448))
+    canvas = draw.playground(image.size, SliceConfig(), image)
+    _overview, mesh = [shape for kind, shape, _ in canvas.shapes if kind == "image"]
+    x, y, w, h = mesh[:4]
+    pixels = canvas.to_pil(1)
+    row = [pixels.getpixel((round(x + w * part), round(y + h / 2))) for part in (0.25, 0.5, 0.75)]
+    names = {(213, 94, 0): "red", (240, 228, 66): "yellow", (0, 114, 178): "blue"}
+    assert [min(names, key=lambda name: math.dist(name, pixel)) for pixel in row] == list(names)
+    assert all(min(math.dist(name, pixel) for name in names) < 40 for pixel in row)
+
+
+def test_text_stays_inside_the_picture():
+    for size in (*SIZES, (4096, 4096), (3999, 4001), (4001, 1234)):
+        for most in (9, 16):
+            canvas = draw.playground(size, SliceConfig(max_slice_nums=most), Image.new("RGB", (8, 8)))
+            for kind, shape, _ in canvas.shapes:
+                if kind == "text":
+                    x, y, text, points, _, align, bold = shape
+                    width = draw.text_width(text, points, bold)
+                    left = x - width * {"left": 0, "middle": 0.5, "right": 1}[align]
+                    assert left >= -1, text
+                    assert left + width <= canvas.width + 1, text
+                    assert y <= canvas.height
+
+
+def upload(panel, name, content):
+    file = {"name": name, "type": "", "size": len(content), "content": memoryview(content)}
+    panel._upload.value = ({**file, "last_modified": datetime(2024, 8, 3, tzinfo=UTC)},)
+
+
+def photo(width, height, **options):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "green").save(file, format="JPEG", **options)
+    return file.getvalue()
+
+
+def test_an_own_picture():
+    panel = panels.SlicingPlayground()
+    upload(panel, "holiday.jpg", photo(640, 480))
+    assert panel.values()["picture"] == "holiday.jpg"
+    assert (panel.values()["width"], panel.values()["height"]) == (640, 480)
+    upload(panel, "holiday.jpg", photo(300, 200))  # another file with the same name
+    assert (panel.values()["width"], panel.values()["height"]) == (300, 200)
+    panel.controls["picture"].value = "cat.jpg"
+    assert (panel.values()["width"], panel.values()["height"]) == draw.load_sample("cat.jpg").size
+    panel.controls["picture"].value = "holiday.jpg"
+    assert panel.values()["width"] == 300
+
+
+def test_an_own_picture_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    panel = panels.SlicingPlayground()
+    upload(panel, "portrait.jpg", photo(640, 480, exif=exif))
+    assert (panel.values()["width"], panel.values()["height"]) == (480, 640)
+
+
+def test_a_picture_larger_than_the_sliders():
+    panel = panels.SlicingPlayground()
+    upload(panel, "huge.jpg", photo(6000, 50))
+    assert (panel.values()["width"], panel.values()["height"]) == (6000, 50)
+    assert "6000 x 50" in panel.status
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", photo(64, 64)[:300]])
+def test_a_file_that_is_no_picture(content):
+    panel = panels.SlicingPlayground("cat.jpg")
+    with pytest.raises(ValueError, match=r"broken\.jpg is not a picture that can be read"):
+        upload(panel, "broken.jpg", content)
+    assert "broken.jpg" in panel._alert.value
+    assert panel.values()["picture"] == "cat.jpg"
+    panel.controls["width"].value = 600
+    assert panel._alert.value == ""
+
+
+def test_an_unknown_sample():
+    with pytest.raises(ValueError, match=r"no sample 'none\.jpg'"):
+        panels.SlicingPlayground("none.jpg")
+
+
+@pytest.mark.parametrize("size", [(448, 448), (449, 448), (848, 600), (1800, 1800), (1, 1)])
+def test_cliff(size):
+    panel = panels.OnePixelCliff(*size)
+    tokens = plan_slices(size).visual_tokens(64)
+    assert f"{size[0]} x {size[1]}: {tokens}" in texts(panel)
+    assert panel.status.startswith(f"{size[0]} x {size[1]} costs {tokens} tokens.")
+    (dot,) = shapes(panel).iter(SVG + "circle")
+    curve = max(shapes(panel).iter(SVG + "polyline"), key=lambda line: len(line.attrib["points"]))
+    points = [tuple(map(float, point.split(","))) for point in curve.attrib["points"].split()]
+    x, y = float(dot.attrib["cx"]), float(dot.attrib["cy"])
+    assert any(
+        min(a[0], b[0]) - 0.1 <= x <= max(a[0], b[0]) + 0.1 and b[1] == pytest.approx(y, abs=0.01)
+        for a, b in pairwise(points)
+    )
+    right_aligned = (text for text in shapes(panel).iter(SVG + "text") if text.attrib["text-anchor"] == "end")
+    axis = [text for text in right_aligned if text.text.isdigit()]
+    (low, bottom), (high, top) = ((int(text.text), float(text.attrib["y"]) - 6) for text in (axis[0], axis[-1]))
+    assert low + (bottom - y) * (high - low) / (bottom - top) == pytest.approx(tokens)
+
+
+def test_cliff_says_what_one_more_pixel_costs():
+    assert panels.OnePixelCliff(448, 448).status.endswith("One pixel wider costs 128 more: 192.")
+    assert panels.OnePixelCliff(848, 600).status.endswith("One pixel wider costs 128 fewer: 192.")
+    assert panels.OnePixelCliff(500, 448).status.endswith("One pixel wider costs the same.")
+
+
+@pytest.mark.parametrize("size", [(300, 100), (640, 480), (1080, 1080), (3000, 1200), (1920, 1080)])
+def test_map(size):
+    panel = panels.PaperAgainstCode(*size)
+    paper, code = paper_grid(size), best_grid(size) or (1, 1)
+    assert {"paper {} x {}".format(*paper), "code {} x {}".format(*code)} <= set(texts(panel))
+    assert ("They agree." in panel.status) == (paper == code)
+    assert ("tie" in panel.status) == (size == (1080, 1080))
+    assert ("more than 9 slices" in panel.status) == (size == (3000, 1200))
+
+
+def test_map_colors_are_the_cases():
+    canvas = draw.paper_map(100, 100)
+    pixels = canvas.to_pil(1)
+    for size in [(200, 120), (500, 500), (3000, 1200), (1500, 1500), (120, 900)]:
+        place = round(62 + 300 * draw._on_map(size[0])), round(12 + 300 * (1 - draw._on_map(size[1])))
+        assert "#{:02X}{:02X}{:02X}".format(*pixels.getpixel(place)) == draw.CASES[draw.compare_grids(size)][1]
