@@ -271,6 +271,24 @@ def test_more_patches_than_one_bite_of_the_mlp():
         assert_all_close(vit(images), [vit([x])[0] for x in images])
 
 
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh"])
+def test_inference_and_training_give_the_same_features(act, monkeypatch):
+    """Without gradients the MLP takes another way through torch, where torch has it."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(VisionConfig(width=32, layers=2, heads=2, mlp_width=48, table_side=5, act=act))
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = [torch.randn(3, 42, 28), torch.randn(3, 14, 70)]
+    trained = vit(images)
+    with torch.no_grad():
+        inferred = vit(images)
+        monkeypatch.setattr(vision, "_ONE_PASS", None)  # a torch without it
+        plain = vit(images)
+    for a, b, c in zip(trained, inferred, plain):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a, c, atol=1e-6, rtol=1e-6)
+
+
 def test_patches_are_read_row_by_row():
     """Without positions and attention, a patch keeps its features wherever it lies."""
     vit = tower(replace(BUCKET, layers=1))
