@@ -6,9 +6,9 @@
 A Llama of width 256, 4 layers, vocabulary 4096, random weights; 32 samples of text, the second half of each supervised.
 padded, sorted: batches of 8, padded to the longest; in random order, or sorted by length first.
 flattening: DataCollatorWithFlattening of transformers, 8 samples a row, dense mask, use_cache=False, no attention_mask.
-trl: rows of 1024 by trl.pack_dataset ("bfd"), positions restart, one row a call.
+trl: rows of 1024 by trl.pack_dataset ("bfd"), positions restart, dense mask, one row a call.
 ours, full head: `score`; ours: `packed_loss`, which runs the LM head on supervised tokens only, so a part of its gain
-is not packing. All samples stand in one row: without a mask a long row costs nothing.
+is not packing. Rows of 2048, one row a call: without a mask a longer row costs nothing.
 All batches are made beforehand. Loss and gradient are asserted equal first. Wall and CPU time come from the same runs.
 """
 
@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _timing import speedup, table
 
 from minicpmv_ref.config import nano
-from minicpmv_ref.learn.packing import pack_batch, packed_loss, score
+from minicpmv_ref.learn.packing import pack, pack_batch, packed_loss, sample_lengths, score
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Batch
 
-VOCAB, ROW, BATCH = 4096, 1024, 8
+VOCAB, BATCH = 4096, 8
+THEIR_ROW, OUR_ROW = 1024, 2048  # theirs has a mask of row x row
 LLM = replace(nano.llm, vocab_size=VOCAB, intermediate_size=704, num_key_value_heads=4, tie_word_embeddings=False)
 
 
@@ -45,7 +46,7 @@ def draw_lengths(kind: str, n: int, rng: random.Random) -> list[int]:
         "uniform 16..512": lambda: rng.randint(16, 512),
         "constant 128": lambda: 128,
     }[kind]
-    return [min(max(draw(), 8), ROW) for _ in range(n)]
+    return [min(max(draw(), 8), THEIR_ROW) for _ in range(n)]
 
 
 def draw_samples(lengths: list[int]) -> list[dict]:
@@ -78,10 +79,13 @@ def in_batches(samples: list[dict], collate) -> list[dict]:
 
 def trl_rows(samples: list[dict]) -> list[dict]:
     import datasets
+    import pyarrow
     from trl import pack_dataset
 
-    once = {"new_fingerprint": "packed", "keep_in_memory": True}  # no hashing of code, no cache files
-    rows = pack_dataset(datasets.Dataset.from_list(samples), seq_length=ROW, strategy="bfd", map_kwargs=once)
+    once = {"new_fingerprint": "packed", "keep_in_memory": True}  # no cache files, no hashing
+    datasets.disable_progress_bars()
+    columns = pyarrow.Table.from_pylist(samples)
+    rows = pack_dataset(datasets.Dataset(columns, fingerprint="s"), THEIR_ROW, strategy="bfd", map_kwargs=once)
     flatten = DataCollatorWithFlattening()
     batches = []
     for row in rows:  # cut the rows apart again, so that positions and labels are collated as for "flattening"
@@ -110,8 +114,9 @@ def to_batch(samples: list[dict]) -> Batch:
 def candidates(model: MiniCPMV, samples: list[dict], trl: bool) -> dict:
     judged = sum(label != -100 for s in samples for label in s["labels"][1:])
     by_length = sorted(samples, key=lambda s: len(s["input_ids"]), reverse=True)
-    batch = to_batch(by_length)
-    packed = pack_batch(batch, [range(len(by_length))])
+    batch = to_batch(samples)
+    packed = [pack_batch(batch, [row]) for row in pack(sample_lengths(batch), OUR_ROW)]
+    shares = [(row.labels != -100).sum().item() / judged for row in packed]  # a mean over all samples, not over rows
 
     def theirs(batches):
         def run():
@@ -128,9 +133,12 @@ def candidates(model: MiniCPMV, samples: list[dict], trl: bool) -> dict:
     def ours(loss_of):
         def run():
             model.zero_grad(set_to_none=True)
-            loss = loss_of()
-            loss.backward()
-            return loss.item()
+            total = 0.0
+            for row, share in zip(packed, shares):
+                loss = loss_of(row) * share
+                loss.backward()
+                total += loss.item()
+            return total
 
         return run
 
@@ -141,8 +149,8 @@ def candidates(model: MiniCPMV, samples: list[dict], trl: bool) -> dict:
     }
     if trl:
         calls["trl"] = theirs(trl_rows(samples))
-    calls["ours, full head"] = ours(lambda: score(model, packed).loss)
-    calls["ours"] = ours(lambda: packed_loss(model, packed))
+    calls["ours, full head"] = ours(lambda row: score(model, row).loss)
+    calls["ours"] = ours(lambda row: packed_loss(model, row))
     return calls
 
 
@@ -192,9 +200,7 @@ def main() -> None:
         rows.append([kind, f"{sum(lengths) / padded:.2f}", f"{1000 * sum(lengths) / median(wall['ours']):.0f}"])
         for name in calls:
             if name != "padded":
-                rows[-1].append(
-                    f"{speedup(wall['padded'], wall[name]):.2f} ({speedup(cpu['padded'], cpu[name]):.2f})"
-                )
+                rows[-1].append(f"{speedup(wall['padded'], wall[name]):.2f} ({speedup(cpu['padded'], cpu[name]):.2f})")
         peers = [name for name in calls if not name.startswith("ours")]
         for own in ("ours, full head", "ours"):
             ratios = (min(speedup(times[peer], times[own]) for peer in peers) for times in (wall, cpu))
