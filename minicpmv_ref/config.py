@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -213,7 +214,8 @@ _SIGLIP = dict(width=1152, heads=16, mlp_width=4304)
 
 v2_0 = MiniCPMVConfig(
     version="2.0",
-    # 27 layers were trained, the last one is dropped.
+    # 27 layers were trained, the last one is dropped. The exact GELU is what timm 0.9.10 builds: its model names no
+    # activation, so it takes timm's default.
     vision=VisionConfig(**_SIGLIP, layers=26, table_side=27, position="interpolate", act="gelu"),
     resampler=ResamplerConfig(num_queries=64, width=2304, kv_width=1152, version="2.0"),
     llm=LLMConfig(
@@ -267,8 +269,8 @@ v2_6 = MiniCPMVConfig(
     ),
 )
 
-# The course's own model: every length of the big one divided by four (112-pixel slices, 8 x 8 patches,
-# 16 queries), every algorithm the same. Small enough for a CPU, real enough for llama.cpp.
+# The course's own model: slice side and number of queries are the big one's divided by four (112 pixels, 16 queries),
+# widths and depths far smaller, every algorithm the same. Small enough for a CPU, real enough for llama.cpp.
 nano = MiniCPMVConfig(
     version="2.6",
     vision=VisionConfig(width=128, layers=4, heads=4, mlp_width=384),
@@ -312,6 +314,8 @@ def find_folder(path: str | os.PathLike) -> Path:
         if folder.is_dir():
             return folder
     hint = " (the course's checkpoints lie beside the package, in its repository)" if bundled else ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        hint = " (this takes a path, not the name of a repository: download its files first)"
     raise FileNotFoundError(f"no checkpoint folder at {bundled or name}{hint}")
 
 

@@ -59,7 +59,8 @@ class MiniCPMV(nn.Module):
             path: one of our folders, a published one (2.0, 2.5, 2.6), or "nano", the course's own model.
 
         Returns:
-            The model, in evaluation mode.
+            The model, in evaluation mode. As long as "nano" has no weight file, its weights are seeded random numbers
+            and its answers are noise.
 
         Raises:
             OSError, ValueError: something is missing, surplus, misshapen or damaged; the message names it.
@@ -128,6 +129,13 @@ class MiniCPMV(nn.Module):
         Raises:
             ValueError: a view that does not have the size its grid says.
         """
+        patch = self.config.vision.patch_size
+        for number, (image, (rows, cols)) in enumerate(zip(images, patch_grids)):
+            if tuple(image.shape[1:]) != (patch * rows, patch * cols):
+                raise ValueError(
+                    f"view {number}: {rows} rows x {cols} columns of patches need {patch * rows} x {patch * cols} "
+                    f"pixels (height x width), got {tuple(image.shape[1:])}"
+                )
         weight = self.vpm.post_layernorm.weight
         features = self.vpm([image.to(weight) for image in images])
         return self.resampler(features, patch_grids)
@@ -150,6 +158,9 @@ class MiniCPMV(nn.Module):
         embeddings = self.llm.get_input_embeddings()(batch.input_ids)
         if visual is None:
             visual = self._encode(batch)
+        expected = (self.config.resampler.num_queries, self.config.llm.hidden_size)
+        if tuple(visual.shape[1:]) != expected:
+            raise ValueError(f"visual tokens must be (views, {expected[0]}, {expected[1]}), got {tuple(visual.shape)}")
         slots = [(row, start, end) for row, b in enumerate(batch.image_bounds) for start, end in b.tolist()]
         if len(slots) != len(visual):
             raise ValueError(f"the text has slots for {len(slots)} views, but visual tokens of {len(visual)} came")
@@ -193,9 +204,10 @@ class MiniCPMV(nn.Module):
         """Answer a batch of prompts.
 
         Args:
-            batch: from a Processor; its conversations end with the user.
+            batch: from a Processor; its conversations end with the user (a finished answer would be continued).
             max_new_tokens: at most so many; fewer if the model's positions run out.
-            sampling: see `stream`.
+            sampling: see `stream`. The default is greedy; the released `chat` samples with temperature 0.7, top_p 0.8,
+                top_k 100, repetition_penalty 1.05. There is no beam search.
 
         Returns:
             LongTensor (S, n): new tokens only, the stop token included, `batch.pad_id` behind it.
@@ -206,7 +218,6 @@ class MiniCPMV(nn.Module):
         steps = list(self.stream(batch, max_new_tokens, **sampling))
         return torch.stack(steps, dim=1)
 
-    @torch.no_grad()
     def stream(
         self,
         batch: Batch,
@@ -230,8 +241,8 @@ class MiniCPMV(nn.Module):
             seed: of the sampling.
             visual: as in `embed`.
 
-        Yields:
-            LongTensor (S,): the next token of every sample; `batch.pad_id` for those that have stopped.
+        Returns:
+            An iterator of LongTensors (S,): the next token of every sample; `batch.pad_id` for those that have stopped.
 
         Raises:
             ValueError: as `generate`.
@@ -246,6 +257,13 @@ class MiniCPMV(nn.Module):
         room = self.config.llm.max_position_embeddings - batch.input_ids.shape[1]
         if room < 1:
             raise ValueError(f"the prompt fills all {self.config.llm.max_position_embeddings} positions of the model")
+        # A generator would raise only at its first token, so the checks stand outside of it.
+        return self._steps(
+            batch, min(max_new_tokens, room), temperature, top_k, top_p, repetition_penalty, seed, visual
+        )
+
+    @torch.no_grad()
+    def _steps(self, batch, steps, temperature, top_k, top_p, repetition_penalty, seed, visual):
         generator = torch.Generator(batch.input_ids.device).manual_seed(seed)
         stops = torch.tensor(batch.stop_ids, device=batch.input_ids.device)
         mask, positions = batch.attention_mask, batch.position_ids
@@ -253,7 +271,7 @@ class MiniCPMV(nn.Module):
         running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         step = {"inputs_embeds": self.embed(batch, visual)}
         cache = None
-        for _ in range(min(max_new_tokens, room)):
+        for _ in range(steps):
             out = self.llm(
                 **step,
                 attention_mask=mask,
@@ -281,13 +299,11 @@ class MiniCPMV(nn.Module):
             mask = F.pad(mask, (0, 1), value=1)
             positions = positions[:, -1:] + 1
 
-    def chat(
-        self, messages, processor: Processor, images=None, *, stream: bool = False, **options
-    ) -> str | Iterator[str]:
+    def chat(self, messages, processor: Processor, stream: bool = False, *, images=None, **options):
         """Answer a conversation in words.
 
         Args:
-            messages, images: as for the Processor; one conversation.
+            messages, images: as for the Processor; one conversation that ends with the user.
             processor: the Processor of this model.
             stream: True returns an iterator of text pieces, as they are generated.
             options: `max_slice_nums`, `use_image_id` go to the processor, all others to `generate`.
@@ -308,6 +324,8 @@ class MiniCPMV(nn.Module):
         """
         split = {name: options.pop(name) for name in ("max_slice_nums", "use_image_id") if name in options}
         batch = processor(messages, images, **split)
+        if isinstance(messages[-1], dict) and messages[-1]["role"] == "assistant":
+            raise ValueError("the conversation ends with the assistant: there is nothing to answer")
         if len(batch.input_ids) != 1:
             raise ValueError(f"chat takes one conversation, got {len(batch.input_ids)}; use generate for a batch")
         batch = batch.to(self.llm.device)

@@ -23,7 +23,7 @@ def bucket_position_ids(rows: int, cols: int, side: int = 70, exact: bool = Fals
         rows, cols: the grid in patches; either may be larger than `side`.
         side: cells on one side of the square table.
         exact: False: the float32 arithmetic of the released 2.6 code, which the weights were trained with.
-            True: floor(side * i / n) in integers, as transformers' 4.6 and llama.cpp compute it. The two differ
+            True: floor(side * i / n) in integers, as transformers' MiniCPM-V 4.6 and llama.cpp do. The two differ
             for n = 25, 49, 50, 55, 58, 77, ... (the released ids are one too low at a few patches).
 
     Returns:

@@ -93,7 +93,12 @@ class Processor:
         return cls(read_tokenizer(folder), read_config(folder))
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights."""
+        """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        Path(path).mkdir(parents=True, exist_ok=True)  # or an error: the tokenizer itself would only log one
         self.tokenizer.save_pretrained(path)
 
     def __call__(self, messages, images=None, *, max_slice_nums: int | None = None, use_image_id: bool = True) -> Batch:
@@ -101,9 +106,11 @@ class Processor:
 
         Args:
             messages: [{"role": ..., "content": str | list}, ...]; a list of such lists is a batch. A content list holds
-                text, PIL images, and lists of PIL images (the frames of a video: 64 at most, more are thinned out
-                evenly; at most 2 slices each; no image ids). Its parts are joined by newlines.
-            images: PIL images that fill "(<image>./</image>)" in string contents, in order; for a batch one list each.
+                text (never a path: `load_image` opens files), PIL images, and lists of PIL images (the frames of a
+                video, about one per second: 64 at most, more are thinned out evenly; at most 2 slices each; no image
+                ids). Its parts are joined by newlines.
+            images: PIL images that fill "(<image>./</image>)" in string contents (in a content list, put the picture
+                itself), in order; for a batch one list each.
             max_slice_nums: overrides the config's, for all images of this call.
             use_image_id: False leaves out `<image_id>` (2.6 only).
 
@@ -374,7 +381,10 @@ def _parts(message: dict, number: int, queue: list) -> list:
         if isinstance(part, str):
             typed = [marker for marker in MARKERS if marker in part]
             if typed:
-                raise ValueError(f"message {number}: {typed[0]} is reserved for the image layout, it cannot be text")
+                raise ValueError(
+                    f"message {number}: {typed[0]} is reserved for the image layout, it cannot be text "
+                    "(a placeholder belongs in a string content; in a list, put the picture itself)"
+                )
         elif isinstance(part, list | tuple):
             if not part or not all(isinstance(frame, Image.Image) for frame in part):
                 raise ValueError(f"message {number}: a video must be a list of at least one PIL image")

@@ -38,7 +38,7 @@ def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_
         whole image with one).
 
     Raises:
-        ValueError: an unknown version.
+        ValueError: an unknown version, or fewer than 1 query.
 
     Example:
         >>> from minicpmv_ref import plan_slices
@@ -48,6 +48,8 @@ def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_
     Source: get_slice_image_placeholder and get_grid_placeholder in image_processing_minicpmv.py of each version.
     """
     _check_version(version)
+    if num_queries < 1:
+        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
     slots = SLOT * num_queries
     overview = f"<image>{slots}</image>"
     one_slice = f"<slice>{slots}</slice>" if version == "2.6" else overview

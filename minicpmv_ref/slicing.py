@@ -4,10 +4,10 @@ Implements the released rule (equal in 2.0, 2.5 and 2.6) to the last bit, and th
 `paper_grid`, because the two disagree. Left out: the `never_split` flag, which no released caller sets.
 Sizes are (width, height) in pixels, slice grids (cols, rows), patch grids (rows, cols). No torch.
 
-The whole rule in six lines:
+The rule in short:
     N = ceil(width * height / 448^2), at most 9; N <= 1: no slices, one view of about 448^2 pixels
     candidates: every cols x rows = N - 1, N or N + 1, except 1 and more than 9
-    winner: the grid whose shape is nearest the image's, nearest in log(width / height)
+    winner: the grid whose shape is nearest the image's, nearest in log(width / height); of equals the first
     overview: the whole image at about 448^2 pixels, sides rounded to multiples of the 14-pixel patch
     slices: the whole image resized so that a cols x rows mesh cuts it into equal parts of about 448^2 pixels
     order: the overview first, then the slices row by row
@@ -130,7 +130,8 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
         >>> paper_grid((640, 480)), best_grid((640, 480))
         ((1, 1), (2, 1))
 
-    Source: paper section 3.2, "Image partition".
+    Source: paper section 3.2, "Image partition". Even among the same candidates a tie may fall the other way: the code
+        takes the logarithm of width / height first, so 1080 x 1080 is cut (3, 2) by the code, (2, 3) by the equations.
     """
     width, height = _check_size(size)
     ideal = min(math.ceil(width * height / cfg.scale_resolution**2), cfg.max_slice_nums)
@@ -306,6 +307,8 @@ def _check_size(size, what: str = "size", order: str = "(width, height)") -> tup
         raise ValueError(f"{what} must be two integers {order}, got {size!r}") from None
     if first < 1 or second < 1:
         raise ValueError(f"{what} {order} must be at least 1 on both sides, got {size!r}")
+    if max(first, second) > 2**31:
+        raise ValueError(f"{what} {order} must be at most 2^31 on both sides")
     return first, second
 
 

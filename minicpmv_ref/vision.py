@@ -57,6 +57,8 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: a slice that is not (3, H, W) with sides that are multiples of the patch.
         """
+        if isinstance(images, torch.Tensor):
+            raise ValueError(f"images must be a list of slices (3, H, W), got one tensor {tuple(images.shape)}")
         if not images:
             return []
         grids = [self._patch_grid(image) for image in images]

@@ -314,7 +314,9 @@ def test_chat_returns_the_joined_stream(nano_pair, options):
 def test_chat_takes_images_for_placeholders(nano_pair):
     model, processor = nano_pair
     image = picture(130, 90)
-    a = model.chat([{"role": "user", "content": "(<image>./</image>)\nWhat?"}], processor, [image], max_new_tokens=5)
+    a = model.chat(
+        [{"role": "user", "content": "(<image>./</image>)\nWhat?"}], processor, images=[image], max_new_tokens=5
+    )
     assert a == model.chat(ask(image, "What?"), processor, max_new_tokens=5)
 
 

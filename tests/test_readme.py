@@ -26,7 +26,7 @@ def test_memory_table():
         llm = config.llm
         tokens = plan_slices((1344, 1344), config.slicing).visual_tokens(config.resampler.num_queries)
         cache = tokens * 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width * 2
-        rows[name] = [f"{parameters:,}", f"{2 * parameters / 1e9:.2f} GB", str(tokens), f"{cache / 1e6:.0f} MB"]
+        rows[name] = [f"{parameters:,}", f"{2 * parameters / 1e9:.2f} GB", str(tokens), f"{cache / 1e6:.1f} MB"]
     table = README.split("<!-- memory -->")[1].split("<!-- /memory -->")[0]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
     assert {name: numbers for name, *numbers in cells} == rows
@@ -62,4 +62,4 @@ def test_the_slicing_rule_is_found_at_once():
     """A visitor looks for "slicing" in the README and in the folder of the package."""
     assert "[`slicing.py`](minicpmv_ref/slicing.py) | **the slicing rule**" in README
     head = (ROOT / "minicpmv_ref" / "slicing.py").read_text(encoding="utf-8").split('"""')[1]
-    assert "The whole rule in six lines" in head
+    assert "The rule in short" in head
