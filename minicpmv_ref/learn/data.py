@@ -1,0 +1,472 @@
+"""The synthetic world that the nano model learns from: colored shapes and small documents, with text that fits them.
+
+Everything is drawn from a seed, so there is no data set to download, and no end of it. A sample is held out by its
+content, never by its seed: a small world repeats itself. Left out: photographs, and letters that are not Latin.
+
+    scene     up to four shapes on a 2 x 2 board; one view
+    document  lines of text on a receipt (tall), a banner (wide) or a page; too small to read in the overview,
+              legible in the slices
+    crop      a few such lines on one view: what a slice of a document looks like
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..config import nano
+from .words import LANGUAGES, PAINT, SHAPES, WORDS, Language
+
+VIEW = nano.slicing.scale_resolution  # side in pixels of a scene and of one cell of a document
+HELD_OUT = 10  # one content in so many belongs to the test split
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+
+# (cols, rows) of documents in cells. A document is made of whole cells, so the slicer cuts it exactly at their borders.
+# Six cells at least: then a line that is 10 pixels tall in a slice is 4 pixels tall in the overview.
+LAYOUTS = {
+    "banner": ((6, 1), (7, 1), (8, 1)),
+    "receipt": ((1, 6), (1, 7), (1, 8)),
+    "page": ((2, 3), (3, 2), (2, 4), (4, 2), (3, 3)),
+}
+CAP_HEIGHT = 0.729  # of DejaVu Sans Bold: height of a capital or a digit, in font sizes
+MOST_IN_OVERVIEW = 5.0  # pixels: no digit is taller in the overview of a document
+FONT_SIZES = (14, 20)  # pixels in a slice, so digits are 10 to 15 pixels tall
+
+
+@dataclass(frozen=True)
+class Thing:
+    color: str
+    shape: str
+    place: int  # index into PLACES
+
+
+@dataclass(frozen=True)
+class Scene:
+    things: tuple[Thing, ...]  # in reading order
+
+    @property
+    def content(self) -> str:
+        return "scene " + ", ".join(f"{t.color} {t.shape} {t.place}" for t in self.things)
+
+
+@dataclass(frozen=True)
+class Line:
+    word: str | None
+    number: int | None
+    x: float = 0  # left, pixels
+    y: float = 0  # top of the font's box, pixels
+
+    @property
+    def text(self) -> str:
+        return " ".join(str(part) for part in (self.word, self.number) if part is not None)
+
+
+@dataclass(frozen=True)
+class Document:
+    layout: str  # "banner", "receipt", "page" or "crop"
+    grid: tuple[int, int]  # (cols, rows) in cells
+    size: tuple[int, int]  # (width, height) in pixels
+    font_size: int
+    lines: tuple[Line, ...]  # in reading order
+
+    @property
+    def content(self) -> str:  # where the lines stand does not count: the same words elsewhere are held out too
+        return "text " + ", ".join(line.text for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and one conversation about it."""
+
+    image: Image.Image
+    messages: list[dict]  # as the Processor takes them; the last turn is the answer
+    kind: str
+    language: str
+    key: str  # the content that decides the split
+    held_out: bool
+    facts: Scene | Document  # what the picture shows
+    topics: tuple[str, ...] = ()  # of the questions, one per turn
+
+    @property
+    def prompt(self) -> list[dict]:
+        """The conversation without its last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1]["content"]
+
+
+def is_held_out(content: str) -> bool:
+    """Decide by a hash whether a content belongs to the test split. Python's own `hash` differs between processes."""
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=4).digest(), "big") % HELD_OUT == 0
+
+
+# ---- drawing a sample
+
+
+def draw(
+    seed: int | str,
+    kind: str = "caption",
+    split: str = "train",
+    language: str = "en",
+    *,
+    topic: str | None = None,
+    turns: int = 1,
+    aligned: bool = True,
+    view: int = VIEW,
+    scale: float = 1.0,
+) -> Sample:
+    """Draw one sample of the world.
+
+    Args:
+        seed: any integer or string; the same seed, options and version of the world give the same sample.
+        kind: "caption", "long" (a full sentence), "noisy" (a caption as the web has them), "question" (about a scene),
+            "read" and "lookup" (about a document), "crop" (a few lines on one view).
+        split: "train" or "test"; they share no content.
+        language: "en", "zh" or "fr". The text that is drawn into pictures is Latin in all of them.
+        topic: of a "question": one of TOPICS; None draws one.
+        turns: questions in one conversation. The answer of the first is balanced exactly, those of the others nearly.
+        aligned: True keeps each line of a document inside one cell; False puts it anywhere, and a slice border may
+            cut it.
+        view: side in pixels of one view, the `scale_resolution` of the model.
+        scale: side of a scene in views; above 1 it is sliced.
+
+    Returns:
+        A Sample.
+
+    Raises:
+        ValueError: an unknown kind, split, language or topic.
+        FileNotFoundError: matplotlib, whose font is used, is not installed.
+
+    Example:
+        >>> sample = draw(0, "question", topic="count")
+        >>> sample.messages[0]["content"][1], sample.answer
+        ('How many stars are there?', '2')
+    """
+    _check("kind", kind, KINDS)
+    _check("split", split, ("train", "test"))
+    _check("language", language, tuple(LANGUAGES))
+    _check("topic", topic, (None, *TOPICS))
+    rng = random.Random(f"{kind} {seed}")
+    say = LANGUAGES[language]
+    wanted = split == "test"
+    topics: tuple[str, ...] = ()
+    if kind in ("read", "lookup", "crop"):
+        while True:
+            facts = _crop(rng, view) if kind == "crop" else _document(rng, view, aligned)
+            if is_held_out(facts.content) == wanted and (kind != "lookup" or _lookups(facts)):
+                break
+        image = draw_document(facts)
+        if kind == "lookup":
+            line = rng.choice(_lookups(facts))
+            turn_texts = [(say.lookup.format(word=line.word), str(line.number))]
+        else:
+            turn_texts = [(say.read, reading(facts))]
+    else:
+        topic = topic or rng.choice(list(TOPICS))
+        # The answer is chosen before the scene. Choosing it after would make "no" and "1" the best guesses.
+        answer = rng.choice(TOPICS[topic])
+        while True:
+            facts = _scene(rng)
+            asked = _ask(topic, answer, facts, rng, say) if kind == "question" else ("", "")
+            if asked and is_held_out(facts.content) == wanted:
+                break
+        image = draw_scene(facts, rng, round(view * scale))
+        if kind == "question":
+            more = _more_questions(facts, rng, say, turns - 1)
+            turn_texts = [asked] + [(question, reply) for _, question, reply in more]
+            topics = (topic, *(name for name, _, _ in more))
+        else:
+            prompt = say.describe_long if kind == "long" else say.describe
+            text = {"caption": caption, "long": long_caption, "noisy": noisy_caption}[kind]
+            turn_texts = [(prompt, text(facts, say, rng) if kind == "noisy" else text(facts, say))]
+    messages = []
+    for number, (question, reply) in enumerate(turn_texts):
+        messages.append({"role": "user", "content": question if number else [image, question]})
+        messages.append({"role": "assistant", "content": reply})
+    return Sample(image, messages, kind, language, facts.content, wanted, facts, topics)
+
+
+def stream(
+    seed: int | str,
+    mixture: Mapping[str, float],
+    split: str = "train",
+    languages: Mapping[str, float] | None = None,
+    **options,
+) -> Iterator[Sample]:
+    """Draw samples without end.
+
+    Args:
+        seed: of the whole stream.
+        mixture: weight of each kind, for example {"caption": 1, "question": 2}.
+        split: "train" or "test".
+        languages: weight of each language; None is English only.
+        options: passed on to `draw`.
+
+    Yields:
+        Samples.
+
+    Example:
+        >>> from itertools import islice
+        >>> [sample.kind for sample in islice(stream(1, {"caption": 1, "crop": 1}), 4)]
+        ['crop', 'caption', 'caption', 'crop']
+    """
+    rng = random.Random(f"stream {seed}")
+    languages = languages or {"en": 1.0}
+    number = 0
+    while True:
+        kind = rng.choices(list(mixture), list(mixture.values()))[0]
+        language = rng.choices(list(languages), list(languages.values()))[0]
+        yield draw(f"{seed}/{number}", kind, split, language, **options)
+        number += 1
+
+
+def blind(messages: list[dict], instead: str | None = None) -> list[dict]:
+    """Take the pictures out of a conversation.
+
+    Args:
+        messages: a conversation.
+        instead: text that stands for the picture; None leaves nothing, which shows what can be guessed.
+
+    Returns:
+        The conversation as text.
+    """
+    texts = []
+    for message in messages:
+        parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
+        parts = [part if isinstance(part, str) else instead for part in parts]
+        texts.append({**message, "content": "\n".join(part for part in parts if part is not None)})
+    return texts
+
+
+# ---- scenes
+
+
+def _scene(rng: random.Random) -> Scene:
+    places = sorted(rng.sample(range(4), rng.randint(1, 4)))
+    return Scene(tuple(Thing(rng.choice(list(PAINT)), rng.choice(SHAPES), place) for place in places))
+
+
+def draw_scene(scene: Scene, rng: random.Random, side: int = VIEW) -> Image.Image:
+    """Draw a scene as a square picture. Size, place and paint vary a little, and the text does not tell how."""
+    shade = rng.randint(225, 255)
+    image = Image.new("RGB", (side, side), (shade, shade, shade))
+    pen = ImageDraw.Draw(image)
+    for thing in scene.things:
+        r = side * rng.uniform(0.11, 0.18)
+        x = side * (0.25 + 0.5 * (thing.place % 2) + rng.uniform(-0.05, 0.05))
+        y = side * (0.25 + 0.5 * (thing.place // 2) + rng.uniform(-0.05, 0.05))
+        paint = tuple(min(255, max(0, channel + rng.randint(-20, 20))) for channel in PAINT[thing.color])
+        if thing.shape == "circle":
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=paint)
+        elif thing.shape == "square":
+            pen.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=paint)
+        else:
+            pen.polygon([(x + r * px, y + r * py) for px, py in _OUTLINES[thing.shape]], fill=paint)
+    return image
+
+
+_STAR = [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate((1, 0.42) * 5)]
+_OUTLINES = {"triangle": [(0, -1), (1, 0.9), (-1, 0.9)], "star": _STAR}
+
+
+def caption(scene: Scene, say: Language) -> str:
+    """'red circle top left, blue square bottom right.'"""
+    return say.comma.join(say.thing_at(t.color, t.shape, t.place) for t in scene.things) + say.period
+
+
+def long_caption(scene: Scene, say: Language) -> str:
+    """'There are two shapes: a red circle at the top left and a blue square at the bottom right.'"""
+    parts = [say.a_thing_at(t.color, t.shape, t.place) for t in scene.things]
+    listed = say.long_and.join(filter(None, [say.comma.join(parts[:-1]), parts[-1]]))
+    return say.there_are[len(parts) - 1] + listed + say.period
+
+
+def noisy_caption(scene: Scene, say: Language, rng: random.Random) -> str:
+    """A caption as the web has them: shuffled, sometimes incomplete, with advertising around it.
+
+    What it says about the picture is true; `caption(scene, say)` is what a good rewriter would make of it.
+    """
+    things = list(scene.things)
+    rng.shuffle(things)
+    if len(things) > 1 and rng.random() < 0.25:
+        things.pop()
+    body = rng.choice([" and ", " / ", ", "]).join(say.thing_at(t.color, t.shape, t.place) for t in things)
+    before = rng.choice(["IMG_{n}.jpg ", "best of 20{n}: ", "the {n} best pictures - ", "{n} x ", ""])
+    after = rng.choice([" !!!", " - only ${n}", ", click here", " | price ${n}.{n}", ""])
+    return (before + body + after).replace("{n}", str(rng.randint(10, 99)))
+
+
+# ---- questions on scenes. Every topic lists its answers; each is equally likely, whatever the question's words are.
+
+TOPICS: dict[str, tuple] = {
+    "color": tuple(PAINT),
+    "shape": SHAPES,
+    "total": (1, 2, 3, 4),
+    "count": (0, 1, 2, 3),
+    "exist": (True, False),
+    "place": (0, 1, 2, 3),
+    "side": (True, False),
+}
+KINDS = ("caption", "long", "noisy", "question", "read", "lookup", "crop")
+
+
+def _ask(topic: str, answer, scene: Scene, rng: random.Random, say: Language) -> tuple[str, str] | None:
+    """Find a question of this topic that has this answer in this scene; (question, answer) or None."""
+    things = scene.things
+    pairs = [(t.color, t.shape) for t in things]
+    shapes = [t.shape for t in things]
+    alone = [t for t in things if pairs.count((t.color, t.shape)) == 1]
+    if topic == "color":
+        fits = [t for t in things if t.color == answer and shapes.count(t.shape) == 1]
+        return say.ask_color(rng.choice(fits).shape, answer) if fits else None
+    if topic == "shape":
+        fits = [t for t in things if t.shape == answer]
+        return say.ask_shape(rng.choice(fits).place, answer) if fits else None
+    if topic == "total":
+        return say.ask_total(answer) if len(things) == answer else None
+    if topic == "count":
+        fits = [shape for shape in SHAPES if shapes.count(shape) == answer]
+        return say.ask_count(rng.choice(fits), answer) if fits else None
+    if topic == "exist":
+        if answer:
+            return say.ask_exist(*rng.choice(pairs), True)
+        # Near misses: the color or the shape is there, but not both together.
+        near = [(c, s) for c in PAINT for s in SHAPES if (c, s) not in pairs and _near(c, s, pairs)]
+        return say.ask_exist(*rng.choice(near), False)
+    if topic == "place":
+        fits = [t for t in alone if t.place == answer]
+        return say.ask_place(fits[0].color, fits[0].shape, answer) if fits else None
+    options = [(a, b, side) for a in alone for b in alone for side in _sides(a, b)]
+    if not options:
+        return None
+    first, second, side = rng.choice(options)
+    side = side if answer else {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
+    return say.ask_side((first.color, first.shape), side, (second.color, second.shape), answer)
+
+
+def _near(color: str, shape: str, pairs: list[tuple[str, str]]) -> bool:
+    return any(color == c for c, _ in pairs) or any(shape == s for _, s in pairs)
+
+
+def _sides(a: Thing, b: Thing) -> list[str]:
+    """Where `a` is, seen from `b`."""
+    dx, dy = a.place % 2 - b.place % 2, a.place // 2 - b.place // 2
+    return [name for name, yes in dict(left=dx < 0, right=dx > 0, above=dy < 0, below=dy > 0).items() if yes]
+
+
+def _more_questions(scene: Scene, rng: random.Random, say: Language, count: int) -> list[tuple[str, str, str]]:
+    asked = []
+    while len(asked) < count:
+        topic = rng.choice(list(TOPICS))
+        found = _ask(topic, rng.choice(TOPICS[topic]), scene, rng, say)
+        if found:
+            asked.append((topic, *found))
+    return asked
+
+
+# ---- documents
+
+
+def _line(rng: random.Random, words: list[str], form: str, font_size: int, view: int) -> Line:
+    """`form`: "word", "number" or "both". No word comes twice in a document, so each can be asked for."""
+    word, number = words.pop(), rng.randint(10, 99)
+    line = Line(word if form != "number" else None, number if form != "word" else None)
+    # Where a view is small, a long line gives up its word.
+    return line if measure(line.text, font_size)[0] <= view - 4 else Line(None, number)
+
+
+def _document(rng: random.Random, view: int, aligned: bool) -> Document:
+    layout = rng.choice(list(LAYOUTS))
+    cols, rows = grid = rng.choice(LAYOUTS[layout])
+    width, height = size = (cols * view, rows * view)
+    largest = MOST_IN_OVERVIEW * math.sqrt(cols * rows) / CAP_HEIGHT  # the overview is sqrt(cells) times smaller
+    font_size = rng.randint(FONT_SIZES[0], min(FONT_SIZES[1], int(largest)))
+    cells = [(c, r) for r in range(rows) for c in range(cols)]
+    cells = sorted(rng.sample(cells, rng.randint(2, min(5, len(cells)))), key=lambda cell: (cell[1], cell[0]))
+    words = rng.sample(WORDS, len(WORDS))
+    form = "both" if layout == "receipt" else rng.choice(["word", "number", "both"])
+    lines = []
+    for number, (col, row) in enumerate(cells):
+        line = _line(rng, words, form, font_size, view)
+        w, h = measure(line.text, font_size)
+        if aligned:
+            x = col * view + (view - w) / 2
+            y = row * view + (view - h) / 2
+            x, y = x + rng.uniform(-1, 1) * min(6, (view - w) / 2), y + rng.uniform(-1, 1) * min(6, (view - h) / 2)
+        elif rows == 1:  # a banner is read from left to right: each line has its own part of the width
+            part = width / len(cells)
+            x, y = part * number + rng.uniform(0, max(0, part - w)), rng.uniform(0, height - h)
+        else:  # the others from top to bottom: each line has its own part of the height
+            part = height / len(cells)
+            x, y = rng.uniform(0, width - w), part * number + rng.uniform(0, max(0, part - h))
+        lines.append(Line(line.word, line.number, round(x), round(y)))
+    return Document(layout, grid, size, font_size, tuple(lines))
+
+
+def _crop(rng: random.Random, view: int) -> Document:
+    font_size = rng.randint(*FONT_SIZES)
+    words = rng.sample(WORDS, len(WORDS))
+    count = rng.randint(1, max(1, view // 37))
+    form = rng.choice(["word", "number", "both"])
+    lines = []
+    for number in range(count):
+        line = _line(rng, words, form, font_size, view)
+        w, h = measure(line.text, font_size)
+        part = view / count
+        x = (view - w) / 2 + rng.uniform(-1, 1) * min(6, (view - w) / 2)
+        y = part * (number + 0.5) - h / 2 + rng.uniform(-1, 1) * min(6, max(0, part - h) / 2)
+        lines.append(Line(line.word, line.number, round(x), round(y)))
+    return Document("crop", (1, 1), (view, view), font_size, tuple(lines))
+
+
+def _lookups(document: Document) -> list[Line]:
+    return [line for line in document.lines if line.word is not None and line.number is not None]
+
+
+def draw_document(document: Document) -> Image.Image:
+    """Draw a document: dark text on light paper."""
+    rng = random.Random(document.content)
+    paper = rng.randint(238, 255)
+    ink = rng.randint(0, 60)
+    image = Image.new("L", document.size, paper)
+    pen = ImageDraw.Draw(image)
+    for line in document.lines:
+        pen.text((line.x, line.y), line.text, fill=ink, font=font(document.font_size))
+    return image.convert("RGB")
+
+
+def reading(document: Document) -> str:
+    """'north 24, star 81': the lines in reading order."""
+    return ", ".join(line.text for line in document.lines)
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans Bold from matplotlib's files. matplotlib is not imported."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or not spec.origin:
+        raise FileNotFoundError("documents are drawn with the font DejaVu of matplotlib: pip install matplotlib")
+    path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=65536)
+def measure(text: str, size: int) -> tuple[int, int]:
+    """(width, height) of a line of text in pixels, the room below the letters included."""
+    _, _, right, bottom = font(size).getbbox(text)
+    return math.ceil(right), math.ceil(bottom)
+
+
+def _check(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
