@@ -43,3 +43,14 @@ def lab_server(tmp_path_factory):
         pytest.skip("no chromium: run .ci/setup, or `playwright install chromium`")
     with LabServer(tmp_path_factory.mktemp("lab")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models so small that threads only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -51,13 +51,7 @@ PRESETS = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
 TOTALS = {"2.0": 3_434_965_792, "2.5": 8_537_092_336, "2.6": 8_099_175_152}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,7 @@ from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.model import decode_stream
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,7 @@ from tiny import VERSIONS, ask, picture, several, tiny_config, tiny_model, tiny_
 from minicpmv_ref import MiniCPMV, Processor, nano, v2_6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
