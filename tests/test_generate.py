@@ -12,7 +12,6 @@ from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, Top
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.model import decode_stream
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

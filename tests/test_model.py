@@ -11,7 +11,6 @@ from tiny import VERSIONS, ask, picture, several, tiny_config, tiny_model, tiny_
 
 from minicpmv_ref import MiniCPMV, Processor, nano, v2_6
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
