@@ -166,7 +166,7 @@ class Processor:
                 else:
                     frame_cfg = replace(slicing, max_slice_nums=min(MAX_FRAME_SLICES, slicing.max_slice_nums))
                     pieces.extend(lay_out(frame, frame_cfg, False) for frame in sample_frames(part))
-            joined = "".join(pieces) if isinstance(message["content"], str) else self._join(pieces)
+            joined = "".join(pieces) if isinstance(message["content"], str) else _join(pieces)
             text_messages.append({"role": message.get("role"), "content": joined})
         if queue:
             raise ValueError(f"{len(queue)} of {len(images)} images have no placeholder {PLACEHOLDER} in the messages")
@@ -191,14 +191,6 @@ class Processor:
             bounds=bounds,
             plans=plans,
         )
-
-    def _join(self, pieces: list[str]) -> str:
-        """Join the parts of a content list by newlines. 2.0's images bring their own newline."""
-        text = ""
-        for i, piece in enumerate(pieces):
-            brought = piece.endswith(("</image>\n", "</slice>\n"))
-            text += piece + ("" if i == len(pieces) - 1 or brought else "\n")
-        return text
 
     def _collate(self, samples: list[dict]) -> Batch:
         longest = max(len(s["ids"]) for s in samples)
@@ -396,6 +388,15 @@ def _parts(message: dict, number: int, queue: list) -> list:
         if not isinstance(part, str) and message.get("role") == "assistant":
             raise ValueError(f"message {number}: an image in an answer would be supervised as text")
     return parts
+
+
+def _join(pieces: list[str]) -> str:
+    """Join the parts of a content list by newlines. 2.0's images bring their own newline."""
+    text = ""
+    for i, piece in enumerate(pieces):
+        brought = piece.endswith(("</image>\n", "</slice>\n"))
+        text += piece + ("" if i == len(pieces) - 1 or brought else "\n")
+    return text
 
 
 def _stop_ids(tokenizer, version: str) -> tuple[int, ...]:

@@ -54,3 +54,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A tiny model of every version; see tests/tiny.py."""
+    from tiny import VERSIONS, tiny_model
+
+    return {version: tiny_model(version) for version in VERSIONS}
+
+
+@pytest.fixture(scope="module")
+def processors():
+    """Their processors."""
+    from tiny import VERSIONS, tiny_processor
+
+    return {version: tiny_processor(version) for version in VERSIONS}

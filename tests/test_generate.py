@@ -6,23 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import VERSIONS, ask, picture, several, tiny_model, tiny_processor
+from tiny import VERSIONS, ask, picture, several, tiny_model
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.model import decode_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {version: tiny_model(version) for version in VERSIONS}
-
-
-@pytest.fixture(scope="module")
-def processors():
-    return {version: tiny_processor(version) for version in VERSIONS}
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VERSIONS, ask, picture, several, tiny_config, tiny_model, tiny_processor
+from tiny import VERSIONS, ask, picture, several, tiny_config
 
 from minicpmv_ref import MiniCPMV, Processor, nano, v2_6
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {version: tiny_model(version) for version in VERSIONS}
-
-
-@pytest.fixture(scope="module")
-def processors():
-    return {version: tiny_processor(version) for version in VERSIONS}
 
 
 def answered(*messages):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VERSIONS, ask, picture, several, tiny_model, tiny_processor
+from tiny import VERSIONS, ask, picture, several, tiny_model
 
 from minicpmv_ref.learn import packing
 from minicpmv_ref.learn.packing import (
@@ -182,16 +182,6 @@ def test_truncation_respects_the_shortest_cut():
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def processors():
-    return {version: tiny_processor(version) for version in VERSIONS}
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {version: tiny_model(version) for version in VERSIONS}
 
 
 def conversations() -> list[list[dict]]:
