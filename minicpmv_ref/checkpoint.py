@@ -4,6 +4,9 @@ Reads our own folders and the published ones of 2.0, 2.5 and 2.6 (safetensors, o
 Our state-dict keys are those of 2.5 and 2.6. Only the vision tower of 2.0 has other names, from timm, with q, k and v
 fused into one tensor: `published_name` is the whole translation.
 Everything is strict: a tensor that is missing, surplus or misshapen is an error that names it. Left out: pickle files.
+
+A stage of training changes a few tensors, so its checkpoint may hold these alone and name the folder beside it that
+holds the others: {"base": "nano-start", ...} in config.json. That folder may have a base in its turn.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import CONFIG, MiniCPMVConfig, read_json
+from .config import CONFIG, MiniCPMVConfig, base_folder, read_config, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -75,9 +78,29 @@ def read_tensors(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.S
 
     Raises:
         OSError: no weights, or a shard that the index names is not there.
-        ValueError: a missing, surplus or misshapen tensor, an index that lies, a damaged shard. Every tensor of the
-            files must be used, but for those in NOT_PARAMETERS and a stored copy of a tied lm_head.
+        ValueError: a missing, surplus or misshapen tensor, an index that lies, a damaged shard, a base with another
+            config. Every tensor of the files must be used, but for those in NOT_PARAMETERS and a stored copy of a tied
+            lm_head.
     """
+    base = base_folder(folder)
+    if base is not None:
+        if read_config(base) != config:
+            raise ValueError(f"{folder} changes tensors of {base}, but their configs differ")
+        below = read_tensors(base, config, shapes)
+        changed = _names(folder) & set(shapes)
+        return below | _read_own(folder, config, {name: shapes[name] for name in shapes if name in changed})
+    return _read_own(folder, config, shapes)
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {name for shard in _open_shards(folder) for name in shard.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: damaged weights: {error}") from error
+
+
+def _read_own(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """The tensors that lie in this folder."""
     published = "resampler" not in read_json(folder / CONFIG)  # our own files use our names for 2.0 as well
     source = {name: published_name(name, config) if published else (name, None) for name in shapes}
     expected: dict[str, tuple[int, ...]] = {}
@@ -114,8 +137,16 @@ def read_tensors(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.S
     return tensors
 
 
-def write_checkpoint(folder: str | os.PathLike, config: MiniCPMVConfig, tensors: dict[str, torch.Tensor]) -> None:
+def write_checkpoint(
+    folder: str | os.PathLike, config: MiniCPMVConfig, tensors: dict[str, torch.Tensor], base: str | None = None
+) -> None:
     """Write config.json and model.safetensors. Both are complete under a temporary name before either replaces a file.
+
+    Args:
+        folder: where to write.
+        config: the model's config.
+        tensors: name -> tensor, names as in MiniCPMV's state dict.
+        base: name of the folder beside this one that holds all tensors that are not given.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before is untouched.
@@ -126,7 +157,8 @@ def write_checkpoint(folder: str | os.PathLike, config: MiniCPMVConfig, tensors:
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(tensors, drafts[WEIGHTS], metadata={"format": "pt"})
-        drafts[CONFIG].write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        data = ({"base": base} if base else {}) | config.to_dict()
+        drafts[CONFIG].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         for name, draft in drafts.items():
             os.replace(draft, folder / name)
     except SafetensorError as error:

@@ -327,12 +327,35 @@ def read_config(folder: Path) -> MiniCPMVConfig:
         ValueError: not JSON, or a config that no MiniCPM-V of these versions has; the message names the field.
     """
     data = read_json(folder / CONFIG)
+    data.pop("base", None)
     try:
         config = MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
         _check_plausible(config)
         return config
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
+
+
+def base_folder(folder: Path) -> Path | None:
+    """The folder beside this one that holds what this checkpoint does not: weights that it left as they were.
+
+    Raises:
+        OSError: no config.json, or the base is not there.
+        ValueError: a base that is not the plain name of a folder, or that leads back to where it began.
+    """
+    seen = [folder.name]
+    while True:
+        base = read_json(folder / CONFIG).get("base")
+        if base is None:
+            return folder.parent / seen[1] if len(seen) > 1 else None
+        if not isinstance(base, str) or Path(base).name != base or base in ("", "..", "."):
+            raise ValueError(f"{folder / CONFIG}: base must be the name of a folder beside it, got {base!r}")
+        if base in seen:
+            raise ValueError(f"{folder / CONFIG}: its base leads in a circle: {' -> '.join([*seen, base])}")
+        seen.append(base)
+        folder = folder.parent / base
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}, which holds the other tensors of {seen[0]}")
 
 
 def config_from_published(data: dict) -> MiniCPMVConfig:

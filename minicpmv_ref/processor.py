@@ -17,10 +17,11 @@ import torch
 from einops import rearrange
 from PIL import ExifTags, Image, ImageOps
 
-from .config import MiniCPMVConfig, SliceConfig, find_folder, read_config, read_json
+from .config import MiniCPMVConfig, SliceConfig, base_folder, find_folder, read_config, read_json
 from .prompt import MARKERS, PLACEHOLDER, answer_labels, image_bounds, image_layout, marker_ids, render_chat
 from .slicing import SlicePlan, plan_slices, resize_views, to_rgb
 
+TOKENIZER = "tokenizer.json"
 MAX_FRAMES = 64  # of one video
 MAX_FRAME_SLICES = 2
 
@@ -89,8 +90,10 @@ class Processor:
         Raises:
             ValueError, OSError: the folder, its config or its tokenizer is missing or damaged.
         """
-        folder = find_folder(path)
-        return cls(read_tokenizer(folder), read_config(folder))
+        folder = home = find_folder(path)
+        while not (home / TOKENIZER).is_file() and (base := base_folder(home)):
+            home = base
+        return cls(read_tokenizer(home), read_config(folder))
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights.
@@ -228,7 +231,7 @@ def read_tokenizer(folder: Path):
     """
     from transformers import PreTrainedTokenizerFast
 
-    file = folder / "tokenizer.json"
+    file = folder / TOKENIZER
     if not file.is_file():
         raise FileNotFoundError(f"no tokenizer.json in {folder}")
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
