@@ -78,10 +78,10 @@ def test_a_slider_moves_by_keyboard(lab_server, tmp_path):
         assert lab.page.locator(".Toastify__toast").count() == 0
 
 
-@pytest.mark.parametrize(("ci", "outcome"), [("true", "1 failed, 2 skipped, 1 error"), ("false", "4 skipped")])
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "2 failed, 2 skipped, 2 errors"), ("false", "6 skipped")])
 def test_a_skip_is_a_failure_where_ci_is_set(tmp_path, ci, outcome):
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    for mark in ("browser", "llamacpp"):
+    for mark in ("browser", "llamacpp", "usefixtures"):
         (tmp_path / f"test_{mark}.py").write_text(
             "import pytest\npytestmark = pytest.mark." + mark + "\n"
             "@pytest.mark.skip(reason='no tool')\ndef test_marked(): pass\n"

@@ -1,7 +1,8 @@
 """Every exercise of every notebook: its stub, its solution, and wrong answers that learners really give.
 
-To add an exercise, write a checker in course/check.py, the cells in the notebook (the task; the stub, which raises
-NotImplementedError; `check.name(stub)`; the solution in <details>), and at least two wrong answers below.
+To add an exercise, write a checker in the lesson's file of course/check, the cells in the notebook (the task; the
+stub, which raises NotImplementedError; `check.name(stub)`; the solution in <details>), and at least two wrong answers
+below.
 """
 
 import ast
@@ -180,6 +181,52 @@ def keeps_the_opening_marker(bounds, most):
     return next((start for start, end in bounds if start - 1 < most <= end), most)
 
 
+def cuts_into_pictures(lengths, capacity, shortest):
+    return in_order_by(lengths, capacity, shortest=[1] * len(lengths))
+
+
+def never_cuts(lengths, capacity, shortest):
+    return in_order_by(lengths, capacity, shortest=lengths)
+
+
+def wants_more_than_it_needs(lengths, capacity, shortest):
+    return in_order_by(lengths, capacity, shortest=[least + 1 for least in shortest])
+
+
+def in_order_by(lengths, capacity, shortest):
+    rows, room = [], 0
+    for i, length in enumerate(lengths):
+        if shortest[i] > room:
+            rows.append([])
+            room = capacity
+        kept = min(length, room)
+        rows[-1].append((i, kept))
+        room -= kept
+    return rows
+
+
+def only_joins(samples):
+    return [label for labels in samples for label in labels]
+
+
+def drops_the_last_label(samples):
+    return [label for labels in samples for label in [*labels[:-1], -100]]
+
+
+def drops_the_first_of_the_row_only(samples):
+    return [-100, *[label for labels in samples for label in labels][1:]]
+
+
+def waits_for_a_fall(positions):
+    starts = [0, *(i for i in range(1, len(positions)) if positions[i] < positions[i - 1])]
+    return [end - start for start, end in zip(starts, [*starts[1:], len(positions)])]
+
+
+def forgets_the_last_sample(positions):
+    starts = [i for i, position in enumerate(positions) if position == 0]
+    return [starts[n + 1] - starts[n] for n in range(len(starts) - 1)]
+
+
 WRONG = {  # checker: wrong answers
     "picture_bytes": [forgets_the_values, counts_all_heads],
     "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
@@ -197,6 +244,9 @@ WRONG = {  # checker: wrong answers
     "image_tokens": [forgets_the_markers, newline_after_every_row],
     "fixed_layout": [keeps_the_last_newline, as_in_2_5],
     "safe_length": [forgets_the_closing_marker, keeps_the_opening_marker],
+    "in_order": [cuts_into_pictures, never_cuts, wants_more_than_it_needs],
+    "packed_labels": [only_joins, drops_the_last_label, drops_the_first_of_the_row_only],
+    "samples_of": [waits_for_a_fall, forgets_the_last_sample],
 }
 
 

@@ -1,5 +1,6 @@
 """The panels without a browser: every control at both ends, pictures against the package's numbers, errors."""
 
+import ast
 import base64
 import io
 import math
@@ -7,13 +8,14 @@ import re
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 
 import matplotlib.figure
 import pytest
 from PIL import Image
 
 from minicpmv_ref import SliceConfig, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
-from minicpmv_ref.course import draw, panels
+from minicpmv_ref.course import check, draw, panels
 from minicpmv_ref.course.panel import Panel, as_bytes, as_html, choice, player, slider, toggle
 
 PANELS = {kind.__name__: kind for kind in vars(panels).values() if isinstance(kind, type) and issubclass(kind, Panel)}
@@ -43,6 +45,25 @@ def shapes(panel):
 
 def texts(panel):
     return [element.text for element in shapes(panel).iter(SVG + "text")]
+
+
+# ---- one file for each lesson
+
+
+@pytest.mark.parametrize("package", [draw, panels, check], ids=lambda package: package.__name__.split(".")[-1])
+def test_every_file_is_offered_and_no_name_hides_another(package):
+    files = sorted(Path(package.__file__).parent.glob("[!_]*.py"))
+    owners = {path.stem: f"the file {path.name}" for path in files}
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = getattr(node, "targets", [node])  # of an assignment; else a function or a class
+            names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            for name in [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else names:
+                if name.startswith("_"):
+                    continue
+                assert name not in owners, f"{name} in {path.name} would hide {owners[name]}"
+                owners[name] = f"{name} in {path.name}"
+                assert hasattr(package, name), f"add `from .{path.stem} import *` to {package.__name__}"
 
 
 # ---- every panel
@@ -205,6 +226,10 @@ def test_guess():
     data, metadata = canvas._repr_mimebundle_()
     assert data["text/plain"] == repr(canvas)
     assert metadata == {"image/png": {"width": canvas.width, "height": canvas.height}}
+    for label in ("", "sorted", "average of four"):
+        for kind, shape, _ in draw.guess(None, {label: 1}).shapes:
+            if kind == "text" and shape[5] == "left":
+                assert shape[0] + draw.text_width(shape[2], shape[3], shape[6]) <= draw.WIDTH
     with pytest.raises(ValueError, match="must be a number, got '192'"):
         draw.guess("192", 192)
 
@@ -362,5 +387,5 @@ def test_map_colors_are_the_cases():
     canvas = draw.paper_map(100, 100)
     pixels = canvas.to_pil(1)
     for size in [(200, 120), (500, 500), (3000, 1200), (1500, 1500), (120, 900)]:
-        place = round(62 + 300 * draw._on_map(size[0])), round(12 + 300 * (1 - draw._on_map(size[1])))
+        place = round(62 + 300 * draw.slicing._on_map(size[0])), round(12 + 300 * (1 - draw.slicing._on_map(size[1])))
         assert "#{:02X}{:02X}{:02X}".format(*pixels.getpixel(place)) == draw.CASES[draw.compare_grids(size)][1]

@@ -165,7 +165,9 @@ def test_the_saved_picture_shows_the_chosen_query():
     ((x, y, w, h, image, _),) = [shape for kind, shape, _ in canvas.shapes if kind == "image"][:1]
     rows, cols = plan_slices(draw.load_sample("numbers.png").size).patch_grids[0]
     gray = np.asarray(image.convert("L").resize((cols, rows), Image.Resampling.BOX)).astype(float)
-    ground = np.asarray(draw._ground(draw.load_sample("numbers.png"), (x, y, w, h)).convert("L").resize((cols, rows)))
+    ground = np.asarray(
+        draw.resampler._ground(draw.load_sample("numbers.png"), (x, y, w, h)).convert("L").resize((cols, rows))
+    )
     share = gray / ground
     assert share[4, 4] > 1.5 * share[20, 20]
     assert repr(panel) == "AttentionByHover(picture='numbers.png', reader='places', head='mean')"

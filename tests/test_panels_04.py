@@ -125,8 +125,8 @@ def test_slices_are_cropped_row_by_row():
     plan = plan_slices((1300, 850))
     assert plan.grid == (3, 2)
     for number in range(6):
-        assert draw._crop_view(image, plan, number + 1).getcolors() == [(100, (40 * number, 0, 0))]
-    assert draw._crop_view(image, plan, 0) is image
+        assert draw.language._crop_view(image, plan, number + 1).getcolors() == [(100, (40 * number, 0, 0))]
+    assert draw.language._crop_view(image, plan, 0) is image
 
 
 # ---- answer attention
@@ -179,7 +179,8 @@ def planted(monkeypatch):
     one_patch = np.full((16, 6), 1e-9)
     one_patch[:, 4] = 1  # row 1, column 1
     watched = dict(words=["one", "<end>"], slots=slots, resampler=[one_patch] * 3, plan=plan, patch_grids=grids)
-    monkeypatch.setattr(draw, "watch_answer", lambda picture: watched)
+    for where in (draw, draw.language):
+        monkeypatch.setattr(where, "watch_answer", lambda picture: watched)
 
 
 def test_the_brightest_patch_is_where_the_model_looks(planted):
@@ -203,12 +204,12 @@ def test_stretched_colors_name_their_ends():
     panel, seen = panels.AnswerAttention("chart.png", stretch=True), draw.look("chart.png", 1)
     least, most = seen["slots"].min(), seen["slots"].max()
     assert {f"{least:.2f} x", f"{most:.2f} x"} <= set(texts(panel))
-    bar = draw._heat([[least, most]], least, most)
+    bar = draw.language._heat([[least, most]], least, most)
     assert [bar.getpixel((0, 0)), bar.getpixel((1, 0))] == [
         colormaps["cividis"](end, bytes=True)[:3] for end in (0, 255)
     ]
-    even = draw._heat([[1.0]], 0.25, 4).getpixel((0, 0))
-    assert even == draw._heat([[0.5]], 0.125, 2).getpixel((0, 0)), "the middle of the scale"
+    even = draw.language._heat([[1.0]], 0.25, 4).getpixel((0, 0))
+    assert even == draw.language._heat([[0.5]], 0.125, 2).getpixel((0, 0)), "the middle of the scale"
 
 
 @pytest.mark.parametrize("name", panels.AnswerAttention.pictures)
@@ -222,10 +223,10 @@ def test_attention_stays_inside_the_picture(name):
 def test_an_odd_answer_is_shown():
     tokenizer = draw.nano_tokenizer()
     first_byte = tokenizer("猫", add_special_tokens=False)["input_ids"][0]
-    assert draw._as_word(tokenizer, first_byte, ()) == "·"
-    assert draw._as_word(tokenizer, 5, (5,)) == "<end>"
+    assert draw.language._as_word(tokenizer, first_byte, ()) == "·"
+    assert draw.language._as_word(tokenizer, 5, (5,)) == "<end>"
     canvas = draw.Canvas()
-    draw._draw_answer(canvas, ["an extremely long word"] * 12, 4)
+    draw.language._draw_answer(canvas, ["an extremely long word"] * 12, 4)
     assert list(outside(canvas)) == []
     assert max(shape[1] for _, shape, _ in canvas.shapes) < 60, "two lines"
 

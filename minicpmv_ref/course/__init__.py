@@ -1,11 +1,11 @@
 """The course room: interactive panels, the pictures they show, and checkers for the exercises.
 
     panel.py   the one widget base: controls, one picture, one status line
-    draw.py    pure drawing functions; they need no Jupyter
-    panels.py  the panels of the lessons
-    check.py   one checker per exercise
+    draw/      pure drawing functions; they need no Jupyter
+    panels/    the panels of the lessons
+    check/     one checker per exercise
 
-Only notebooks and tests import this package.
+draw, panels and check have one file for each lesson. Only notebooks and tests import this package.
 """
 
 try:

@@ -1,0 +1,12 @@
+"""The checkers of the exercises, one file for each lesson: `check.name(your_function)` prints one line.
+
+cases.py has `@exercise`, which makes a checker of a list of cases.
+"""
+
+from .cases import *  # noqa: F403, I001 (in the order of the lessons)
+from .one_picture import *  # noqa: F403
+from .slicing import *  # noqa: F403
+from .vision import *  # noqa: F403
+from .resampler import *  # noqa: F403
+from .language import *  # noqa: F403
+from .packing import *  # noqa: F403

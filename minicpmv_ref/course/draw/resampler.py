@@ -1,0 +1,304 @@
+"""Lesson 03: where the queries of a resampler look."""
+
+import io
+from base64 import b64encode
+from functools import cache, lru_cache
+from html import escape
+
+from PIL import Image, ImageChops
+
+from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.slicing import plan_slices
+
+from .canvas import BLUE, HEIGHT, ORANGE, PALE, WIDTH, Canvas, fit, load_sample, text_width
+
+READERS = {  # whose attention a picture shows
+    "places": "built by hand to look at places",
+    "stripes": "built by hand, with heads that cut the channels as they come",
+    "nano": "of the nano model",
+}
+LEVELS = 64  # steps of color in an attention map
+CELLS = 4  # the queries stand in a square of 4 x 4
+LOOK_WIDTH = 440  # of the views in `attention_hover`; the queries stand to the left of them
+
+
+@cache
+def place_reader(kind: str = "places"):
+    """A resampler built by hand: query i looks at cell i of a 4 x 4 grid laid over 32 x 32 patches.
+
+    Args:
+        kind: "places": each head gets every second frequency of column and row, so it sees both.
+            "stripes": the heads cut the channels as they come: head 0 sees columns only, head 1 rows only.
+    """
+    import torch
+    from einops import rearrange
+
+    from minicpmv_ref.config import ResamplerConfig
+    from minicpmv_ref.positions import sincos_2d
+    from minicpmv_ref.resampler import Resampler
+
+    reader = Resampler(ResamplerConfig(CELLS**2, 256, 128)).requires_grad_(False)
+    reader.query.copy_(rearrange(sincos_2d(256, 32, 32)[4::8, 4::8], "r c e -> (r c) e"))
+    same = torch.eye(256)
+    if kind == "places":  # a: sine or cosine of column or row
+        same = rearrange(same, "(a frequency head) e -> (head a frequency) e", a=4, head=2)
+    reader.attn.in_proj_weight.copy_(torch.cat([2 * same, same, same]))
+    return reader
+
+
+@cache
+def nano_reader():
+    """(vision transformer, resampler, trained?) of the nano model; seeded random weights until it is trained.
+
+    The LLM is left out: that saves the seconds that it takes to import transformers.
+    """
+    import torch
+
+    from minicpmv_ref.checkpoint import WEIGHTS
+    from minicpmv_ref.config import find_folder, read_config
+    from minicpmv_ref.resampler import Resampler
+    from minicpmv_ref.vision import VisionTransformer
+
+    folder = find_folder("nano")
+    config = read_config(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)  # as MiniCPMV.seeded
+        parts = {"vpm": VisionTransformer(config.vision), "resampler": Resampler(config.resampler)}
+    trained = (folder / WEIGHTS).exists()
+    if trained:
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / WEIGHTS)
+        for name, part in parts.items():
+            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            part.load_state_dict(own, strict=True)
+    return *(part.eval().requires_grad_(False) for part in parts.values()), trained
+
+
+@lru_cache(maxsize=8)
+def attention_of(name: str, kind: str):
+    """How the queries of one reader look at the views of a sample.
+
+    Args:
+        name: a file name of data_samples/images.
+        kind: one of READERS. Readers built by hand are fed blank patches, so that only places count.
+
+    Returns:
+        (plan, weights): a SlicePlan, and for each view, overview first, a numpy array (heads, queries, rows, cols).
+    """
+    import torch
+
+    from minicpmv_ref.config import nano
+    from minicpmv_ref.processor import normalize_views
+
+    image = load_sample(name)
+    plan = plan_slices(image.size, nano.slicing if kind == "nano" else SliceConfig())
+    if kind == "nano":
+        eye, reader, _ = nano_reader()
+        features = eye(normalize_views(image, plan))
+    else:
+        reader = place_reader(kind)
+        features = [torch.zeros(rows * cols, reader.cfg.kv_width) for rows, cols in plan.patch_grids]
+    _, weights = reader.attend(features, list(plan.patch_grids))
+    return plan, [w.float().numpy().reshape(*w.shape[:2], *grid) for w, grid in zip(weights, plan.patch_grids)]
+
+
+def one_head(weights, head):
+    """(heads, queries, rows, cols) -> (queries, rows, cols): one head, or the mean of all."""
+    return weights.mean(axis=0) if head == "mean" else weights[head]
+
+
+def patches_seen(weights) -> float:
+    """The spread, exp(entropy), of weights that sum to 1: as many patches, read evenly, have the same entropy."""
+    import numpy as np
+
+    known = weights[weights > 0].astype(np.float64)
+    return float(np.exp(-(known * np.log(known)).sum()))
+
+
+def query_words(weights, head, query: int) -> str:
+    """What one query does. `weights` as in `attention_of`."""
+    maps = [one_head(view, head)[query] for view in weights]
+    row, col = divmod(int(maps[0].argmax()), maps[0].shape[1])
+    view, most = "Overview" if len(maps) > 1 else "View", maps[0].max()
+    words = f"Query {query}. {view}: spread over {patches_seen(maps[0]):.0f} of {maps[0].size:,} patches; "
+    words += f"most, {most:.1%}, on row {row}, column {col}."
+    if len(maps) > 1:
+        wide = sorted(round(patches_seen(view)) for view in maps[1:])
+        span = f"{wide[0]} to {wide[-1]}" if wide[0] < wide[-1] else f"{wide[0]}"
+        words += f" Slices: over {span} of {maps[1].size:,}."
+    return words
+
+
+def attention(image: Image.Image, plan, weights, head="mean", query: int = 5) -> Canvas:
+    """One query's attention over the views of a picture, as `attention_hover` shows it when the mouse rests on it."""
+    canvas, ceiling = Canvas(), _ceiling(weights, head)
+    canvas.text(8, 22, "queries", bold=True)
+    for cell in range(CELLS**2):
+        x, y = 8 + 44 * (cell % CELLS), 34 + 36 * (cell // CELLS)
+        canvas.rect(x, y, 40, 32, ORANGE if cell == query else PALE)
+        canvas.text(x + 20, y + 22, cell, align="middle", bold=cell == query)
+    for line, words in enumerate(_wrapped(query_words(weights, head, query), 184)):
+        canvas.text(8, 206 + 23 * line, words)
+    left = WIDTH - LOOK_WIDTH
+    for title, (x, y, w, h), ground, maps in _looked_at(image, plan, weights, head):
+        light = _glow(maps[query], ceiling).convert("RGB").resize(ground.size, Image.Resampling.NEAREST)
+        canvas.text(left + x, y - 10, title, bold=True)
+        canvas.image(left + x, y, w, h, ImageChops.multiply(ground, light))
+        _draw_cuts(canvas, plan, title, (left + x, y, w, h))
+    _draw_scale(canvas, left, ceiling)
+    return canvas
+
+
+def attention_hover(image: Image.Image, plan, weights, head="mean", query: int = 5) -> str:
+    """HTML in which pointing at a query shows its attention over the views of a picture. No script, no kernel.
+
+    All maps are in the page, one pixel per patch; style rules show those of the query under the mouse, or else of the
+    chosen one. The queries are radio buttons: a click or the arrow keys choose. A map multiplies the gray picture, so
+    what is looked at is bright and yellow. One color scale holds for all queries; it follows the root of the weight,
+    because a linear one would show little but the peaks.
+    """
+    number, ceiling = CELLS**2, _ceiling(weights, head)
+    buttons, words = [], []
+    for i in range(number):
+        said = escape(query_words(weights, head, i))
+        checked = " checked" if i == query else ""
+        buttons.append(  # the long name keeps JupyterLab from taking the arrow keys for itself
+            f'<label class="q q{i}"><input type="radio" name="query" data-lm-suppress-shortcuts{checked} '
+            f'aria-label="{said}"><span>{i}</span></label>'
+        )
+        words.append(f'<p class="m m{i}" aria-hidden="true">{said}</p>')
+    canvas = Canvas(LOOK_WIDTH, HEIGHT)
+    for title, (x, y, w, h), ground, maps in _looked_at(image, plan, weights, head):
+        canvas.text(x, y - 10, title, bold=True)
+        canvas.image(x, y, w, h, ground)
+        for i in range(number):
+            canvas._add(
+                ("only in SVG", ()),
+                f'<image class="m m{i}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" '
+                f'preserveAspectRatio="none" href="{_glow_address(maps[i], ceiling)}"/>',
+            )
+        _draw_cuts(canvas, plan, title, (x, y, w, h))
+    _draw_scale(canvas, 0, ceiling)
+    return (
+        f"<style>{_hover_rules(number)}</style>"
+        '<form class="mcv-look"><button disabled hidden></button>'
+        f'<div><b>queries</b><div class="qs">{"".join(buttons)}</div><div class="ws">{"".join(words)}</div></div>'
+        f"{canvas.svg()}</form>"
+    )
+
+
+def _hover_rules(number):
+    """Style rules of `attention_hover`. Each form is a panel of its own, so several can stand in one notebook."""
+    yours = ",".join(f".mcv-look:has(.q{i}:hover) .m{i}" for i in range(number))
+    chosen = ",".join(f".mcv-look:not(:has(.q:hover)):has(.q{i}>:checked) .m{i}" for i in range(number))
+    return (
+        ".mcv-look{display:flex;margin:0;background:white;color:#222;font:16px/1.35 'DejaVu Sans',Verdana,sans-serif;"
+        "container-type:inline-size}.mcv-look>div{font-size:clamp(15px,2.5cqw,24px)}"  # as large as the text in the SVG
+        ".mcv-look>div{flex:0 0 31%;padding:4px 0 0 6px;box-sizing:border-box}.mcv-look>svg{flex:1 1 0;min-width:0}"
+        f".mcv-look .qs{{display:grid;grid-template-columns:repeat({CELLS},1fr);gap:4px;margin:6px 14px 8px 0}}"
+        ".mcv-look .q{position:relative;display:block;cursor:pointer;text-align:center}"
+        ".mcv-look input{position:absolute;inset:0;width:100%;height:100%;margin:0;opacity:0;cursor:pointer}"
+        f".mcv-look .q span{{display:block;line-height:2;background:{PALE}}}"
+        f".mcv-look :checked+span{{background:{ORANGE};font-weight:bold}}"
+        f".mcv-look .q:hover span,.mcv-look :focus-visible+span{{outline:3px solid {BLUE};outline-offset:-1px}}"
+        ".mcv-look .ws{display:grid;margin-right:8px}.mcv-look .ws p{grid-area:1/1;margin:0}"
+        ".mcv-look .m{visibility:hidden}.mcv-look image.m{image-rendering:pixelated;mix-blend-mode:multiply}"
+        f"{yours},{chosen}{{visibility:visible}}"
+        ".mcv-panel:has(.mcv-look) .widget-toggle-button{padding:0 4px}"
+    )
+
+
+def _looked_at(image, plan, weights, head):
+    """(title, box, gray picture, maps (queries, rows, cols)) of the overview, and of all slices as one picture."""
+    import numpy as np
+
+    maps = [one_head(view, head) for view in weights]
+    top, low, right = 30, 324, LOOK_WIDTH - 8
+    if not plan.grid:
+        box = fit(plan.overview_size, (0, top, right, low - top))
+        yield "one view", (0, top, *box[2:]), _ground(image, box), maps[0]
+        return
+    beside = (0, top, 120, low - top), (136, top, right - 136, low - top)
+    stacked = (0, top, right, 78), (0, 138, right, low - 138)
+    width_in = lambda boxes: fit(plan.refined_size, boxes[1])[2]  # noqa: E731
+    small, large = max(beside, stacked, key=width_in)
+    cols, rows = plan.grid
+    mosaic = np.concatenate(
+        [np.concatenate(maps[1 + cols * row : 1 + cols * (row + 1)], axis=-1) for row in range(rows)], axis=-2
+    )
+    named = ("overview", small, plan.overview_size, maps[0]), (f"slices {cols} x {rows}", large, None, mosaic)
+    for title, place, size, shown in named:
+        box = fit(size or plan.refined_size, place)
+        yield title, (*place[:2], *box[2:]), _ground(image, box), shown
+
+
+def _ground(image, box):
+    """The picture in light gray: a map multiplied with it keeps its colors."""
+    size = max(1, round(2 * box[2])), max(1, round(2 * box[3]))
+    gray = image.convert("L").resize(size, Image.Resampling.BICUBIC)
+    return gray.point(lambda level: 90 + level * 165 // 255).convert("RGB")
+
+
+def _draw_cuts(canvas, plan, title, box):
+    if not title.startswith("slices"):
+        return
+    (x, y, w, h), (cols, rows) = box, plan.grid
+    for col in range(1, cols):
+        canvas.path([(x + w * col / cols, y), (x + w * col / cols, y + h)], "white", 3)
+    for row in range(1, rows):
+        canvas.path([(x, y + h * row / rows), (x + w, y + h * row / rows)], "white", 3)
+
+
+def _draw_scale(canvas, left, ceiling):
+    import numpy as np
+
+    ramp = _glow(np.linspace(0, 1, LEVELS)[None] ** 2, 1).convert("RGB")
+    canvas.text(left, 353, "weight of a patch")
+    at, wide = left + text_width("weight of a patch") + 14, 220
+    canvas.image(at, 341, wide, 14, ramp, smooth=False)
+    for part in (0, 0.5, 1):
+        label = f"{ceiling * part**2:.1%}" if part else "0"
+        canvas.text(at + wide * part, 375, label, align="middle" if part else "left")
+
+
+def _ceiling(weights, head) -> float:
+    """The largest weight of all queries in all views: where the colors end."""
+    return max(float(one_head(view, head).max()) for view in weights)
+
+
+@cache
+def _cividis():
+    """LEVELS colors. A little white is mixed in, or nothing could be seen of the picture where the weight is 0."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    return (255 * (0.72 * colormaps["cividis"](np.linspace(0, 1, LEVELS))[:, :3] + 0.28)).astype(np.uint8).tobytes()
+
+
+def _glow(weights, ceiling):
+    """(rows, cols) as one pixel per patch, with a palette: small enough to send all maps at once."""
+    import numpy as np
+
+    levels = np.rint((LEVELS - 1) * np.sqrt(np.clip(weights / ceiling, 0, 1))).astype(np.uint8)
+    image = Image.fromarray(levels)
+    image.putpalette(_cividis())
+    return image
+
+
+def _glow_address(weights, ceiling):
+    file = io.BytesIO()
+    _glow(weights, ceiling).save(file, format="PNG")
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def _wrapped(text, most):
+    """Lines of at most `most` pixels."""
+    line = ""
+    for word in text.split():
+        if line and text_width(f"{line} {word}") > most:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    yield line

@@ -1,0 +1,162 @@
+"""Lesson 02: how the patches of a slice find their positions in a square table."""
+
+import math
+from functools import lru_cache
+
+from PIL import Image
+
+from .canvas import BLUE, GRAY, INK, ORANGE, PALE, RED, SKY, WIDTH, Canvas, fit, text_width
+
+LOOK_UPS = {  # how a patch finds its position: (words in a menu, key)
+    "buckets (2.6)": "bucket",
+    "buckets, exact": "exact",
+    "interpolation (2.0)": "interpolate",
+}
+WORST = 0.25  # where the colors of the error map end
+
+
+def surface(down, right):
+    """A smooth hill and a smooth valley: stands for one channel of a learned table. Fractions of the picture in."""
+    import numpy as np
+
+    return np.cos(2 * np.pi * down) * np.sin(2 * np.pi * right)
+
+
+@lru_cache(maxsize=64)
+def look_up(rows: int, cols: int, method: str, side: int = 70):
+    """How a patch grid reads a side x side table that holds `surface`.
+
+    Args:
+        rows, cols: the grid in patches.
+        method: "bucket", "exact" or "interpolate".
+
+    Returns:
+        (reads, errors): numpy arrays. reads (side, side): how many patches look a cell up; None where patches mix
+        cells. errors (rows, cols): distance of what a patch gets from the surface at the patch's center.
+    """
+    import numpy as np
+    import torch
+
+    from minicpmv_ref.positions import bucket_position_ids, interpolate_position_table
+
+    centers = lambda n: (np.arange(n) + 0.5) / n  # noqa: E731
+    table = surface(centers(side)[:, None], centers(side)[None, :])
+    if method == "interpolate":
+        reads = None
+        got = interpolate_position_table(torch.from_numpy(table.reshape(-1, 1)), rows, cols).numpy()
+    else:
+        ids = bucket_position_ids(rows, cols, side, exact=method == "exact").numpy()
+        reads = np.bincount(ids, minlength=side * side).reshape(side, side)
+        got = table.reshape(-1)[ids]
+    truth = surface(centers(rows)[:, None], centers(cols)[None, :])
+    return reads, np.abs(got.reshape(rows, cols) - truth)
+
+
+def lines_read(n: int, method: str, side: int = 70) -> list:
+    """Which line (row or column) of the table each of n patches reads; with a fraction where patches mix cells."""
+    from minicpmv_ref.positions import bucket_position_ids
+
+    if method == "interpolate":
+        return [(i + 0.5) * side / n - 0.5 for i in range(n)]
+    return bucket_position_ids(1, n, side, exact=method == "exact").tolist()
+
+
+def position_explorer(rows: int, cols: int, method: str, side: int = 70) -> Canvas:
+    """The table's cells that a patch grid reads, a corner with the patches laid over it, and each patch's error."""
+    canvas, size, top, near = Canvas(WIDTH, 330), 198, 30, side // 5
+    reads, errors = look_up(rows, cols, method, side)
+    cells = _cells_image(reads, side)
+    for x, title in ((8, f"table, {side} x {side} cells"), (221, "its corner, enlarged"), (434, "error of each patch")):
+        canvas.text(x, 20, title, bold=True)
+    canvas.image(8, top, size, size, cells, smooth=False)
+    canvas.rect(8, top, size, size, stroke=INK)
+    canvas.rect(8, top, size * near / side, size * near / side, stroke=RED, line=2)
+    _draw_corner(canvas, (221, top, size), cells.crop((0, 0, near, near)), rows * near / side, cols * near / side)
+    _, _, w, h = fit((cols, rows), (0, 0, size, size))
+    canvas.image(434, top, w, h, _error_image(errors), smooth=False)
+    canvas.rect(434, top, w, h, stroke=INK)
+
+    legend = [(SKY, "mixed into several patches")]
+    if reads is not None:
+        legend = [(BLUE, "read by one patch"), (PALE, "by none")] + [(ORANGE, "by several")] * bool(reads.max() > 1)
+    x = 8
+    for color, meaning in legend:
+        canvas.rect(x, 242, 14, 14, color, GRAY)
+        canvas.text(x + 19, 255, meaning, 14)
+        x += 34 + text_width(meaning, 14)
+    canvas.text(445, 255, "0", 14, align="right")
+    canvas.image(450, 242, 80, 14, _error_image([[WORST * step / 79 for step in range(80)]]), smooth=False)
+    canvas.text(535, 255, f"{WORST} or more", 14)
+    for line, (name, n) in enumerate((("rows", rows), ("columns", cols))):
+        canvas.text(8, 290 + 28 * line, f"{name} read:  {_shortened(lines_read(n, method, side))}")
+    return canvas
+
+
+def _draw_corner(canvas, place, cells, rows, cols):
+    """Cells with the patches over them: outlines and centers. `rows` and `cols` count the patches in the corner."""
+    x, y, size = place
+    canvas.image(x, y, size, size, cells, smooth=False)
+    for cell in range(1, cells.width):
+        at = size * cell / cells.width
+        canvas.path([(x + at, y), (x + at, y + size)], "white", 1)
+        canvas.path([(x, y + at), (x + size, y + at)], "white", 1)
+    for row in range(1, math.ceil(rows) if rows < 30 else 1):  # more would only be a gray surface
+        canvas.path([(x, y + size * row / rows), (x + size, y + size * row / rows)], INK, 1.5)
+    for col in range(1, math.ceil(cols) if cols < 30 else 1):
+        canvas.path([(x + size * col / cols, y), (x + size * col / cols, y + size)], INK, 1.5)
+    if max(rows, cols) < 20:
+        for row in range(math.ceil(rows - 0.6)):
+            for col in range(math.ceil(cols - 0.6)):
+                canvas.dot(x + size * (col + 0.5) / cols, y + size * (row + 0.5) / rows, 1.5, RED, RED)
+    canvas.rect(x, y, size, size, stroke=RED, line=2)
+
+
+def _cells_image(reads, side):
+    """One pixel per cell of the table."""
+    image = Image.new("RGB", (side, side), SKY)
+    if reads is not None:
+        colors = [tuple(bytes.fromhex(color[1:])) for color in (PALE, BLUE, ORANGE)]
+        image.putdata([colors[min(count, 2)] for count in reads.ravel().tolist()])
+    return image
+
+
+def _error_image(errors):
+    """One pixel per patch, cividis: dark is right, yellow is wrong."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    return Image.fromarray(colormaps["cividis"](np.clip(np.asarray(errors) / WORST, 0, 1), bytes=True)[..., :3])
+
+
+def _shortened(numbers, most=624 - 130):
+    """As many numbers as fit, then dots and the last one."""
+    words = [f"{n:z.1f}".replace("-", "−") if isinstance(n, float) else str(n) for n in numbers]
+    shown = len(words)
+    text = ", ".join(words)
+    while text_width(text) > most:
+        shown -= 1
+        text = ", ".join(words[:shown]) + ", …, " + words[-1]
+    return text
+
+
+def tables(counts: dict, side: int = 70) -> Canvas:
+    """Position tables side by side, with the cells that are read in color.
+
+    Args:
+        counts: {title: ids}; ids are the table rows read, in any order, as a list or a tensor.
+        side: cells on one side of a table.
+    """
+    import numpy as np
+
+    wide = min(200, (WIDTH - 16) // len(counts) - 12)
+    canvas, words = Canvas(WIDTH, wide + 66), []
+    for place, (title, ids) in enumerate(counts.items()):
+        reads = np.bincount(np.asarray(ids), minlength=side * side).reshape(side, side)
+        x, used = 8 + (wide + 12) * place, int((reads > 0).sum())
+        canvas.text(x, 22, title, bold=True)
+        canvas.image(x, 34, wide, wide, _cells_image(np.minimum(reads, 1), side), smooth=False)
+        canvas.rect(x, 34, wide, wide, stroke=INK)
+        canvas.text(x, wide + 56, f"{used:,} of {side * side:,} cells")
+        words.append(f"{title}: {used} of {side * side} cells are read")
+    canvas.words = "; ".join(words)
+    return canvas

@@ -1,0 +1,11 @@
+"""The panels of the lessons, one file for each lesson. How a panel works: ../panel.py. How it looks: ../draw.
+
+All panels are names of this package: `panels.SlicingPlayground`. A panel that needs torch imports it inside its
+methods, so that the first lessons start in a second.
+"""
+
+from .slicing import *  # noqa: F403, I001 (in the order of the lessons)
+from .vision import *  # noqa: F403
+from .resampler import *  # noqa: F403
+from .language import *  # noqa: F403
+from .packing import *  # noqa: F403

@@ -1,0 +1,58 @@
+"""Lesson 03: the resampler."""
+
+from .. import draw
+from ..panel import Panel, choice
+
+
+class AttentionByHover(Panel):
+    """Where each query of a resampler looks in the views of a picture. Pointing at a query needs no kernel.
+
+    Args:
+        picture: a file name of data_samples/images.
+        reader: "places" or "stripes" (built by hand, fed blank patches) or "nano" (the course's own model).
+        head: 0, 1 or "mean".
+        query: the one that is chosen at first.
+    """
+
+    def __init__(self, picture="screenshot.png", reader="places", head="mean", query=5):
+        self._query = query
+        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
+        labels = [("places (by hand)", "places"), ("stripes (by hand)", "stripes"), ("nano model", "nano")]
+        readers = choice("resampler", labels, reader)
+        readers.style.button_width = "192px"  # one below the other
+        super().__init__(
+            {
+                "picture": choice("picture", names, picture),
+                "reader": readers,
+                "head": choice("head", ["mean", 0, 1], head),
+            }
+        )
+
+    def redraw(self):
+        with self._picture.hold_sync():
+            super().redraw()
+            # "img" would hide the radio buttons from screen readers
+            self._picture.value = self._picture.value.replace('role="img"', 'role="group"', 1)
+
+    def draw(self, picture, reader, head):
+        return draw.attention_hover(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
+
+    def snapshot(self, picture, reader, head):
+        return draw.attention(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
+
+    def describe(self, picture, reader, head):
+        plan, weights = draw.attention_of(picture, reader)
+        whose = draw.READERS[reader]
+        if reader == "nano":
+            whose += ", trained" if draw.nano_reader()[2] else ", not trained yet: random weights"
+        cut = f" and {plan.num_slices} slices of {{}} x {{}}".format(*plan.patch_grids[-1]) if plan.grid else ""
+        seen = [draw.patches_seen(query) for query in draw.one_head(weights[0], head)]
+        heads = "the mean of 2 heads" if head == "mean" else f"head {head}"
+        return (
+            "{}: {} x {} patches{}. ".format("Overview" if cut else "One view", *plan.patch_grids[0], cut)
+            + f"Resampler {whose}; {heads}. Its queries spread over {min(seen):.0f} to {max(seen):.0f} patches"
+            + (" of the overview." if cut else ".")
+        )
+
+    def _preview(self, picture):
+        return draw.preview(draw.load_sample(picture))

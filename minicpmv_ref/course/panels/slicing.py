@@ -1,0 +1,139 @@
+"""Lesson 01: slicing."""
+
+import io
+import math
+
+import ipywidgets as widgets
+from PIL import Image, UnidentifiedImageError
+
+from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.slicing import best_grid, paper_grid, partition_score, plan_slices
+
+from .. import draw
+from ..panel import Panel, choice, player, slider
+
+SIZES = dict(low=1, high=4096)
+
+
+def _open_sample(name):
+    image = draw.load_sample(name)
+    return image.size, draw.preview(image)
+
+
+class SlicingPlayground(Panel):
+    """How a picture of any size is cut: views, scores of all grids, the formula, tokens.
+
+    Args:
+        picture: a file name of data_samples/images.
+        width, height: the size to cut; None takes the picture's own.
+        max_slice_nums, scale_resolution: see `SliceConfig`.
+    """
+
+    def __init__(self, picture="temple.jpg", width=None, height=None, max_slice_nums=9, scale_resolution=448):
+        self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
+        own_size = self._pictures[picture][0]
+        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
+        self._upload = widgets.FileUpload(accept="image/*", description="own picture")
+        super().__init__(
+            {
+                "picture": choice("picture", names, picture),
+                "width": slider("width", width or own_size[0], **SIZES),
+                "height": slider("height", height or own_size[1], **SIZES),
+                "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
+                "scale_resolution": slider("scale_resolution", scale_resolution, 112, 980, 14),
+            },
+            extras=[self._upload],
+        )
+        self.on(self._upload, self._take_upload)
+
+    def changed(self, name):
+        if name != "picture":
+            return super().changed(name)
+        chosen = self.controls["picture"].value
+        if chosen not in self._pictures:
+            self._pictures[chosen] = _open_sample(chosen)
+        with self.hold():  # a new picture brings its own size; the sliders can then stretch it
+            for side, pixels in zip(("width", "height"), self._pictures[chosen][0]):
+                self.controls[side].max = max(self.controls[side].max, pixels)
+                self.controls[side].value = pixels
+
+    def _take_upload(self):
+        for file in self._upload.value:
+            try:
+                image = draw.upright(Image.open(io.BytesIO(file["content"])))
+            except (OSError, ValueError) as error:
+                reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+                raise ValueError(f"{file['name']} is not a picture that can be read: {reason}") from None
+            self._pictures[file["name"]] = image.size, draw.preview(image)
+            menu = self.controls["picture"]
+            with self.hold():
+                menu.options = [*dict.fromkeys([*menu.options, file["name"]])]
+                menu.value = file["name"]
+                self.changed("picture")
+
+    def draw(self, picture, width, height, **slicing):
+        return draw.playground((width, height), SliceConfig(**slicing), self._pictures[picture][1])
+
+    def describe(self, picture, width, height, **slicing):
+        plan = plan_slices((width, height), SliceConfig(**slicing))
+        tokens = f"{plan.visual_tokens(64)} tokens at 64 queries, {plan.visual_tokens(96)} at 96"
+        overview = "{} x {}".format(*plan.overview_size)
+        if not plan.grid:
+            return f"{picture}, {width} x {height}: not cut. One view of {overview} pixels: {tokens}."
+        return (
+            f"{picture}, {width} x {height}: {plan.grid[0]} x {plan.grid[1]} slices of "
+            f"{plan.slice_size[0]} x {plan.slice_size[1]} pixels and an overview of {overview}. "
+            f"{1 + plan.num_slices} views: {tokens}."
+        )
+
+
+class OnePixelCliff(Panel):
+    """Tokens against width: where one more column of pixels costs, or saves, whole views."""
+
+    widest = 1800
+
+    def __init__(self, width=448, height=448, num_queries=64, max_slice_nums=9):
+        across = slider("width", width, 1, self.widest)
+        controls = {
+            "width": across,
+            "height": slider("height", height, 1, self.widest),
+            "num_queries": choice("queries per view", [64, 96], num_queries),
+            "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
+        }
+        super().__init__(controls, extras=[player(across, interval=60)])
+
+    def draw(self, width, height, num_queries, max_slice_nums):
+        return draw.cliff(width, height, SliceConfig(max_slice_nums=max_slice_nums), num_queries, self.widest)
+
+    def describe(self, width, height, num_queries, max_slice_nums):
+        cfg = SliceConfig(max_slice_nums=max_slice_nums)
+        here, wider = (plan_slices((w, height), cfg).visual_tokens(num_queries) for w in (width, width + 1))
+        change = "the same" if here == wider else f"{abs(wider - here)} {'more' if wider > here else 'fewer'}: {wider}"
+        return f"{width} x {height} costs {here} tokens. One pixel wider costs {change}."
+
+
+class PaperAgainstCode(Panel):
+    """Where the paper's equations and the released code choose different grids."""
+
+    def __init__(self, width=640, height=480):
+        sides = {"width": width, "height": height}
+        super().__init__({name: slider(name, side, draw.SMALLEST, draw.LARGEST) for name, side in sides.items()})
+
+    def draw(self, width, height):
+        return draw.paper_map(width, height)
+
+    def describe(self, width, height):
+        size, cfg = (width, height), SliceConfig()
+        paper, code, case = paper_grid(size, cfg), best_grid(size, cfg) or (1, 1), draw.compare_grids(size, cfg)
+        ideal = math.ceil(width * height / cfg.scale_resolution**2)
+        if case == "same":
+            why = "They agree."
+        elif case == "paper":
+            why = "The code never cuts a picture with N = 1."
+        elif case == "code":
+            why = "The code leaves out the grid 1 x 1."
+        elif math.isclose(partition_score(size, paper), partition_score(size, code), abs_tol=1e-9):
+            why = "A tie: the last bit of a logarithm decides."
+        else:
+            why = "The code never tries more than 9 slices."
+        return f"{width} x {height}, N = {ideal}: paper {paper[0]} x {paper[1]}, code {code[0]} x {code[1]}. {why}"
