@@ -341,9 +341,35 @@ def test_samples_become_batches(processor):
     assert batch.input_ids.max() < 1024
     for row, sample in enumerate(samples):
         kept = batch.labels[row][batch.labels[row] != -100]
-        assert processor.tokenizer.decode(kept).removesuffix("<|im_end|>") == sample.answer
-    prompts = processor([s.prompt for s in samples])
+        replies = [m["content"] for m in sample.messages if m["role"] == "assistant"]
+        assert processor.tokenizer.decode(kept) == "".join(reply + "<|im_end|>" for reply in replies)
+    prompts = processor([s.prompt for s in samples if len(s.messages) == 2])
     assert (prompts.labels == -100).all()
+
+
+def test_a_talk_is_a_caption_and_questions_about_the_same_scene():
+    for seed in range(20):
+        sample = draw(seed, "talk", turns=3)
+        assert sample.messages[1]["content"] == data.caption(sample.facts, LANGUAGES["en"])
+        assert len(sample.messages) == 8 and len(sample.topics) == 3
+        pictures = [m for m in sample.messages if not isinstance(m["content"], str)]
+        assert len(pictures) == 1 and pictures[0] is sample.messages[0]
+
+
+def test_a_find_is_a_lookup_with_a_choice():
+    for seed in range(20):
+        sample = draw(seed, "find")
+        lines = {line.word: line.number for line in sample.facts.lines if line.word and line.number is not None}
+        assert len(lines) >= 2 and sample.facts.layout == "crop"
+        asked = re.fullmatch(r"What number is right of (\w+)\?", sample.messages[0]["content"][1])[1]
+        assert sample.answer == str(lines[asked])
+    with pytest.raises(ValueError, match="74 pixels"):
+        draw(0, "find", view=56)
+
+
+def test_scales_make_some_scenes_large():
+    sizes = [s.image.width for s in islice(stream(0, {"caption": 1, "question": 1}, scales={1.0: 3, 2.0: 1}), 400)]
+    assert set(sizes) == {112, 224} and 60 < sizes.count(224) < 140
 
 
 def test_blind_takes_the_picture_away():

@@ -38,6 +38,7 @@ LAYOUTS = {
 }
 CAP_HEIGHT = 0.729  # of DejaVu Sans Bold: height of a capital or a digit, in font sizes
 MOST_IN_OVERVIEW = 5.0  # pixels: no digit is taller in the overview of a document
+LINE = 37  # pixels from one line of a crop to the next
 FONT_SIZES = (14, 20)  # pixels in a slice, so digits are 10 to 15 pixels tall
 
 
@@ -130,11 +131,13 @@ def draw(
     Args:
         seed: any integer or string; the same seed, options and version of the world give the same sample.
         kind: "caption", "long" (a full sentence), "noisy" (a caption as the web has them), "question" (about a scene),
-            "read" and "lookup" (about a document), "crop" (a few lines on one view).
+            "talk" (a caption, then questions about the same scene), "read" and "lookup" (about a document), "crop"
+            (a few lines on one view) and "find" (a lookup there).
         split: "train" or "test"; they share no content.
         language: "en", "zh" or "fr". The text that is drawn into pictures is Latin in all of them.
         topic: of a "question": one of TOPICS; None draws one.
         turns: questions in one conversation. The answer of the first is balanced exactly, those of the others nearly.
+            A "talk" has its caption before them.
         aligned: True keeps each line of a document inside one cell; False puts it anywhere, and a slice border may
             cut it.
         view: side in pixels of one view, the `scale_resolution` of the model.
@@ -156,17 +159,20 @@ def draw(
     _check("split", split, ("train", "test"))
     _check("language", language, tuple(LANGUAGES))
     _check("topic", topic, (None, *TOPICS))
+    if kind == "find" and view < 2 * LINE:
+        raise ValueError(f"a view needs {2 * LINE} pixels to hold the two lines of a find, got {view}")
     rng = random.Random(f"{kind} {seed}")
     say = LANGUAGES[language]
     wanted = split == "test"
     topics: tuple[str, ...] = ()
-    if kind in ("read", "lookup", "crop"):
+    if kind in ("read", "lookup", "crop", "find"):
         while True:
-            facts = _crop(rng, view) if kind == "crop" else _document(rng, view, aligned)
-            if is_held_out(facts.content) == wanted and (kind != "lookup" or _lookups(facts)):
+            facts = _crop(rng, view) if kind in ("crop", "find") else _document(rng, view, aligned)
+            enough = len(_lookups(facts)) >= {"lookup": 1, "find": 2}.get(kind, 0)
+            if is_held_out(facts.content) == wanted and enough:
                 break
         image = draw_document(facts)
-        if kind == "lookup":
+        if kind in ("lookup", "find"):
             line = rng.choice(_lookups(facts))
             turn_texts = [(say.lookup.format(word=line.word), str(line.number))]
         else:
@@ -187,8 +193,12 @@ def draw(
             topics = (topic, *(name for name, _, _ in more))
         else:
             prompt = say.describe_long if kind == "long" else say.describe
-            text = {"caption": caption, "long": long_caption, "noisy": noisy_caption}[kind]
+            text = {"long": long_caption, "noisy": noisy_caption}.get(kind, caption)
             turn_texts = [(prompt, text(facts, say, rng) if kind == "noisy" else text(facts, say))]
+            if kind == "talk":
+                more = _more_questions(facts, rng, say, turns)
+                turn_texts += [(question, reply) for _, question, reply in more]
+                topics = tuple(name for name, _, _ in more)
     messages = []
     for number, (question, reply) in enumerate(turn_texts):
         messages.append({"role": "user", "content": question if number else [image, question]})
@@ -201,6 +211,7 @@ def stream(
     mixture: Mapping[str, float],
     split: str = "train",
     languages: Mapping[str, float] | None = None,
+    scales: Mapping[float, float] | None = None,
     **options,
 ) -> Iterator[Sample]:
     """Draw samples without end.
@@ -210,6 +221,7 @@ def stream(
         mixture: weight of each kind, for example {"caption": 1, "question": 2}.
         split: "train" or "test".
         languages: weight of each language; None is English only.
+        scales: weight of each size of a scene, in views; None is one view only.
         options: passed on to `draw`.
 
     Yields:
@@ -218,15 +230,16 @@ def stream(
     Example:
         >>> from itertools import islice
         >>> [sample.kind for sample in islice(stream(1, {"caption": 1, "crop": 1}), 4)]
-        ['crop', 'caption', 'caption', 'crop']
+        ['crop', 'crop', 'crop', 'caption']
     """
     rng = random.Random(f"stream {seed}")
-    languages = languages or {"en": 1.0}
+    languages, scales = languages or {"en": 1.0}, scales or {1.0: 1.0}
     number = 0
     while True:
         kind = rng.choices(list(mixture), list(mixture.values()))[0]
         language = rng.choices(list(languages), list(languages.values()))[0]
-        yield draw(f"{seed}/{number}", kind, split, language, **options)
+        scale = rng.choices(list(scales), list(scales.values()))[0]
+        yield draw(f"{seed}/{number}", kind, split, language, scale=scale, **options)
         number += 1
 
 
@@ -246,6 +259,64 @@ def blind(messages: list[dict], instead: str | None = None) -> list[dict]:
         parts = [part if isinstance(part, str) else instead for part in parts]
         texts.append({**message, "content": "\n".join(part for part in parts if part is not None)})
     return texts
+
+
+Slot = tuple[str, ...]  # the words that one visual token stands for
+
+
+def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
+    """Spell a picture: for each of its views the words that 16 visual tokens could say, laid out 4 x 4.
+
+    A visual token is a vector, and so it can say several words at once: the sum of their embeddings. A language model
+    that has practiced on such pictures of words knows what to do with a picture before it ever sees one. What the
+    resampler really learns to say is its own business; the layout is only a start that it finds quickly.
+
+    Args:
+        sample: of any kind. The overview of a sliced document says nothing, for its text is too small to read. A
+            scene is one view wide, or two: then each slice shows one place of the board.
+        view: side in pixels of one view, as for `draw`.
+
+    Returns:
+        For each view (overview first, then slices row by row) 16 tuples of words, each a single token.
+
+    Raises:
+        ValueError: a document whose lines are not aligned (a slice border may cut them), a scene of another scale.
+
+    Example:
+        >>> draw(1, "caption").answer
+        'green square top right, yellow square bottom left.'
+        >>> board = spell(draw(1, "caption"))[0]
+        >>> board[0], board[3], board[12]  # three of the four corners
+        (('.',), (' green', ' square'), (' yellow', ' square'))
+    """
+    empty: Slot = (".",)
+    facts = sample.facts
+    if isinstance(facts, Scene):  # each place of the 2 x 2 board is 2 x 2 of the 16 slots
+        at = {thing.place: (f" {thing.color}", f" {thing.shape}") for thing in facts.things}
+        board = [at.get(row // 2 * 2 + col // 2, empty) for row in range(4) for col in range(4)]
+        if sample.image.width not in (view, 2 * view):
+            raise ValueError(
+                f"to be spelled, a scene must be {view} or {2 * view} pixels wide, got {sample.image.width}"
+            )
+        slices = [[at.get(place, empty)] * 16 for place in range(4)] if sample.image.width == 2 * view else []
+        return [board, *slices]
+    cols, rows = facts.grid
+    cells = [[[empty] * 4 for _ in range(4)] for _ in range(cols * rows)]
+    for line in facts.lines:
+        width, height = measure(line.text, facts.font_size)
+        col, row = int(line.x // view), int((line.y + height / 2) // view)
+        if line.x < col * view or line.x + width > (col + 1) * view:
+            raise ValueError("only a document whose lines are aligned to its cells can be spelled")
+        cell = cells[row * cols + col]
+        slot_row = min(3, int((line.y + height / 2 - row * view) / view * 4))
+        while cell[slot_row] != [empty] * 4:  # two lines in one row of slots: the later one moves down
+            slot_row += 1
+        words = [(f" {line.word}",)] if line.word else []
+        words += [(digit,) for digit in str(line.number)] if line.number is not None else []
+        before = (4 - len(words)) // 2
+        cell[slot_row][before : before + len(words)] = words
+    views = [[slot for slots in cell for slot in slots] for cell in cells]
+    return views if facts.layout == "crop" else [[empty] * 16, *views]
 
 
 # ---- scenes
@@ -317,7 +388,7 @@ TOPICS: dict[str, tuple] = {
     "place": (0, 1, 2, 3),
     "side": (True, False),
 }
-KINDS = ("caption", "long", "noisy", "question", "read", "lookup", "crop")
+KINDS = ("caption", "long", "noisy", "question", "talk", "read", "lookup", "crop", "find")
 
 
 def _ask(topic: str, answer, scene: Scene, rng: random.Random, say: Language) -> tuple[str, str] | None:
@@ -416,7 +487,7 @@ def _document(rng: random.Random, view: int, aligned: bool) -> Document:
 def _crop(rng: random.Random, view: int) -> Document:
     font_size = rng.randint(*FONT_SIZES)
     words = rng.sample(WORDS, len(WORDS))
-    count = rng.randint(1, max(1, view // 37))
+    count = rng.choice([n for n in (1, 1, 1, 2, 2, 3) if n * LINE <= max(view, LINE)])  # a slice has one, mostly
     form = rng.choice(["word", "number", "both"])
     lines = []
     for number in range(count):

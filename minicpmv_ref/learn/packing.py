@@ -353,7 +353,7 @@ def _check_rows(rows, lengths: list[int], cuts: list[int]) -> list[list[tuple[in
 # ---- 3. Scoring
 
 
-def packed_loss(model: MiniCPMV, packed: PackedBatch) -> torch.Tensor | None:
+def packed_loss(model: MiniCPMV, packed: PackedBatch, visual: torch.Tensor | None = None) -> torch.Tensor | None:
     """Compute the loss of a packed batch, and nothing but the loss: the way to train.
 
     The mean over all supervised tokens of all samples: a token counts the same in every row. If one step consists of
@@ -364,6 +364,7 @@ def packed_loss(model: MiniCPMV, packed: PackedBatch) -> torch.Tensor | None:
     Args:
         model: a MiniCPMV; its `llm` attends by `packed_attention` from now on, see there.
         packed: from `pack_batch`.
+        visual: (B, Q, D) visual tokens, if you have them already; of all views in the order of the packed samples.
 
     Returns:
         A scalar; None if nothing is supervised.
@@ -383,7 +384,7 @@ def packed_loss(model: MiniCPMV, packed: PackedBatch) -> torch.Tensor | None:
     judged = (labels != -100).nonzero()[:, 0]  # never the first token of a sample, so judged - 1 is in the same one
     if not len(judged):
         return None
-    return _cross_entropy(_logits(model, packed, keep=judged - 1), labels[judged])
+    return _cross_entropy(_logits(model, packed, judged - 1, visual), labels[judged])
 
 
 def score(model: MiniCPMV, packed: PackedBatch) -> Output:
@@ -409,12 +410,12 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
 
-def _logits(model: MiniCPMV, packed: PackedBatch, keep: torch.Tensor | int = 0) -> torch.Tensor:
+def _logits(model: MiniCPMV, packed: PackedBatch, keep: torch.Tensor | int = 0, visual=None) -> torch.Tensor:
     """Run the LLM on all rows as one long row. `keep`: the tokens whose logits are wanted; 0 means all."""
     if model.llm.config._attn_implementation != "packed":
         model.llm.set_attn_implementation("packed")
     return model.llm(
-        inputs_embeds=rearrange(model.embed(packed), "r t d -> 1 (r t) d"),  # borders separate rows, too
+        inputs_embeds=rearrange(model.embed(packed, visual), "r t d -> 1 (r t) d"),  # borders separate rows, too
         position_ids=rearrange(packed.position_ids, "r t -> 1 (r t)"),
         # transformers passes a 4-D mask on as it is and builds none. An empty one fits nothing, so should the runs
         # ever get lost on the way, ordinary attention stops with an error instead of mixing the samples.

@@ -1,0 +1,91 @@
+"""SigLIP at toy scale: which caption belongs to which picture? That is how the ViT learns to see.
+
+A picture and a caption each become one vector, and every pair of the batch is a yes/no question of its own. Only the
+ViT is kept; the text tower and the pooling are scaffolding. Left out: learned resolution schedules, many devices.
+B pictures with their captions, L patches, D width of the ViT, T tokens of a caption.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from ..model import MiniCPMV
+from ..processor import normalize_views
+from ..slicing import SliceConfig, plan_slices
+from .data import Sample
+
+WIDTH = 128  # of the text tower and of the vectors that are compared
+
+
+class Contrast(nn.Module):
+    """The two towers: the model's own ViT with attention pooling, and a small text encoder.
+
+    Args:
+        model: a MiniCPMV; its `vpm` is trained in place.
+        tokenizer: of the same model.
+
+    Source: Zhai et al., Sigmoid loss for language image pre-training (2023), section 3 and algorithm 1.
+    """
+
+    def __init__(self, model: MiniCPMV, tokenizer):
+        super().__init__()
+        self.vpm, self.tokenizer, self.slicing = model.vpm, tokenizer, model.config.slicing
+        width, glances = model.config.vision.width, 4
+        self.glances = nn.Parameter(torch.randn(glances, width) * 0.5)  # queries that look at all patches
+        self.look = nn.Linear(width, 2 * width)
+        self.image_vector = nn.Linear(glances * width, WIDTH)
+        self.words = nn.Embedding(model.config.llm.vocab_size, WIDTH)
+        nn.init.normal_(self.words.weight, std=0.1)
+        self.places = nn.Parameter(torch.randn(64, WIDTH) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.text = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.text_vector = nn.Linear(WIDTH, WIDTH)
+        # Nearly all pairs do not match, so the paper starts at "no": sigmoid(10 x - 10), with x from -1 to 1.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def vectors(self, samples: list[Sample], view: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode pictures and captions.
+
+        Args:
+            samples: of one view each.
+            view: side in pixels to which the pictures are scaled; None is the model's own.
+
+        Returns:
+            Two Tensors (B, 128) of unit length.
+        """
+        device = self.glances.device
+        slicing = SliceConfig(view or self.slicing.scale_resolution, self.slicing.patch_size, max_slice_nums=1)
+        views = [normalize_views(s.image, plan_slices(s.image.size, slicing))[0].to(device) for s in samples]
+        keys, values = self.look(torch.stack(self.vpm(views))).chunk(2, dim=-1)  # (B, L, D) each
+        looks = (self.glances @ keys.mT / math.sqrt(keys.shape[-1])).softmax(dim=-1)  # (B, 4, L)
+        image = self.image_vector(rearrange(looks @ values, "b g d -> b (g d)"))
+
+        texts = self.tokenizer([s.answer for s in samples], padding=True, padding_side="right", return_tensors="pt")
+        ids, mask = texts.input_ids.to(device), texts.attention_mask.to(device)
+        x = self.text(self.words(ids) + self.places[: ids.shape[1]], src_key_padding_mask=mask == 0)
+        text = self.text_vector((x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+    def forward(self, samples: list[Sample], view: int | None = None) -> torch.Tensor:
+        """The sigmoid loss, a scalar: B * B yes/no questions."""
+        image, text = self.vectors(samples, view)
+        logits = image @ text.T * self.log_scale.exp() + self.bias
+        keys = [sample.key for sample in samples]
+        # A small world repeats itself, so a caption may belong to two pictures of the batch.
+        match = torch.tensor([[1.0 if a == b else -1.0 for b in keys] for a in keys], device=logits.device)
+        return -F.logsigmoid(match * logits).sum() / len(samples)
+
+    @torch.no_grad()
+    def recall(self, samples: list[Sample]) -> float:
+        """How often the best caption of all is the picture's own (R@1), 0 to 1."""
+        image, text = self.vectors(samples)
+        best = (image @ text.T).argmax(dim=1).tolist()
+        return sum(samples[i].key == samples[j].key for i, j in enumerate(best)) / len(samples)

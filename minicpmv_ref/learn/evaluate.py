@@ -1,0 +1,137 @@
+"""Grades: what share of held-out items the model gets exactly right.
+
+Every item is drawn anew from the test split of the world, whose contents no training sample shows. Beside the grades
+with pictures stand those without: what can be guessed from the question alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..model import MiniCPMV
+from ..processor import Processor
+from .data import TOPICS, Sample, blind, draw
+
+BATCH = 50  # conversations answered side by side
+
+
+def evaluate(model: MiniCPMV, processor: Processor, seed: int | str = 0, n: int = 100, language: str = "en") -> dict:
+    """Grade a model on freshly drawn held-out items.
+
+    Args:
+        model, processor: they belong together.
+        seed: of the items; another seed draws others.
+        n: items of each row of the result; questions have n for each of the seven topics.
+        language: "en", "zh" or "fr".
+
+    Returns:
+        A dict of shares from 0 to 1:
+        "caption", "long": the whole text is right.
+        "question": mean over the topics, and one entry for each, as "question color".
+        "crop", "read", "read anywhere": share of words in their right place; lines of one view, aligned documents in
+            slices, documents whose lines slice borders may cut. "read one view": the documents of "read", not sliced.
+        "lookup": the number beside a word.
+        "question blind", "lookup blind": the same questions without the picture.
+
+    Raises:
+        ValueError: n below 1.
+
+    Example:
+        >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+        >>> sorted(evaluate(model, processor, n=1))[:4]
+        ['caption', 'crop', 'long', 'lookup']
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    view = model.config.slicing.scale_resolution
+
+    def items(kind: str, **options) -> list[Sample]:
+        return [draw(f"{seed}/{i}", kind, "test", language, view=view, **options) for i in range(n)]
+
+    def exact(samples: list[Sample], **options) -> float:
+        said = answers(model, processor, [sample.prompt for sample in samples], **options)
+        return sum(text == sample.answer for text, sample in zip(said, samples)) / len(samples)
+
+    def words(samples: list[Sample], **options) -> float:
+        said = answers(model, processor, [sample.prompt for sample in samples], **options)
+        return share_of_words(said, [sample.answer for sample in samples])
+
+    grades = {"caption": exact(items("caption")), "long": exact(items("long"))}
+    asked = {topic: items("question", topic=topic) for topic in TOPICS}
+    for topic, samples in asked.items():
+        grades[f"question {topic}"] = exact(samples)
+    grades["question"] = sum(grades[f"question {topic}"] for topic in TOPICS) / len(TOPICS)
+    documents, lookups = items("read"), items("lookup")
+    grades["crop"] = words(items("crop"))
+    grades["read"] = words(documents)
+    grades["read one view"] = words(documents, max_slice_nums=1)
+    grades["read anywhere"] = words(items("read", aligned=False))
+    grades["lookup"] = exact(lookups)
+    for name, samples in {"question": [s for topic in TOPICS for s in asked[topic]], "lookup": lookups}.items():
+        said = answers(model, processor, [blind(sample.prompt) for sample in samples])
+        grades[f"{name} blind"] = sum(a == s.answer for a, s in zip(said, samples)) / len(samples)
+    return grades
+
+
+def answers(
+    model: MiniCPMV,
+    processor: Processor,
+    prompts: Sequence[list[dict]],
+    *,
+    max_slice_nums: int | None = None,
+    visual_tokens: Callable | None = None,
+    max_new_tokens: int = 64,
+    **sampling,
+) -> list[str]:
+    """Answer many conversations, a batch at a time.
+
+    Args:
+        model, processor: they belong together.
+        prompts: conversations that end with the user.
+        max_slice_nums: as for the Processor.
+        visual_tokens: takes the indices of a batch's prompts, gives their (B, Q, D); None looks at the pictures.
+        max_new_tokens, sampling: as for `generate`; the default is greedy.
+
+    Returns:
+        One answer each.
+
+    Example:
+        >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+        >>> len(answers(model, processor, [draw(0).prompt, draw(1).prompt], max_new_tokens=2))
+        2
+    """
+    device = model.resampler.query.device
+    said: list[str] = []
+    was_training = model.training
+    model.eval()
+    for begin in range(0, len(prompts), BATCH):
+        chosen = list(range(begin, min(begin + BATCH, len(prompts))))
+        batch = processor([prompts[i] for i in chosen], max_slice_nums=max_slice_nums).to(device)
+        visual = None if visual_tokens is None else visual_tokens(chosen)
+        for row in model.generate(batch, max_new_tokens, visual=visual, **sampling).tolist():
+            length = next((k for k, token in enumerate(row) if token in batch.stop_ids), len(row))
+            said.append(processor.tokenizer.decode(row[:length]).strip())
+    model.train(was_training)
+    return said
+
+
+def share_of_words(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """Count the words that stand in their right place.
+
+    Args:
+        said: answers.
+        wanted: what they should be.
+
+    Returns:
+        The share of all wanted words, 0 to 1.
+
+    Example:
+        >>> share_of_words(["north 24, star 31"], ["north 24, star 81"])
+        0.75
+    """
+    right = total = 0
+    for text, reference in zip(said, wanted, strict=True):
+        words = reference.replace(",", "").split()
+        right += sum(a == b for a, b in zip(text.replace(",", "").split(), words))
+        total += len(words)
+    return right / total

@@ -1,0 +1,201 @@
+"""The schedule as data: which part learns in which stage, from what, for how long.
+
+    start-llm   the LLM learns to talk, from pictures that are spelled in words (the paper starts from a trained LLM)
+    start-vit   the ViT learns to see, from pictures and captions that must match (the paper starts from SigLIP)
+    stage-1     the resampler alone, at half resolution: it learns to speak to the LLM
+    stage-2     the ViT alone, at full resolution: it learns to see details
+    stage-3     ViT and resampler, with slices and documents: they learn to read; the LLM stays as it is
+    sft-1       everything, short answers
+    sft-2       everything, long answers and readings
+
+Nothing here trains; `train.py` does. Left out: the learning rates of the paper, which fit a model 2,000 times as large.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from ..config import MiniCPMVConfig, nano
+from ..model import MiniCPMV
+from ..positions import sincos_2d
+
+PARTS = ("vpm", "resampler", "llm")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Args:
+        name: of the stage and of the checkpoint that it leaves.
+        objective: "answer" (predict the answers, as in every stage of the paper), "spelled" (the same, with pictures
+            spelled in words) or "contrast" (which caption belongs to which picture).
+        rates: the highest learning rate of each part that learns. A part that is not named is frozen.
+        mixture: weight of each kind of sample, see `data.draw`.
+        steps: optimizer steps.
+        batch: samples of one step.
+        half: True shows every picture at half resolution and in one view.
+        turns: questions about one picture.
+        large: share of the scenes that are two views wide, and so are sliced.
+    """
+
+    name: str
+    objective: str
+    rates: dict[str, float]
+    mixture: dict[str, float]
+    steps: int
+    batch: int = 32
+    half: bool = False
+    turns: int = 1
+    large: float = 0.0
+
+    def __post_init__(self):
+        unknown = set(self.rates) - set(PARTS)
+        if unknown or not self.rates:
+            raise ValueError(f"stage {self.name}: rates must name at least one of {PARTS}, got {self.rates}")
+
+
+STAGES = (
+    Stage(
+        "start-llm",
+        "spelled",
+        {"llm": 1.5e-3},
+        {"caption": 1, "long": 0.5, "question": 4, "talk": 3, "crop": 1, "find": 1, "read": 0.7, "lookup": 0.5},
+        steps=4500,
+        batch=16,
+        turns=8,
+        large=0.05,
+    ),
+    Stage("start-vit", "contrast", {"vpm": 1e-3}, {"caption": 1, "crop": 2}, steps=6000, batch=64),
+    Stage("stage-1", "answer", {"resampler": 3e-3}, {"caption": 1}, steps=600, half=True),
+    Stage("stage-2", "answer", {"vpm": 5e-4}, {"caption": 1, "crop": 1}, steps=600),
+    Stage("stage-3", "answer", {"vpm": 5e-4, "resampler": 1e-3}, {"caption": 2, "crop": 3, "read": 3}, steps=800),
+    Stage(
+        "sft-1",
+        "answer",
+        {"vpm": 3e-4, "resampler": 5e-4, "llm": 5e-4},
+        {"question": 6, "lookup": 1, "read": 1, "crop": 1, "caption": 2},
+        steps=1200,
+        turns=4,
+    ),
+    Stage(
+        "sft-2",
+        "answer",
+        {"vpm": 2e-4, "resampler": 3e-4, "llm": 3e-4},
+        {"question": 3, "lookup": 1, "read": 2, "crop": 1, "caption": 2, "long": 2},
+        steps=600,
+        turns=4,
+    ),
+)
+
+
+# What `--profile` scales: `fast` proves that every stage runs, `cpu` made the shipped checkpoints, `gpu` goes further.
+@dataclass(frozen=True)
+class Profile:
+    """How long and how wide to train.
+
+    Args:
+        steps: factor on the steps of every stage.
+        batch: factor on the samples of a step.
+        config: of the model.
+        grades: items for each grade at the end of a stage.
+    """
+
+    steps: float
+    batch: float
+    config: MiniCPMVConfig = field(default=nano, repr=False)
+    grades: int = 100
+
+
+PROFILES = {"fast": Profile(1 / 200, 1 / 4, grades=2), "cpu": Profile(1, 1), "gpu": Profile(2, 4, grades=400)}
+
+
+def scaled(stage: Stage, profile: Profile) -> Stage:
+    """The stage as a profile wants it: at least two steps, and at least two samples in each."""
+    return replace(
+        stage, steps=max(2, round(stage.steps * profile.steps)), batch=max(2, round(stage.batch * profile.batch))
+    )
+
+
+def stage_named(name: str) -> Stage:
+    """Look up a stage.
+
+    Raises:
+        ValueError: no such stage.
+    """
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise ValueError(f"no stage {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+
+
+def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
+    """Let exactly the parts learn that a stage names.
+
+    Args:
+        model: changed in place.
+        stage: a Stage.
+
+    Returns:
+        The parameters that learn.
+
+    Example:
+        >>> model = MiniCPMV.seeded(nano)
+        >>> learning = freeze(model, stage_named("stage-1"))
+        >>> sum(p.numel() for p in learning) == sum(p.numel() for p in model.resampler.parameters())
+        True
+    """
+    for part in PARTS:
+        for name, parameter in getattr(model, part).named_parameters():
+            parameter.requires_grad_(part in stage.rates and name != "pos_embed")  # 2.0's pos_embed is a constant
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def start(config: MiniCPMVConfig = nano, seed: int = 0) -> MiniCPMV:
+    """Build a model with random weights that are easy to train from.
+
+    A large model finds all this by itself, from hundreds of millions of pictures. A small one that learns for an hour
+    needs a head start. The model stays the same, only its random numbers are chosen with more care:
+
+    1. Neighbors have similar positions: the ViT's table starts as sines and cosines, not as noise.
+    2. The ViT's weights are three times as large. At the usual 0.02 and this width, every layer adds nearly nothing.
+    3. Query i looks at its own part of the picture: it starts at the mean position of these patches, and queries and
+       keys are projected alike, so that equal things match. At random, all queries see the same average.
+    4. The LLM's weights start at 0.06 instead of 0.02, for the reason of 2; the resampler's output has their size.
+
+    Args:
+        config: a MiniCPMVConfig whose num_queries is a square.
+        seed: of the random numbers.
+
+    Returns:
+        A MiniCPMV.
+
+    Example:
+        >>> start(nano).resampler.query.shape
+        torch.Size([16, 256])
+    """
+    wide = replace(config, llm=replace(config.llm, initializer_range=0.06))
+    model = MiniCPMV.seeded(wide, seed)
+    model.config = config
+    vpm, resampler = model.vpm, model.resampler
+    with torch.no_grad():
+        for name, parameter in vpm.named_parameters():
+            if parameter.ndim > 1 and "position" not in name:
+                parameter.mul_(3)
+        table = vpm.embeddings.position_embedding.weight
+        side = config.vision.table_side
+        table.copy_(0.3 * sincos_2d(config.vision.width, side, side).reshape(table.shape))
+
+        side = math.isqrt(config.resampler.num_queries)
+        patches = config.slicing.scale_resolution // config.slicing.patch_size
+        positions = sincos_2d(config.resampler.width, patches, patches).permute(2, 0, 1)
+        resampler.query.copy_(nn.functional.adaptive_avg_pool2d(positions, side).flatten(1).T)
+        queries, keys, _ = resampler.attn.in_proj_weight.chunk(3)
+        queries.copy_(keys)
+        resampler.kv_proj.weight.mul_(5)
+        resampler.proj.mul_(0.06)
+    return model

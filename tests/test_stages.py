@@ -1,0 +1,114 @@
+"""The schedule: what learns, what does not, and the head start of the small model."""
+
+import math
+
+import pytest
+import torch
+
+from minicpmv_ref import MiniCPMV, nano
+from minicpmv_ref.learn.data import KINDS
+from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Stage, freeze, scaled, stage_named, start
+from minicpmv_ref.positions import sincos_2d
+
+# What the paper trains (section 4): compression layer; vision encoder; both; then everything, twice.
+PAPER = {
+    "stage-1": {"resampler"},
+    "stage-2": {"vpm"},
+    "stage-3": {"vpm", "resampler"},
+    "sft-1": {"vpm", "resampler", "llm"},
+    "sft-2": {"vpm", "resampler", "llm"},
+}
+
+
+def test_each_stage_trains_what_the_paper_says():
+    assert {s.name: set(s.rates) for s in STAGES if s.name in PAPER} == PAPER
+    assert [s.name for s in STAGES] == ["start-llm", "start-vit", *PAPER]
+
+
+def test_only_stage_1_is_at_half_resolution_and_documents_come_with_stage_3():
+    assert [s.name for s in STAGES if s.half] == ["stage-1"]
+    seeing = [s for s in STAGES if s.objective == "answer"]
+    assert [s.name for s in seeing if "read" in s.mixture] == ["stage-3", "sft-1", "sft-2"]
+
+
+def test_mixtures_name_kinds_of_the_world():
+    assert all(set(stage.mixture) <= set(KINDS) and stage.steps > 0 for stage in STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_freeze(stage):
+    model = MiniCPMV.seeded(nano)
+    learning = {id(p) for p in freeze(model, stage)}
+    for part in PARTS:
+        for parameter in getattr(model, part).parameters():
+            assert parameter.requires_grad == (part in stage.rates) == (id(parameter) in learning)
+
+
+def test_a_stage_that_trains_nothing_that_exists():
+    with pytest.raises(ValueError, match="rates must name"):
+        Stage("x", "answer", {"encoder": 1e-3}, {"caption": 1}, steps=1)
+    with pytest.raises(ValueError, match="rates must name"):
+        Stage("x", "answer", {}, {"caption": 1}, steps=1)
+    with pytest.raises(ValueError, match=r"no stage 'sft'; there are start-llm, .*sft-2"):
+        stage_named("sft")
+
+
+def test_profiles_scale_steps_and_batches():
+    stage = Stage("x", "answer", {"llm": 1e-3}, {"caption": 1}, steps=400, batch=32)
+    fast = scaled(stage, PROFILES["fast"])
+    assert (fast.steps, fast.batch) == (2, 8)
+    assert scaled(stage, PROFILES["cpu"]) == stage
+
+
+# ---- the head start
+
+
+def test_start_is_the_same_every_time_and_leaves_the_config_alone():
+    one, two = start(nano, 3), start(nano, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+    assert one.config == nano
+
+
+def test_each_query_starts_at_its_own_part_of_the_picture():
+    """Where does a query look when all patches have the same features? Positions alone decide."""
+    resampler = start(nano).resampler
+    side = math.isqrt(nano.resampler.num_queries)
+    n = nano.slicing.scale_resolution // nano.slicing.patch_size
+    _, (weights,) = resampler.attend([torch.zeros(n * n, nano.vision.width)], [(n, n)])
+    looks = weights.mean(dim=0).reshape(side, side, n, n)
+    rows = (looks.sum(dim=3) * torch.arange(n)).sum(dim=2)  # the mean row of each query's look, (side, side)
+    cols = (looks.sum(dim=2) * torch.arange(n)).sum(dim=2)
+    assert (rows.diff(dim=0) > 0.2).all() and (cols.diff(dim=1) > 0.2).all()
+    best = looks.flatten(2).argmax(dim=2)  # and the patch that it likes best is one of its own
+    own = n // side
+    for row in range(side):
+        for col in range(side):
+            r, c = divmod(int(best[row, col]), n)
+            assert (r // own, c // own) == (row, col)
+
+
+def test_random_queries_all_look_everywhere():
+    """The control of the test above."""
+    resampler = MiniCPMV.seeded(nano).resampler
+    n = nano.slicing.scale_resolution // nano.slicing.patch_size
+    _, (weights,) = resampler.attend([torch.zeros(n * n, nano.vision.width)], [(n, n)])
+    rows = (weights.mean(dim=0).reshape(-1, n, n).sum(dim=2) * torch.arange(n)).sum(dim=1)
+    assert rows.max() - rows.min() < 1
+
+
+def test_visual_tokens_start_as_large_as_words():
+    model = start(nano)
+    n = nano.slicing.scale_resolution // nano.slicing.patch_size
+    tokens = model.resampler([torch.randn(n * n, nano.vision.width)], [(n, n)])
+    words = model.llm.get_input_embeddings().weight
+    assert 0.5 < tokens.std() / words.std() < 2
+
+
+def test_neighbors_have_similar_positions():
+    table = start(nano).vpm.embeddings.position_embedding.weight
+    side = nano.vision.table_side
+    assert torch.allclose(table, 0.3 * sincos_2d(nano.vision.width, side, side).flatten(0, 1))
+
+
+def test_the_parts_are_those_of_the_model():
+    assert [name for name, _ in MiniCPMV.seeded(nano).named_children()] == list(PARTS)

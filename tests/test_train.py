@@ -1,0 +1,260 @@
+"""The training loop: what is frozen stays, what learns gets better, the same seed gives the same weights."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minicpmv_ref import MiniCPMV, Processor, nano
+from minicpmv_ref.learn import train as trainer
+from minicpmv_ref.learn.contrast import Contrast
+from minicpmv_ref.learn.data import draw, spell
+from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
+from minicpmv_ref.learn.stages import PARTS, STAGES, Profile, stage_named, start
+from minicpmv_ref.learn.train import (
+    draw_samples,
+    held_out_loss,
+    objective_for,
+    plot,
+    rate_at,
+    run,
+    spelled_tokens,
+    train,
+)
+
+PROCESSOR = Processor.from_pretrained("nano")
+
+
+def short(name, steps=2, batch=3, **changes):
+    return replace(stage_named(name), steps=steps, batch=batch, **changes)
+
+
+def digest(module):
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
+
+
+@pytest.mark.parametrize("name", [stage.name for stage in STAGES])
+def test_what_is_frozen_does_not_change_and_the_rest_does(name):
+    model = start()
+    before = {part: digest(getattr(model, part)) for part in PARTS}
+    list(train(model, PROCESSOR, short(name), half_precision=False))
+    changed = {part for part in PARTS if digest(getattr(model, part)) != before[part]}
+    assert changed == set(stage_named(name).rates)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    one, two, other = start(), start(), start()
+    for model, seed in ((one, 1), (two, 1), (other, 2)):
+        losses = [step.loss for step in train(model, PROCESSOR, short("stage-3"), seed, half_precision=False)]
+        assert all(map(torch.isfinite, map(torch.tensor, losses)))
+    assert digest(one) == digest(two) != digest(other)
+
+
+@pytest.mark.parametrize("name", ["start-llm", "stage-1", "sft-1"])
+def test_the_loss_is_that_of_the_separate_samples(name):
+    """A step's loss equals the mean over supervised tokens of one sample at a time, padded by nobody."""
+    model, stage = start(), short(name, turns=2)
+    samples = [next(it) for it in [draw_samples(stage, 5, "train", 112)] for _ in range(4)]
+    objective = objective_for(model, PROCESSOR, stage)
+    with torch.no_grad():
+        loss, tokens, views = objective(samples, step=0)
+        total = count = length = 0
+        for sample in samples:
+            batch = objective.processor([sample.messages])
+            visual = spelled_tokens(model, PROCESSOR, [sample]) if name == "start-llm" else None
+            logits = model.llm(inputs_embeds=model.embed(batch, visual)).logits
+            labels = batch.labels[:, 1:]
+            total += torch.nn.functional.cross_entropy(logits[0, :-1], labels[0], ignore_index=-100, reduction="sum")
+            count += (labels != -100).sum()
+            length += batch.input_ids.shape[1]
+    assert loss.item() == pytest.approx((total / count).item(), rel=1e-5)
+    assert tokens == length
+    assert views == sum(len(PROCESSOR([s.messages]).images[0]) for s in samples)
+
+
+def test_half_resolution_is_one_small_view():
+    objective = objective_for(start(), PROCESSOR, stage_named("stage-1"))
+    batch = objective.processor([draw(0, "caption", scale=2).messages])
+    assert [tuple(view.shape) for view in batch.images[0]] == [(3, 56, 56)]
+
+
+def test_every_other_step_has_no_image_id():
+    objective = objective_for(start(), PROCESSOR, stage_named("stage-2"))
+    marker = PROCESSOR.tokenizer.convert_tokens_to_ids("<image_id>")
+    with_id, without = (objective.packed([draw(0), draw(1)], step)[0].input_ids for step in (0, 1))
+    assert (with_id == marker).sum() == 2 and (without == marker).sum() == 0
+
+
+def test_training_helps():
+    """Thirty steps of the LLM on one kind of question: held-out loss falls by a lot."""
+    model, stage = start(), short("start-llm", steps=30, batch=8, mixture={"caption": 1})
+    objective = objective_for(model, PROCESSOR, stage)
+    before = held_out_loss(objective, stage, n=16)
+    list(train(model, PROCESSOR, stage, objective=objective))
+    assert held_out_loss(objective, stage, n=16) < 0.5 * before
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step():
+    model = start()
+    with torch.no_grad():
+        model.resampler.query.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="stage-1, step 1: the loss is nan"):
+        list(train(model, PROCESSOR, short("stage-1")))
+
+
+def test_the_rate_rises_and_falls():
+    rates = [rate_at(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 3, rel=0.01) and max(rates) == rates[2] and rates[-1] < 0.03
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert all(0 < rate_at(0, steps) <= 1 for steps in (1, 2, 3))
+
+
+# ---- pictures in words
+
+
+def test_spelled_tokens_are_sums_of_embeddings():
+    model, sample = start(), draw(3, "caption")
+    tokens = spelled_tokens(model, PROCESSOR, [sample])
+    table, ids = model.llm.get_input_embeddings().weight, PROCESSOR.tokenizer
+    assert tokens.shape == (1, 16, nano.llm.hidden_size)
+    for slot, words in enumerate(spell(sample)[0]):
+        want = sum(table[ids(word, add_special_tokens=False).input_ids[0]] for word in words)
+        assert torch.allclose(tokens[0, slot], want)
+
+
+def test_gradients_reach_the_embeddings():
+    model = start()
+    spelled_tokens(model, PROCESSOR, [draw(3)]).sum().backward()
+    assert model.llm.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_the_spelling_says_what_the_document_says():
+    for seed in range(60):
+        sample = draw(seed, ["read", "crop", "lookup"][seed % 3])
+        said = "".join(word.strip() for view in spell(sample) for slot in view for word in slot if word != ".")
+        assert said == "".join(line.text.replace(" ", "") for line in sample.facts.lines)
+        assert len(spell(sample)) == len(PROCESSOR([sample.messages]).images[0])
+
+
+def test_what_cannot_be_spelled():
+    torn = next(s for s in (draw(i, "read", aligned=False) for i in range(50)) if _cut(s))
+    with pytest.raises(ValueError, match="aligned"):
+        spell(torn)
+    with pytest.raises(ValueError, match="112 or 224 pixels wide"):
+        spell(draw(0, scale=3))
+
+
+def _cut(sample):
+    try:
+        spell(sample)
+    except ValueError:
+        return True
+    return False
+
+
+# ---- SigLIP
+
+
+def test_the_contrast_is_a_yes_no_question_for_every_pair():
+    torch.manual_seed(0)
+    contrast = Contrast(start(), PROCESSOR.tokenizer)
+    samples = [draw(i) for i in range(3)] + [draw(0)]  # the last one is the first again: it matches both
+    with torch.no_grad():
+        image, text = contrast.vectors(samples)
+        loss = 0.0
+        for i in range(4):
+            for j in range(4):
+                yes = torch.sigmoid(image[i] @ text[j] * 10 - 10)
+                loss -= (yes if samples[i].key == samples[j].key else 1 - yes).log() / 4
+        assert contrast(samples).item() == pytest.approx(loss.item(), rel=1e-4)
+    assert image.norm(dim=1).tolist() == pytest.approx([1] * 4)
+    assert contrast.recall(samples[:1]) == 1
+
+
+# ---- grades
+
+
+def test_share_of_words():
+    assert share_of_words(["red star", "a b c"], ["red circle", "a b"]) == 3 / 4
+    assert share_of_words([""], ["one two"]) == 0
+
+
+def test_grades_of_a_model_that_knows_everything(monkeypatch):
+    by_heart, keep = {}, []
+
+    def key(content):  # picture and question; without a picture it is in no list
+        return id(content[0]), str(content[-1])
+
+    def know(model, processor, prompts, **options):
+        return [by_heart.get(key(prompt[0]["content"]), "") for prompt in prompts]
+
+    original = draw
+
+    def remember(*args, **options):
+        sample = original(*args, **options)
+        by_heart[key(sample.prompt[0]["content"])] = sample.answer
+        keep.append(sample)
+        return sample
+
+    monkeypatch.setattr("minicpmv_ref.learn.evaluate.draw", remember)
+    monkeypatch.setattr("minicpmv_ref.learn.evaluate.answers", know)
+    grades = evaluate(start(), PROCESSOR, n=3)
+    seeing = {name: share for name, share in grades.items() if "blind" not in name}
+    assert set(seeing.values()) == {1.0}
+    assert all(sample.held_out for sample in keep)
+
+
+def test_answers_are_those_of_chat():
+    model = start()
+    samples = [draw(i, kind) for i, kind in enumerate(["question", "caption", "read"])]
+    together = answers(model, PROCESSOR, [s.prompt for s in samples], max_new_tokens=5)
+    alone = [model.chat(s.prompt, PROCESSOR, max_new_tokens=5).strip() for s in samples]
+    assert together == alone
+
+
+# ---- the whole run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    lines = []
+    tiny = Profile(steps=1e-9, batch=1e-9, grades=1)
+    model = run(folder, tiny, PROCESSOR, report=lines.append, progress=False)
+    return folder, tiny, model, lines
+
+
+def test_each_stage_leaves_a_checkpoint_metrics_and_grades(finished):
+    folder, _, model, _ = finished
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for stage in STAGES:
+        MiniCPMV.from_pretrained(folder / stage.name)
+        steps = [row["step"] for row in rows if row["stage"] == stage.name and "loss" in row]
+        assert steps == [1, 2]
+        assert ("grades" in [row for row in rows if row["stage"] == stage.name][-1]) == (stage.objective == "answer")
+    last = MiniCPMV.from_pretrained(folder / "sft-2")
+    assert digest(last) == digest(model)
+    assert plot(folder).stat().st_size > 1000
+
+
+def test_a_finished_run_is_loaded_and_a_cut_one_goes_on(finished, tmp_path):
+    folder, tiny, model, _ = finished
+    (folder / "sft-2" / "model.safetensors").rename(tmp_path / "kept")
+    lines = []
+    again = run(folder, tiny, PROCESSOR, report=lines.append, progress=False)
+    assert [line.split(":")[0] for line in lines if "done before" in line] == [s.name for s in STAGES[:-1]]
+    assert digest(again) == digest(model)  # the same seed, and the stage before it from its file
+
+
+def test_one_stage_alone_needs_the_one_before(tmp_path):
+    with pytest.raises(FileNotFoundError, match="stage-2 starts from start-llm"):
+        run(tmp_path, Profile(1e-9, 1e-9, grades=1), PROCESSOR, only="stage-2", report=lambda line: None)
+    with pytest.raises(ValueError, match="no stage 'stage-9'"):
+        run(tmp_path, Profile(1e-9, 1e-9, grades=1), PROCESSOR, only="stage-9")
+
+
+def test_bfloat16_is_only_used_where_it_is_fast(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert trainer.fast_bfloat16(torch.device("cpu")) is False
