@@ -1,0 +1,439 @@
+"""Direct preference optimization: make the better of two answers likelier than it was, relative to the worse one.
+
+A pair is one prompt with two answers. The model reads the prompt once, and both answers behind it, in one row:
+
+    prompt  chosen  rejected        both answers continue the prompt's positions, and neither sees the other
+
+So the prompt, visual tokens and all, is read once for both. Vision tower and resampler stay frozen: pictures are
+encoded once for all epochs. So is the reference: log-probabilities of the model before training, not a second model.
+Left out: trainable vision, LoRA, averaged or weighted log-probabilities, other losses.
+n pairs, B pairs of a batch, T tokens of a row, P of its prompt, A of an answer, V vocabulary.
+
+Three parts: 1. the loss, from logits   2. pairs as the model reads them   3. training
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from ..model import MiniCPMV
+from ..processor import Batch, Processor
+
+# ---- 1. The loss, from logits
+
+
+def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Score every supervised token: the logarithm of the probability that the model gave to it.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T), -100 where unsupervised, not shifted: `logits[:, t]` judges `labels[:, t + 1]`.
+
+    Returns:
+        Tensor (B, T - 1), at least float32: 0 where nothing is supervised.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> logits = torch.zeros(1, 3, 4)  # four tokens, equally likely
+        >>> token_logps(logits, torch.tensor([[-100, -100, 2]])).exp()
+        tensor([[1.0000, 0.2500]])
+
+    Source: RLHF-V/RLAIF-V, muffin/eval/muffin_inference_logp.py, get_batch_logps.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != labels.shape:
+        raise ValueError(f"logits must be (B, T, V) and labels (B, T), got {(*logits.shape,)} and {(*labels.shape,)}")
+    return _logps(logits[:, :-1], labels[:, 1:])
+
+
+def _logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`logits[..., t, :]` judges `targets[..., t]`."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Cross-entropy is the negative log-probability, and 0 where it ignores; the (B, T, V) log-softmax is not kept.
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
+    return -losses.view(targets.shape)
+
+
+def sequence_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Score every answer: the sum over its tokens, so a longer answer is less likely. Nothing is averaged.
+
+    Args:
+        logits, labels: as for `token_logps`.
+
+    Returns:
+        Tensor (B,), at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or a row without a supervised token.
+
+    Example:
+        >>> logits = torch.zeros(1, 4, 10)
+        >>> bool(torch.isclose(sequence_logps(logits, torch.tensor([[-100, -100, 3, 5]])), torch.tensor(0.01).log()))
+        True
+
+    Source: RLHF-V/RLAIF-V, get_batch_logps with dpo_use_average False.
+    """
+    logps = token_logps(logits, labels)
+    empty = (labels[:, 1:] == -100).all(dim=1).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"rows {empty} have no supervised token, so there is no answer to score")
+    return logps.sum(dim=1)
+
+
+def dpo_loss(
+    policy_chosen: torch.Tensor,
+    policy_rejected: torch.Tensor,
+    reference_chosen: torch.Tensor,
+    reference_rejected: torch.Tensor,
+    beta: float = 0.1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compare how far the policy has moved from the reference on both answers: -log sigmoid(margin of the rewards).
+
+    Args:
+        policy_chosen, policy_rejected: (B,) log-probabilities of the answers under the model that learns.
+        reference_chosen, reference_rejected: (B,) the same under the model before training.
+        beta: how much moving away from the reference counts; a small one lets the policy move far.
+
+    Returns:
+        (mean loss, chosen rewards (B,), rejected rewards (B,)); the rewards carry no gradient.
+
+    Raises:
+        ValueError: shapes that differ, a beta that is not above 0, a loss that is not finite.
+
+    Example:
+        >>> logps = torch.tensor([-5.0, -9.0])
+        >>> loss, chosen, rejected = dpo_loss(logps, logps - 1, logps, logps - 1)  # policy and reference agree
+        >>> round(loss.item(), 4), chosen.tolist()
+        (0.6931, [0.0, 0.0])
+
+    Source: Rafailov et al., Direct Preference Optimization (2023), equation 7; RLHF-V/RLAIF-V, trainers.py.
+    """
+    shapes = {tuple(x.shape) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)}
+    if len(shapes) != 1 or len(policy_chosen.shape) != 1:
+        raise ValueError(f"all four log-probabilities must have one shape (B,), got {sorted(shapes)}")
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta must be a number above 0, got {beta}")
+    chosen = beta * (policy_chosen - reference_chosen)
+    rejected = beta * (policy_rejected - reference_rejected)
+    loss = -F.logsigmoid(chosen - rejected).mean()
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss is {loss.item()}: a log-probability is infinite or not a number, or B is 0")
+    return loss, chosen.detach(), rejected.detach()
+
+
+# ---- 2. Pairs as the model reads them
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt. Pairs of one picture should share the prompt object: it is encoded once then."""
+
+    prompt: list[dict]  # a conversation that ends with the user, pictures included
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A Pair in numbers."""
+
+    prompt: torch.Tensor  # (P,) token ids
+    chosen: torch.Tensor  # (A,) token ids, the end token included
+    rejected: torch.Tensor
+    bounds: torch.Tensor  # (views, 2): where the slots of each view stand in the prompt
+    plans: list  # a SlicePlan for each image
+    visual: torch.Tensor  # (views, Q, D)
+
+
+@torch.no_grad()
+def prepare(model: MiniCPMV, processor: Processor, pairs: Sequence[Pair]) -> list[Prepared]:
+    """Tokenize pairs and encode their pictures, each once.
+
+    Args:
+        model, processor: as everywhere.
+        pairs: what to learn from.
+
+    Returns:
+        A list of Prepared, in the order of the pairs, on the model's device.
+
+    Raises:
+        ValueError: an empty answer, two identical answers, an answer that begins or ends with white space (it would
+            melt into the header before it), or what the Processor refuses.
+
+    Example:
+        >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+        >>> pair = Pair([{"role": "user", "content": "Is there a star?"}], "yes", "no")
+        >>> [prepared] = prepare(model, processor, [pair])
+        >>> processor.tokenizer.decode(prepared.chosen)
+        'yes<|im_end|>'
+    """
+    prepared, encoded = [], {}
+    for number, pair in enumerate(pairs):
+        for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if not answer or answer != answer.strip():
+                raise ValueError(f"pair {number}: the {name} answer is empty or not stripped: {answer!r}")
+        if pair.chosen == pair.rejected:
+            raise ValueError(f"pair {number}: both answers are {pair.chosen!r}, so there is nothing to prefer")
+        chats = [[*pair.prompt, {"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+        batch = processor(chats).to(model.llm.device)
+        (prompt, chosen), (again, rejected) = (_split(batch, row) for row in range(2))
+        if not torch.equal(prompt, again):
+            raise ValueError(f"pair {number}: its answers change the tokens of the prompt before them")
+        if id(pair.prompt) not in encoded:
+            encoded[id(pair.prompt)] = model.encode_images(batch.images[0], batch.patch_grids[0])
+        bounds = batch.image_bounds[0] - (batch.attention_mask[0] == 0).sum().cpu()  # without the padding
+        visual = encoded[id(pair.prompt)]
+        prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], visual))
+    return prepared
+
+
+def _split(batch: Batch, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of the prompt, and of the last answer behind it."""
+    judged = (batch.labels[row] != -100).nonzero()[:, 0].tolist()
+    start = end = judged[-1]
+    while start - 1 in judged:  # earlier answers of the conversation belong to the prompt
+        start -= 1
+    begin = int((batch.attention_mask[row] == 0).sum())
+    return batch.input_ids[row, begin:start], batch.input_ids[row, start : end + 1]
+
+
+@dataclass
+class PairBatch(Batch):
+    """Rows of prompt, chosen, rejected, padding.
+
+    attention_mask: bool (B, 1, T, T), True where a token may look.
+    labels: (2, B, A), chosen first: the answers' tokens, -100 behind them. Not aligned with input_ids.
+    images, patch_grids: empty; `visual` holds their tokens.
+    """
+
+    visual: torch.Tensor  # (views of all prompts, Q, D)
+    judges: torch.Tensor  # for each token of labels that is not -100: who predicts it, counted through all rows
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> PairBatch:
+        """Move all tensors to a device; `dtype` changes the visual tokens only."""
+        visual, judges = self.visual.to(device=device, dtype=dtype), self.judges.to(device)
+        return replace(super().to(device), visual=visual, judges=judges)
+
+
+def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
+    """Lay each pair out in one row.
+
+    Args:
+        pairs: from `prepare`.
+        pad_id: any token; nothing looks at it.
+
+    Returns:
+        A PairBatch, as wide as its longest pair.
+
+    Raises:
+        ValueError: no pairs.
+
+    Example:
+        >>> none = torch.zeros(0, 2, dtype=torch.long), [], torch.zeros(0, 16, 256)
+        >>> batch = pair_batch([Prepared(torch.tensor([7, 8]), torch.tensor([3]), torch.tensor([4, 5]), *none)])
+        >>> batch.input_ids.tolist(), batch.position_ids.tolist()
+        ([[7, 8, 3, 4, 5]], [[0, 1, 2, 2, 3]])
+        >>> batch.attention_mask[0, 0].int()[3].tolist()  # the first rejected token: the prompt and itself
+        [1, 1, 0, 1, 0]
+        >>> batch.judges.tolist()  # 8 predicts 3 and 4; 4 predicts 5
+        [1, 1, 3]
+    """
+    if not pairs:
+        raise ValueError("a batch needs at least one pair")
+    device = pairs[0].prompt.device
+    width = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    longest = max(len(answer) for pair in pairs for answer in (pair.chosen, pair.rejected))
+    ids = torch.full((len(pairs), width), pad_id, device=device)
+    positions, part = torch.zeros_like(ids), torch.full_like(ids, 3)  # parts: 0 prompt, 1 chosen, 2 rejected, 3 padding
+    labels = torch.full((2, len(pairs), longest), -100, device=device)
+    judges = [], []
+    for row, pair in enumerate(pairs):
+        p, c, r = len(pair.prompt), len(pair.chosen), len(pair.rejected)
+        ids[row, : p + c + r] = torch.cat([pair.prompt, pair.chosen, pair.rejected])
+        for number, (start, end) in enumerate([(0, p), (p, p + c), (p + c, p + c + r)]):
+            part[row, start:end] = number
+            begin = p if number else 0  # both answers continue the prompt
+            positions[row, start:end] = torch.arange(begin, begin + end - start, device=device)
+        labels[0, row, :c], labels[1, row, :r] = pair.chosen, pair.rejected
+        last = row * width + p - 1  # the prompt's last token judges the first token of both answers
+        judges[0].extend(range(last, last + c))
+        judges[1].extend([last, *range(last + c + 1, last + c + r)])
+    seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])  # the prompt, and one's own answer
+    return PairBatch(
+        input_ids=ids,
+        attention_mask=seen.tril()[:, None],
+        position_ids=positions,
+        labels=labels,
+        images=[],
+        patch_grids=[],
+        image_bounds=[pair.bounds for pair in pairs],
+        plans=[pair.plans for pair in pairs],
+        stop_ids=(),
+        pad_id=pad_id,
+        visual=torch.cat([pair.visual for pair in pairs]),
+        judges=torch.tensor(judges[0] + judges[1], device=device),
+    )
+
+
+def pair_logps(model: MiniCPMV, batch: PairBatch) -> torch.Tensor:
+    """Score every token of both answers of every pair, in one pass. The LM head runs on their judges only.
+
+    Args:
+        model: a MiniCPMV.
+        batch: from `pair_batch`.
+
+    Returns:
+        Tensor (2, B, A): chosen, rejected; 0 behind an answer. Sum over the last axis for `dpo_loss`.
+
+    Raises:
+        ValueError: slots and visual tokens that do not match.
+
+    Example:
+        >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+        >>> question = [{"role": "user", "content": "Is there a star?"}]
+        >>> pairs = prepare(model, processor, [Pair(question, "yes", "no, there is none")])
+        >>> pair_logps(model, pair_batch(pairs)).shape
+        torch.Size([2, 1, 7])
+    """
+    hidden = model.llm.model(
+        inputs_embeds=model.embed(batch, batch.visual),
+        attention_mask=batch.attention_mask,  # transformers passes a 4-D mask on as it is
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    logits = model.llm.lm_head(rearrange(hidden, "b t d -> (b t) d")[batch.judges])
+    answered = batch.labels != -100
+    logps = _logps(logits / model.config.llm.logits_divisor, batch.labels[answered])
+    return logps.new_zeros(batch.labels.shape).masked_scatter(answered, logps)
+
+
+# ---- 3. Training
+
+
+@torch.no_grad()
+def reference_logps(model: MiniCPMV, pairs: Sequence[Prepared], batch_size: int = 32) -> torch.Tensor:
+    """Score all pairs once, before training: the reference that `train_dpo` compares with.
+
+    Args:
+        model: the model before training.
+        pairs: from `prepare`.
+        batch_size: pairs in one pass.
+
+    Returns:
+        Tensor (2, n): chosen, rejected.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    if not pairs:
+        raise ValueError("there are no pairs to score")
+    batches = (pair_batch(pairs[i : i + batch_size]) for i in range(0, len(pairs), batch_size))
+    return torch.cat([pair_logps(model, batch).sum(dim=2) for batch in batches], dim=1)
+
+
+def train_dpo(
+    model: MiniCPMV,
+    pairs: Sequence[Prepared],
+    *,
+    steps: int,
+    batch_size: int = 16,
+    lr: float = 3e-5,
+    beta: float = 0.1,
+    seed: int = 0,
+    reference: torch.Tensor | None = None,
+) -> list[dict[str, float]]:
+    """Train the language model on pairs. The vision tower and the resampler are not touched.
+
+    AdamW with weight decay 0.01, 5 % warm-up, then a cosine to 0, gradients clipped to norm 1, as in the public recipe.
+
+    Args:
+        model: a MiniCPMV; changed in place.
+        pairs: from `prepare`, with this model.
+        steps: optimizer steps; epochs follow each other, shuffled.
+        batch_size: pairs in one step.
+        lr: the highest learning rate.
+        beta: of `dpo_loss`.
+        seed: of the shuffling.
+        reference: (2, n) from `reference_logps`; None scores the model as it comes.
+
+    Returns:
+        For each step: loss, margin (mean of chosen minus rejected reward), accuracy (share of pairs with a positive
+        margin), chosen and rejected (mean log-probabilities).
+
+    Raises:
+        ValueError: no pairs, a reference of other pairs, steps or batch_size below 1, an impossible lr or beta.
+
+    Example:
+        >>> from minicpmv_ref import nano
+        >>> model, processor = MiniCPMV.seeded(nano), Processor.from_pretrained("nano")
+        >>> question = [{"role": "user", "content": "Is there a star?"}]
+        >>> history = train_dpo(model, prepare(model, processor, [Pair(question, "yes", "no")]), steps=5, lr=1e-3)
+        >>> round(history[0]["loss"], 3), history[-1]["loss"] < 0.6
+        (0.693, True)
+
+    Source: RLHF-V/RLAIF-V, script/train/llava15_train.sh, which trains all parameters with lr 5e-7. What was trained
+        for MiniCPM-V itself, and how, is not published.
+    """
+    if steps < 1 or batch_size < 1 or not 0 < lr < math.inf:
+        raise ValueError(f"steps and batch_size must be at least 1 and lr above 0, got {steps=}, {batch_size=}, {lr=}")
+    reference = reference_logps(model, pairs) if reference is None else reference
+    if tuple(reference.shape) != (2, len(pairs)):
+        raise ValueError(f"the reference of {len(pairs)} pairs is (2, {len(pairs)}), got {tuple(reference.shape)}")
+    optimizer = torch.optim.AdamW(model.llm.parameters(), lr=lr, weight_decay=0.01)
+    warmup = max(1, round(0.05 * steps))
+    rng, queue, history = random.Random(seed), [], []
+    for step in range(steps):
+        if step < warmup:
+            rate = lr * (step + 1) / warmup
+        else:
+            rate = lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        while len(queue) < min(batch_size, len(pairs)):
+            queue += rng.sample(range(len(pairs)), len(pairs))
+        chosen, queue = queue[:batch_size], queue[batch_size:]
+        batch = pair_batch([pairs[i] for i in chosen])
+        history.append(dpo_step(model, optimizer, batch, reference[:, chosen], beta))
+    return history
+
+
+def dpo_step(
+    model: MiniCPMV,
+    optimizer: torch.optim.Optimizer,
+    batch: PairBatch,
+    reference: torch.Tensor,
+    beta: float = 0.1,
+) -> dict[str, float]:
+    """Take one step.
+
+    Args:
+        model, optimizer: what learns, and how.
+        batch: from `pair_batch`.
+        reference: (2, B), this batch's part of `reference_logps`.
+        beta: of `dpo_loss`.
+
+    Returns:
+        The figures of the step, see `train_dpo`.
+
+    Raises:
+        ValueError: as `dpo_loss`; the model is as before then.
+    """
+    policy = pair_logps(model, batch).sum(dim=2)
+    loss, chosen, rejected = dpo_loss(*policy, *reference, beta)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    figures = torch.stack(
+        [loss.detach(), (chosen - rejected).mean(), (chosen > rejected).to(loss).mean(), *policy.mean(1)]
+    )
+    return dict(zip(("loss", "margin", "accuracy", "chosen", "rejected"), figures.tolist()))
