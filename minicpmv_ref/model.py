@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import nn
 
 from .checkpoint import WEIGHTS, read_tensors, write_checkpoint
-from .config import LLMConfig, MiniCPMVConfig, find_folder, read_config
+from .config import BUNDLED, LLMConfig, MiniCPMVConfig, find_folder, read_config
 from .processor import Batch, Processor, check_slots
 from .resampler import Resampler
 from .vision import VisionTransformer
@@ -56,7 +56,8 @@ class MiniCPMV(nn.Module):
         """Load config and weights from a folder, in the files' dtype.
 
         Args:
-            path: one of our folders, a published one (2.0, 2.5, 2.6), or "nano", the course's own model.
+            path: one of our folders, a published one (2.0, 2.5, 2.6), or "nano", the course's own model. The course's
+                checkpoints are stored in bfloat16 and come as float32: not every CPU multiplies bfloat16.
 
         Returns:
             The model, in evaluation mode. As long as "nano" has no weight file, its weights are seeded random numbers
@@ -86,6 +87,8 @@ class MiniCPMV(nn.Module):
         model.llm.model.rotary_emb = type(rotary)(config=model.llm.config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name != "resampler.pos_embed")  # 2.0's is frozen
+        if folder.parent == BUNDLED:  # small models, for machines that may not know bfloat16
+            model.float()
         return model.eval()
 
     @classmethod

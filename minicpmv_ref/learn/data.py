@@ -286,13 +286,16 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
         >>> draw(1, "caption").answer
         'green square top right, yellow square bottom left.'
         >>> board = spell(draw(1, "caption"))[0]
-        >>> board[0], board[3], board[12]  # three of the four corners
-        (('.',), (' green', ' square'), (' yellow', ' square'))
+        >>> board[0], board[3]  # the corners of the first row
+        (('.',), (' green', ' square', ' top', ' right'))
     """
     empty: Slot = (".",)
     facts = sample.facts
     if isinstance(facts, Scene):  # each place of the 2 x 2 board is 2 x 2 of the 16 slots
-        at = {thing.place: (f" {thing.color}", f" {thing.shape}") for thing in facts.things}
+        at = {
+            t.place: (f" {t.color}", f" {t.shape}", *(f" {word}" for word in PLACES[t.place].split()))
+            for t in facts.things
+        }
         board = [at.get(row // 2 * 2 + col // 2, empty) for row in range(4) for col in range(4)]
         if sample.image.width not in (view, 2 * view):
             raise ValueError(

@@ -65,7 +65,7 @@ STAGES = (
         "spelled",
         {"llm": 1.5e-3},
         {"caption": 1, "long": 0.5, "question": 4, "talk": 3, "crop": 1, "find": 1, "read": 0.7, "lookup": 0.5},
-        steps=4500,
+        steps=2800,
         batch=16,
         turns=8,
         large=0.05,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import write_checkpoint
@@ -181,10 +182,12 @@ def spelled_tokens(model: MiniCPMV, processor: Processor, samples: Sequence[Samp
     split = [word for word, tokens in ids.items() if len(tokens) != 1]
     if split:
         raise ValueError(f"these words are not single tokens of the tokenizer: {split}")
-    first = torch.tensor([ids[slot[0]][0] for slot in slots], device=table.weight.device)
-    second = torch.tensor([ids[slot[-1]][0] for slot in slots], device=table.weight.device)
-    two = torch.tensor([float(len(slot) == 2) for slot in slots], device=table.weight.device)
-    return (table(first) + table(second) * two[:, None]).unflatten(0, (-1, 16))
+    tokens, ends = [], [0]
+    for slot in slots:
+        tokens += [ids[word][0] for word in slot]
+        ends.append(len(tokens))
+    tokens, starts = (torch.tensor(x, device=table.weight.device) for x in (tokens, ends[:-1]))
+    return F.embedding_bag(tokens, table.weight, starts, mode="sum").unflatten(0, (-1, 16))
 
 
 class _Contrast(Contrast):
