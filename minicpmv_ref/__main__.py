@@ -125,8 +125,7 @@ def ask(args):
                 yield int(token)
 
         for piece in decode_stream(watched(), processor.tokenizer, batch.stop_ids):
-            # A model may say anything; a terminal must not obey it.
-            print("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in piece), end="", flush=True)
+            print(printable(piece), end="", flush=True)
         watch.lap(f"LLM, {count - 1} more tokens")
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
@@ -151,6 +150,46 @@ def describe_plan(batch, config):
     return "\n".join(lines)
 
 
+# ---- training
+
+
+def train(args):
+    for module in ("torch", "transformers", "matplotlib"):
+        need(module, "training")
+    import torch
+
+    from .learn.stages import PROFILES
+    from .learn.train import plot, run
+    from .processor import Processor
+
+    folder = Path(args.out or Path("runs") / args.profile)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.threads is not None:
+        torch.set_num_threads(max(1, args.threads))
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"profile {args.profile}, seed {args.seed}, {machine}; everything is written to {folder}", flush=True)
+    try:
+        processor = Processor.from_pretrained("nano")
+        run(folder, PROFILES[args.profile], processor, args.stage, args.seed, device, report=report_line)
+        print(f"curves: {plot(folder)}")
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise CommandError(error) from error
+    except KeyboardInterrupt:
+        print(f"\nstopped; the stages that are finished lie in {folder}, and the same command goes on from there")
+        return 130
+
+
+def report_line(text):
+    from tqdm import tqdm
+
+    tqdm.write(text)  # print would tear the progress bar
+
+
+def printable(text):
+    """A model may say anything; a terminal must not obey it."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 class Stopwatch:
     """Seconds between laps, each under a name."""
 
@@ -164,6 +203,108 @@ class Stopwatch:
     def __str__(self):
         width = max(map(len, self.laps))
         return "\n".join(f"{name:<{width}}  {seconds * 1000:8.1f} ms" for name, seconds in self.laps.items())
+
+
+# ---- alignment
+
+
+def dpo(args):
+    for module in ("torch", "transformers", "matplotlib"):
+        need(module, "the alignment")
+    from dataclasses import replace
+
+    import torch
+
+    from .learn.align import PROFILES, align
+    from .model import MiniCPMV
+    from .processor import Processor
+
+    device = "cuda" if args.profile == "gpu" and torch.cuda.is_available() else "cpu"
+    folder = Path(args.folder) if args.folder else ROOT / "runs" / f"dpo-{args.profile}"
+    watch = Stopwatch()
+    try:
+        model, processor = (
+            MiniCPMV.from_pretrained(args.model).float().to(device),
+            Processor.from_pretrained(args.model),
+        )
+        labeler = args.labeler
+        if labeler not in ("truth", "self"):
+            judge = MiniCPMV.from_pretrained(labeler).float().to(device)
+            labeler = judge, Processor.from_pretrained(labeler)
+        config = replace(PROFILES[args.profile], seed=args.seed)
+        align(model, processor, config, labeler, folder, report=lambda line: print(line, flush=True))
+        processor.save_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    watch.lap("alignment")
+    print(f"\n{watch}\nreport and changed tensors are in {folder}")
+
+
+# ---- on the phone
+
+
+def export(args):
+    for module in ("torch", "transformers", "gguf"):
+        need(module, "the export")
+    from .deploy.gguf import export as write
+    from .model import MiniCPMV
+    from .processor import Processor
+
+    def show(name, done, total):
+        print(f"\r{done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {name:<40}", end="", flush=True)
+
+    start = time.monotonic()
+    try:
+        processor, model = Processor.from_pretrained(args.checkpoint), MiniCPMV.from_pretrained(args.checkpoint)
+        progress = show if sys.stdout.isatty() else None
+        paths = write(model, processor, args.folder, args.mixture, args.force, progress)
+    except FileExistsError as error:
+        raise CommandError(str(error).replace("force=True", "--force")) from error
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    if progress:
+        print(f"\r{'':<78}\r", end="")
+    for what, path in zip(("language model", "ViT and resampler"), paths):
+        print(f"{what:<17}  {path.stat().st_size / 1e6:10,.2f} MB  {path}")
+    print(f"in {time.monotonic() - start:.1f} s")
+
+
+def phone(args):
+    for module in ("torch", "transformers", "gguf"):
+        need(module, "the model")
+    from .checkpoint import WEIGHTS
+    from .config import find_folder
+    from .deploy import llamacpp
+    from .deploy.gguf import export as write
+    from .model import MiniCPMV
+    from .processor import Processor, load_image
+
+    if llamacpp.missing():
+        raise CommandError(
+            f"this runs the model in llama.cpp, which is not installed. Install it with\n{llamacpp.missing()}"
+        )
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        image = load_image(args.image)
+        processor, model = Processor.from_pretrained(args.model), MiniCPMV.from_pretrained(args.model)
+        processor([{"role": "user", "content": [image, args.question]}])  # refuses what cannot be asked
+        with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as folder:
+            llm, mmproj = write(model, processor, folder, args.mixture)
+            sizes = [path.stat().st_size / 1e6 for path in (llm, mmproj)]
+            prompt = llamacpp.prompt_text(args.question, processor)
+            said = llamacpp.run(llm, mmproj, [(prompt, image)], args.max_new_tokens, args.threads)[0]
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    print(f"files    {args.mixture}: language model {sizes[0]:,.2f} MB; ViT and resampler {sizes[1]:,.2f} MB")
+    visual = sum(map(len, said.visual))
+    print(f"prompt   {said.prompt_tokens} tokens, {visual} of them visual, in {said.prompt_seconds * 1000:,.1f} ms")
+    if args.model == "nano" and not (find_folder("nano") / WEIGHTS).exists():
+        print("The nano model is not trained yet: its weights are random numbers, and so is its answer.")
+    print(f"\nanswer: {printable(processor.tokenizer.decode(said.tokens, skip_special_tokens=True))}\n")
+    steps = len(said.tokens)
+    print(
+        f"decoding {steps} tokens in {said.answer_seconds * 1000:,.1f} ms: {steps / said.answer_seconds:,.0f} tokens/s"
+    )
 
 
 # ---- the tests
@@ -245,6 +386,7 @@ def option(*names, **settings):
     return names, settings
 
 
+MIXTURES = ("Q4_K_M", "Q8_0", "F16", "F32")
 COMMANDS = [  # (name, function, one line of help, *arguments); the first is the default
     (
         "course",
@@ -264,6 +406,47 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens of answer"),
         option("--temperature", type=float, default=0.0, help="0: the likeliest token (default); above 0: sampled"),
         option("--seed", type=int, default=0, help="of the sampling"),
+    ),
+    (
+        "train",
+        train,
+        "Train the nano model from random weights, stage by stage.",
+        option("--profile", choices=("fast", "cpu", "gpu"), default="fast", help="how long (default: fast, a minute)"),
+        option("--stage", metavar="NAME", help="this stage alone, from the one before it in the folder"),
+        option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE); finished stages are kept"),
+        option("--seed", type=int, default=0, help="of weights and samples"),
+        option("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one"),
+        option("--threads", type=int, metavar="N", help="CPU threads"),
+    ),
+    (
+        "dpo",
+        dpo,
+        "Align a model: sample answers, check their claims, train on pairs; prints figures before and after.",
+        option("--profile", choices=("fast", "cpu", "gpu"), default="fast", help="how much (default: fast, seconds)"),
+        option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
+        option("--labeler", default="truth", help='"truth" (default), "self", or a folder with a stronger model'),
+        option("--folder", help="where to write (default: runs/dpo-PROFILE); a run that was cut off is continued"),
+        option("--seed", type=int, default=0, help="of everything that is drawn"),
+    ),
+    (
+        "export",
+        export,
+        "Write a checkpoint as the two GGUF files that llama.cpp runs.",
+        option("checkpoint", metavar="CHECKPOINT", help='a checkpoint folder, or "nano"'),
+        option("folder", metavar="OUT", help="the folder for the files; made if it is missing"),
+        option("--mixture", choices=MIXTURES, default="Q4_K_M", help="of the language model (default: Q4_K_M)"),
+        option("--force", action="store_true", help="replace files that are there"),
+    ),
+    (
+        "phone",
+        phone,
+        "Ask a question as a phone would: the model becomes GGUF files, and llama.cpp answers.",
+        option("image", metavar="IMAGE", help="a picture file"),
+        option("question", metavar="QUESTION", help="your question, in quotes"),
+        option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
+        option("--mixture", choices=MIXTURES, default="Q4_K_M", help="of the language model (default: Q4_K_M)"),
+        option("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens of answer"),
+        option("--threads", type=int, default=1, metavar="N", help="of the CPU (default: 1)"),
     ),
     (
         "test",

@@ -15,7 +15,7 @@ for folder in (ROOT, ROOT / "tools"):
 
 # Tests with one of these marks may skip on your machine. Where CI is set, .ci/setup has installed what they
 # need, so a skip there is a failure. Never skip such a test at the top of its file: no report would carry its mark.
-MUST_RUN_IN_CI = {"browser"}
+MUST_RUN_IN_CI = {"browser", "llamacpp"}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,11 @@
 """A very small model of each version with lively weights, its processor, and pictures. For tests."""
 
+import json
+
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from minicpmv_ref import LLMConfig, MiniCPMV, MiniCPMVConfig, Processor, ResamplerConfig, SliceConfig, VisionConfig
 from minicpmv_ref.config import BUNDLED
@@ -39,8 +43,11 @@ def tiny_config(version: str, positions: int = 1024) -> MiniCPMVConfig:
 
 
 def tiny_model(version: str, seed: int = 0, positions: int = 1024) -> MiniCPMV:
+    return lively(MiniCPMV.seeded(tiny_config(version, positions)), seed)
+
+
+def lively(model: MiniCPMV, seed: int = 0) -> MiniCPMV:
     """With the usual initialization everything is near zero and mistakes hide, so weights are of unit gain here."""
-    model = MiniCPMV.seeded(tiny_config(version, positions))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -58,6 +65,45 @@ def tiny_model(version: str, seed: int = 0, positions: int = 1024) -> MiniCPMV:
 
 def tiny_processor(version: str, positions: int = 1024) -> Processor:
     return Processor(read_tokenizer(BUNDLED / "nano"), tiny_config(version, positions))
+
+
+def phone_config(family="llama", hidden=256, ff=512, layers=2, tied=True, version="2.6", **llm) -> MiniCPMVConfig:
+    """A small model that llama.cpp can run: resampler heads of 128, a 70 x 70 table, an MLP wider than the ViT."""
+    if family == "granite":
+        llm |= dict(scale_emb=12, scale_depth=1.4, dim_model_base=128)
+    return MiniCPMVConfig(
+        version,
+        VisionConfig(width=32, layers=2, heads=2, mlp_width=48),
+        ResamplerConfig(num_queries=4, width=hidden, kv_width=32, version=version),
+        LLMConfig(
+            family=family,
+            hidden_size=hidden,
+            intermediate_size=ff,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=1030,  # six more than the tokenizer has
+            tie_word_embeddings=tied,
+            rms_norm_eps=1e-5,
+            rope_theta=500000.0,
+            **llm,
+        ),
+        SliceConfig(scale_resolution=56),
+    )
+
+
+def phone_model(*args, seed=0, **kwargs) -> tuple[MiniCPMV, Processor]:
+    config = phone_config(*args, **kwargs)
+    return lively(MiniCPMV.seeded(config), seed), Processor(read_tokenizer(BUNDLED / "nano"), config)
+
+
+def with_tokenizer(change, config=None) -> Processor:
+    """The nano tokenizer with its JSON changed."""
+    data = json.loads((BUNDLED / "nano" / "tokenizer.json").read_text("utf-8"))
+    change(data)
+    special = dict(eos_token="<|im_end|>", unk_token="<unk>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(data)), **special)
+    return Processor(tokenizer, config or phone_config())
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

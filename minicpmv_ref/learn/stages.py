@@ -164,7 +164,7 @@ def start(config: MiniCPMVConfig = nano, seed: int = 0) -> MiniCPMV:
     1. Neighbors have similar positions: the ViT's table starts as sines and cosines, not as noise.
     2. The ViT's weights are three times as large. At the usual 0.02 and this width, every layer adds nearly nothing.
     3. Query i looks at its own part of the picture: it starts at the mean position of these patches, and queries and
-       keys are projected alike and large, so that equal things match. At random, all queries see the same average.
+       keys are projected alike, so that equal things match. At random, all queries see the same average.
     4. The LLM's weights start at 0.06 instead of 0.02, for the reason of 2; the resampler's output has their size.
 
     Args:
@@ -195,7 +195,7 @@ def start(config: MiniCPMVConfig = nano, seed: int = 0) -> MiniCPMV:
         positions = sincos_2d(config.resampler.width, patches, patches).permute(2, 0, 1)
         resampler.query.copy_(nn.functional.adaptive_avg_pool2d(positions, side).flatten(1).T)
         queries, keys, _ = resampler.attn.in_proj_weight.chunk(3)
-        queries.copy_(keys.mul_(3))
+        queries.copy_(keys)
         resampler.kv_proj.weight.mul_(5)
         resampler.proj.mul_(0.06)
     return model
