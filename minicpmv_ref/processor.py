@@ -136,7 +136,7 @@ class Processor:
         if max_slice_nums is not None:
             slicing = replace(slicing, max_slice_nums=max_slice_nums)
         pairs = zip(samples, image_lists, strict=True)
-        return self._collate([self._sample(sample, given, slicing, use_image_id) for sample, given in pairs])
+        return self.collate([self._sample(sample, given, slicing, use_image_id) for sample, given in pairs])
 
     def _sample(self, messages: list[dict], images, slicing: SliceConfig, use_image_id: bool) -> dict:
         if not isinstance(messages, list | tuple) or not all(isinstance(message, dict) for message in messages):
@@ -195,7 +195,8 @@ class Processor:
             plans=plans,
         )
 
-    def _collate(self, samples: list[dict]) -> Batch:
+    def collate(self, samples: list[dict]) -> Batch:
+        """Pad samples to one Batch; each is a dict of ids, labels, images, patch_grids, bounds and plans."""
         longest = max(len(s["ids"]) for s in samples)
         ids = torch.full((len(samples), longest), self.pad_id)
         labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)

@@ -363,7 +363,7 @@ def test_a_find_is_a_lookup_with_a_choice():
         assert len(lines) >= 2 and sample.facts.layout == "crop"
         asked = re.fullmatch(r"What number is right of (\w+)\?", sample.messages[0]["content"][1])[1]
         assert sample.answer == str(lines[asked])
-    with pytest.raises(ValueError, match="74 pixels"):
+    with pytest.raises(ValueError, match="84 pixels"):
         draw(0, "find", view=56)
 
 

@@ -22,7 +22,7 @@ PAPER = {
 
 def test_each_stage_trains_what_the_paper_says():
     assert {s.name: set(s.rates) for s in STAGES if s.name in PAPER} == PAPER
-    assert [s.name for s in STAGES] == ["start-llm", "start-vit", *PAPER]
+    assert [s.name for s in STAGES] == ["start-text", "start-vit", *PAPER]
 
 
 def test_only_stage_1_is_at_half_resolution_and_documents_come_with_stage_3():
@@ -49,7 +49,7 @@ def test_a_stage_that_trains_nothing_that_exists():
         Stage("x", "answer", {"encoder": 1e-3}, {"caption": 1}, steps=1)
     with pytest.raises(ValueError, match="rates must name"):
         Stage("x", "answer", {}, {"caption": 1}, steps=1)
-    with pytest.raises(ValueError, match=r"no stage 'sft'; there are start-llm, .*sft-2"):
+    with pytest.raises(ValueError, match=r"no stage 'sft'; there are start-text, .*sft-2"):
         stage_named("sft")
 
 

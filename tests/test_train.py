@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_weights():
     assert digest(one) == digest(two) != digest(other)
 
 
-@pytest.mark.parametrize("name", ["start-llm", "stage-1", "sft-1"])
+@pytest.mark.parametrize("name", ["start-text", "stage-1", "sft-1"])
 def test_the_loss_is_that_of_the_separate_samples(name):
     """A step's loss equals the mean over supervised tokens of one sample at a time, padded by nobody."""
     model, stage = start(), short(name, turns=2)
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_separate_samples(name):
         total = count = length = 0
         for sample in samples:
             batch = objective.processor([sample.messages])
-            visual = spelled_tokens(model, PROCESSOR, [sample]) if name == "start-llm" else None
+            visual = spelled_tokens(model, PROCESSOR, [sample]) if name == "start-text" else None
             logits = model.llm(inputs_embeds=model.embed(batch, visual)).logits
             labels = batch.labels[:, 1:]
             total += torch.nn.functional.cross_entropy(logits[0, :-1], labels[0], ignore_index=-100, reduction="sum")
@@ -89,7 +89,7 @@ def test_every_other_step_has_no_image_id():
 
 def test_training_helps():
     """Thirty steps of the LLM on one kind of question: held-out loss falls by a lot."""
-    model, stage = start(), short("start-llm", steps=30, batch=8, mixture={"caption": 1})
+    model, stage = start(), short("start-text", steps=30, batch=8, mixture={"caption": 1})
     objective = objective_for(model, PROCESSOR, stage)
     before = held_out_loss(objective, stage, n=16)
     list(train(model, PROCESSOR, stage, objective=objective))
@@ -249,7 +249,7 @@ def test_a_finished_run_is_loaded_and_a_cut_one_goes_on(finished, tmp_path):
 
 
 def test_one_stage_alone_needs_the_one_before(tmp_path):
-    with pytest.raises(FileNotFoundError, match="stage-2 starts from start-llm"):
+    with pytest.raises(FileNotFoundError, match="stage-2 starts from start-text"):
         run(tmp_path, Profile(1e-9, 1e-9, grades=1), PROCESSOR, only="stage-2", report=lambda line: None)
     with pytest.raises(ValueError, match="no stage 'stage-9'"):
         run(tmp_path, Profile(1e-9, 1e-9, grades=1), PROCESSOR, only="stage-9")

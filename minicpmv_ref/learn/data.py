@@ -38,8 +38,9 @@ LAYOUTS = {
 }
 CAP_HEIGHT = 0.729  # of DejaVu Sans Bold: height of a capital or a digit, in font sizes
 MOST_IN_OVERVIEW = 5.0  # pixels: no digit is taller in the overview of a document
-LINE = 37  # pixels from one line of a crop to the next
-FONT_SIZES = (14, 20)  # pixels in a slice, so digits are 10 to 15 pixels tall
+RULE = 28  # pixels from one ruled line of the paper to the next: two patches
+MARGIN = 7  # pixels to the left of an aligned line
+FONT_SIZES = (15, 18)  # pixels in a slice, so digits are 11 to 13 pixels tall
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def draw(
     _check("split", split, ("train", "test"))
     _check("language", language, tuple(LANGUAGES))
     _check("topic", topic, (None, *TOPICS))
-    if kind == "find" and view < 2 * LINE:
-        raise ValueError(f"a view needs {2 * LINE} pixels to hold the two lines of a find, got {view}")
+    if kind == "find" and view < 3 * RULE:  # two rules would do, but words are wide
+        raise ValueError(f"a view needs {3 * RULE} pixels to hold two lines of a word and a number, got {view}")
     rng = random.Random(f"{kind} {seed}")
     say = LANGUAGES[language]
     wanted = split == "test"
@@ -469,20 +470,20 @@ def _document(rng: random.Random, view: int, aligned: bool) -> Document:
     cells = sorted(rng.sample(cells, rng.randint(2, min(5, len(cells)))), key=lambda cell: (cell[1], cell[0]))
     words = rng.sample(WORDS, len(WORDS))
     form = "both" if layout == "receipt" else rng.choice(["word", "number", "both"])
+    spot = random.Random(rng.random())  # its own, so that the words do not depend on where they stand
     lines = []
     for number, (col, row) in enumerate(cells):
         line = _line(rng, words, form, font_size, view)
         w, h = measure(line.text, font_size)
         if aligned:
-            x = col * view + (view - w) / 2
-            y = row * view + (view - h) / 2
-            x, y = x + rng.uniform(-1, 1) * min(6, (view - w) / 2), y + rng.uniform(-1, 1) * min(6, (view - h) / 2)
+            x, y = _on_rule(spot, w, h, spot.randrange(view // RULE), view)
+            x, y = x + col * view, y + row * view
         elif rows == 1:  # a banner is read from left to right: each line has its own part of the width
             part = width / len(cells)
-            x, y = part * number + rng.uniform(0, max(0, part - w)), rng.uniform(0, height - h)
+            x, y = part * number + spot.uniform(0, max(0, part - w)), spot.uniform(0, height - h)
         else:  # the others from top to bottom: each line has its own part of the height
             part = height / len(cells)
-            x, y = rng.uniform(0, width - w), part * number + rng.uniform(0, max(0, part - h))
+            x, y = spot.uniform(0, width - w), part * number + spot.uniform(0, max(0, part - h))
         lines.append(Line(line.word, line.number, round(x), round(y)))
     return Document(layout, grid, size, font_size, tuple(lines))
 
@@ -490,17 +491,22 @@ def _document(rng: random.Random, view: int, aligned: bool) -> Document:
 def _crop(rng: random.Random, view: int) -> Document:
     font_size = rng.randint(*FONT_SIZES)
     words = rng.sample(WORDS, len(WORDS))
-    count = rng.choice([n for n in (1, 1, 1, 2, 2, 3) if n * LINE <= max(view, LINE)])  # a slice has one, mostly
+    rules = view // RULE
+    count = rng.choice([n for n in (1, 1, 1, 2, 2, 3) if n <= rules])  # a slice has one, mostly
     form = rng.choice(["word", "number", "both"])
     lines = []
-    for number in range(count):
+    for rule in sorted(rng.sample(range(rules), count)):
         line = _line(rng, words, form, font_size, view)
-        w, h = measure(line.text, font_size)
-        part = view / count
-        x = (view - w) / 2 + rng.uniform(-1, 1) * min(6, (view - w) / 2)
-        y = part * (number + 0.5) - h / 2 + rng.uniform(-1, 1) * min(6, max(0, part - h) / 2)
+        x, y = _on_rule(rng, *measure(line.text, font_size), rule, view)
         lines.append(Line(line.word, line.number, round(x), round(y)))
     return Document("crop", (1, 1), (view, view), font_size, tuple(lines))
+
+
+def _on_rule(rng: random.Random, width: int, height: int, rule: int, view: int) -> tuple[float, float]:
+    """Where a line of text stands in its cell: behind the margin, on a ruled line, a pixel off at most."""
+    x = min(MARGIN, (view - width) / 2) + rng.uniform(-1, 1)
+    y = (rule + 0.5) * RULE - height / 2 + rng.uniform(-1, 1)
+    return max(0, x), min(max(0, y), view - height)
 
 
 def _lookups(document: Document) -> list[Line]:

@@ -1,6 +1,7 @@
 """The schedule as data: which part learns in which stage, from what, for how long.
 
-    start-llm   the LLM learns to talk, from pictures that are spelled in words (the paper starts from a trained LLM)
+    start-text  the LLM learns to read and answer, from pictures that are spelled in words, as raw text
+    start-chat  the same as a conversation (the paper starts from an LLM that has both behind it)
     start-vit   the ViT learns to see, from pictures and captions that must match (the paper starts from SigLIP)
     stage-1     the resampler alone, at half resolution: it learns to speak to the LLM
     stage-2     the ViT alone, at full resolution: it learns to see details
@@ -33,7 +34,8 @@ class Stage:
     Args:
         name: of the stage and of the checkpoint that it leaves.
         objective: "answer" (predict the answers, as in every stage of the paper), "spelled" (the same, with pictures
-            spelled in words) or "contrast" (which caption belongs to which picture).
+            spelled in words), "raw" (that as raw text, without the chat template) or "contrast" (which caption belongs
+            to which picture).
         rates: the highest learning rate of each part that learns. A part that is not named is frozen.
         mixture: weight of each kind of sample, see `data.draw`.
         steps: optimizer steps.
@@ -61,34 +63,51 @@ class Stage:
 
 STAGES = (
     Stage(
-        "start-llm",
-        "spelled",
+        "start-text",
+        "raw",
         {"llm": 1.5e-3},
-        {"caption": 1, "long": 0.5, "question": 4, "talk": 3, "crop": 1, "find": 1, "read": 0.7, "lookup": 0.5},
-        steps=2800,
-        batch=16,
+        {"question": 4, "talk": 2, "caption": 0.5, "long": 0.5, "crop": 2, "find": 1.5, "read": 0.7, "lookup": 0.5},
+        steps=1800,
         turns=8,
         large=0.05,
     ),
+    Stage(
+        "start-chat",
+        "spelled",
+        {"llm": 6e-4},
+        {"question": 4, "talk": 2, "caption": 1, "long": 0.5, "crop": 1.5, "find": 1, "read": 0.7, "lookup": 0.5},
+        steps=700,
+        turns=4,
+        large=0.05,
+    ),
     Stage("start-vit", "contrast", {"vpm": 1e-3}, {"caption": 1, "crop": 2}, steps=6000, batch=64),
-    Stage("stage-1", "answer", {"resampler": 3e-3}, {"caption": 1}, steps=600, half=True),
-    Stage("stage-2", "answer", {"vpm": 5e-4}, {"caption": 1, "crop": 1}, steps=600),
-    Stage("stage-3", "answer", {"vpm": 5e-4, "resampler": 1e-3}, {"caption": 2, "crop": 3, "read": 3}, steps=800),
+    Stage("stage-1", "answer", {"resampler": 3e-3}, {"caption": 1}, steps=500, half=True),
+    Stage("stage-2", "answer", {"vpm": 1e-3}, {"caption": 1, "crop": 2}, steps=1000),
+    Stage(
+        "stage-3",
+        "answer",
+        {"vpm": 5e-4, "resampler": 1e-3},
+        {"caption": 2, "crop": 3, "read": 2},
+        steps=600,
+        large=0.1,
+    ),
     Stage(
         "sft-1",
         "answer",
-        {"vpm": 3e-4, "resampler": 5e-4, "llm": 5e-4},
-        {"question": 6, "lookup": 1, "read": 1, "crop": 1, "caption": 2},
-        steps=1200,
-        turns=4,
+        {"vpm": 3e-4, "resampler": 6e-4, "llm": 6e-4},
+        {"question": 5, "talk": 2, "lookup": 1, "find": 1, "read": 1.5, "crop": 1},
+        steps=900,
+        turns=6,
+        large=0.1,
     ),
     Stage(
         "sft-2",
         "answer",
-        {"vpm": 2e-4, "resampler": 3e-4, "llm": 3e-4},
-        {"question": 3, "lookup": 1, "read": 2, "crop": 1, "caption": 2, "long": 2},
-        steps=600,
-        turns=4,
+        {"vpm": 2e-4, "resampler": 4e-4, "llm": 4e-4},
+        {"question": 3, "talk": 2, "long": 1.5, "caption": 1, "read": 2, "lookup": 1},
+        steps=500,
+        turns=6,
+        large=0.1,
     ),
 )
 
@@ -111,7 +130,11 @@ class Profile:
     grades: int = 100
 
 
-PROFILES = {"fast": Profile(1 / 200, 1 / 4, grades=2), "cpu": Profile(1, 1), "gpu": Profile(2, 4, grades=400)}
+PROFILES = {
+    "fast": Profile(1 / 200, 1 / 4, grades=2),
+    "cpu": Profile(1, 1, grades=50),
+    "gpu": Profile(2, 4, grades=400),
+}
 
 
 def scaled(stage: Stage, profile: Profile) -> Stage:

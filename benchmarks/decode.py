@@ -1,0 +1,134 @@
+"""How fast are new tokens? The decoder of deploy/runtime.py against transformers' generate().
+
+    python benchmarks/decode.py --threads 2 --rounds 9
+
+Greedy, one conversation, 64 new tokens after a prompt of 32 or 512 embeddings, random weights, equal dtype and threads.
+transformers: LlamaForCausalLM.generate with its KV cache. MiniCPMV: the same LLM in this package's own loop.
+Runtime: the same loop with the decoder. Tokens are asserted equal first. Wall and CPU time come from the same runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import GenerationConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _timing import speedup, table
+
+from minicpmv_ref.config import nano
+from minicpmv_ref.deploy.runtime import Runtime
+from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.processor import Batch
+
+NEW = 64
+WIDE = dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=32000)
+SIZES = {
+    "nano": nano,
+    "768 x 12": replace(
+        nano,
+        resampler=replace(nano.resampler, width=768),
+        llm=replace(nano.llm, **WIDE, num_key_value_heads=4, tie_word_embeddings=False),
+    ),
+}
+
+
+def prompt(length: int, vocab: int) -> Batch:
+    """Text only, and nothing stops it."""
+    return Batch(
+        input_ids=torch.randint(0, vocab, (1, length)),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
+        position_ids=torch.arange(length)[None],
+        labels=torch.full((1, length), -100),
+        images=[[]],
+        patch_grids=[[]],
+        image_bounds=[torch.zeros(0, 2, dtype=torch.long)],
+        plans=[[]],
+        stop_ids=(),
+        pad_id=0,
+    )
+
+
+def candidates(model: MiniCPMV, batch: Batch) -> dict:
+    visual = torch.zeros(0, model.config.resampler.num_queries, model.config.llm.hidden_size)
+    embeddings = model.embed(batch, visual).detach()
+    greedy = GenerationConfig(
+        max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True
+    )
+    quick = Runtime(model)
+    return {
+        "transformers": lambda: model.llm.generate(
+            inputs_embeds=embeddings, attention_mask=batch.attention_mask, generation_config=greedy
+        ),
+        "MiniCPMV": lambda: model.generate(batch, NEW, visual=visual),
+        "Runtime": lambda: quick.generate(batch, NEW, visual=visual),
+    }
+
+
+def check(calls: dict, model: MiniCPMV, dtype: str) -> None:
+    """Equal tokens; in bfloat16, where likely tokens tie, equal logits up to its rounding."""
+    found = {name: run() for name, run in calls.items()}
+    if dtype == "float32":
+        assert all(torch.equal(tokens, found["transformers"]) for tokens in found.values())
+    ids = found["transformers"]
+    with torch.no_grad():
+        theirs, ours = model.llm(ids).logits.float(), Runtime(model).llm(ids).logits.float()
+    error = ((ours - theirs).norm() / theirs.norm()).item()
+    assert error < (1e-5 if dtype == "float32" else 5e-2), f"logits differ by {error}"
+
+
+def measure(calls: dict, rounds: int) -> tuple[dict, dict]:
+    """Milliseconds of every round, wall and CPU. Turns as in _timing.paired, with two clocks."""
+    wall, cpu = ({name: [] for name in calls} for _ in range(2))
+    for _ in range(rounds):
+        for name, run in calls.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            run()
+            wall[name].append(1000 * (time.perf_counter() - start))
+            cpu[name].append(1000 * (time.process_time() - start_cpu))
+    return wall, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    rows = []
+    for size, config in SIZES.items():
+        model = MiniCPMV.seeded(config)
+        with torch.no_grad():  # random weights of unit gain, so that tokens are not near ties
+            for p in model.llm.parameters():
+                if p.ndim == 2:
+                    p.normal_(std=p.shape[1] ** -0.5)
+        for dtype in ("float32", "bfloat16"):
+            model = model.to(getattr(torch, dtype))
+            for length in (32, 512):
+                calls = candidates(model, prompt(length, config.llm.vocab_size))
+                check(calls, model, dtype)  # also the untimed call of each
+                wall, cpu = measure(calls, args.rounds)
+                rows.append([size, dtype, str(length)])
+                rows[-1] += [f"{NEW * 1000 / median(wall[name]):.0f}" for name in calls]
+                for name in ("MiniCPMV", "Runtime"):
+                    ratios = (speedup(times["transformers"], times[name]) for times in (wall, cpu))
+                    rows[-1].append("{:.2f} ({:.2f})".format(*ratios))
+                print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds, {NEW} new tokens")
+    print("tokens per second; times faster than transformers' generate: wall time (CPU time)\n")
+    head = ["LLM", "dtype", "prompt", "transformers", "MiniCPMV", "Runtime"]
+    print(table([*head, "MiniCPMV / transformers", "Runtime / transformers"], rows))
+
+
+if __name__ == "__main__":
+    main()

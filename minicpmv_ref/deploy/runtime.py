@@ -1,0 +1,370 @@
+"""The language model once more, as small and quick as it gets: a decoder of its own, with plain or quantized weights.
+
+`Runtime` is a MiniCPMV whose LLM is a `Decoder`. In float it gives the answers of MiniCPMV.generate; with little to
+compute (small models, one conversation) it is about twice as fast, because it does less around the same products:
+three matrices become one, two become one, and the KV cache is there before the tokens come. With a mixture, weights
+stay in their blocks and are unpacked a few rows at a time, each time they are used: that shows how little memory an
+answer takes, and what quantization does to it. It is no fast way to run them: real engines multiply the blocks.
+Implements Llama, Qwen2 (biases) and MiniCPM-2.4B (three multipliers). Left out: training, sliding windows.
+S samples, T new tokens, N tokens in the cache, D width, H heads, G key-value heads, K head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import LLMConfig, MiniCPMVConfig
+from ..model import MiniCPMV
+from .gguf import llm_tensors, plan_mixture
+from .kquant import FORMATS, dequantize, quantize
+
+BITE = 1 << 20  # weights that are unpacked at a time: 4 MB
+
+
+class Runtime(MiniCPMV):
+    """A model for answers only: the same eyes, and a `Decoder` in place of the LLM.
+
+    Args:
+        model: a MiniCPMV, or a folder as for `MiniCPMV.from_pretrained`. Its ViT and resampler are shared, the weights
+            of its LLM are copied.
+        mixture: None keeps the weights as they are. A mixture of `plan_mixture`, for example "Q4_K_M", quantizes the
+            LLM's as `export` does; it then computes in float32.
+        activations: "float", or "int8" to round what meets a quantized matrix to 8 bits, as llama.cpp does.
+
+    Raises:
+        ValueError: an unknown mixture or kind of activations, "int8" without a mixture, weights that are not finite.
+        OSError: as `MiniCPMV.from_pretrained`.
+
+    Example:
+        >>> from minicpmv_ref import MiniCPMV, Processor
+        >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+        >>> batch = processor([{"role": "user", "content": "What is this?"}])
+        >>> bool((Runtime(model).generate(batch, 8) == model.generate(batch, 8)).all())
+        True
+
+    Source: this project; what it equals is `transformers`' LLM in MiniCPMV.generate, and llama.cpp's arithmetic.
+    """
+
+    def __init__(self, model: MiniCPMV | str | os.PathLike, mixture: str | None = None, activations: str = "float"):
+        nn.Module.__init__(self)
+        if not isinstance(model, MiniCPMV):
+            model = MiniCPMV.from_pretrained(model)
+        self.config, self.vpm, self.resampler = model.config, model.vpm, model.resampler
+        self.llm = Decoder(model.llm, model.config, mixture, activations)
+        self.eval()
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """A Runtime is made from a checkpoint and is none. Raises a TypeError."""
+        raise TypeError("a Runtime cannot be saved: save the MiniCPMV, or export it to GGUF")
+
+
+class Step(NamedTuple):
+    logits: torch.Tensor  # (S, T or 1, V)
+    past_key_values: Cache
+
+
+class _Layer(NamedTuple):
+    attention_norm: torch.Tensor  # (D,)
+    qkv: Matrix  # D -> (H + 2 G) K
+    out: Matrix  # H K -> D
+    mlp_norm: torch.Tensor  # (D,)
+    gate_up: Matrix  # D -> 2 F
+    down: Matrix  # F -> D
+
+
+class Decoder:
+    """A Llama-family decoder for inference, called as `transformers`' LLMs are.
+
+    Args:
+        llm: a LlamaForCausalLM, Qwen2ForCausalLM or GraniteForCausalLM, as built by `build_llm`.
+        config: the MiniCPMVConfig it belongs to.
+        mixture, activations: as in `Runtime`.
+
+    Source: transformers, modeling_llama.py, modeling_qwen2.py and modeling_granite.py.
+    """
+
+    def __init__(self, llm: nn.Module, config: MiniCPMVConfig, mixture: str | None = None, activations: str = "float"):
+        if activations not in ("float", "int8"):
+            raise ValueError(f'activations must be "float" or "int8", got {activations!r}')
+        if activations == "int8" and mixture is None:
+            raise ValueError('activations="int8" needs a mixture: int8 is what meets quantized weights')
+        self.cfg = config.llm
+        self.device = llm.device
+        self.dtype = llm.dtype if mixture is None else torch.float32
+        kinds = plan_mixture(config, mixture).kinds if mixture else {}
+        state = {f"llm.{key}": tensor for key, tensor in llm.state_dict().items()}
+        sources = llm_tensors(self.cfg)
+
+        def vector(name):
+            return state[sources[name].key].to(self.dtype, copy=True)
+
+        def matrix(*names):
+            names = [name for name in names if f"{name}.weight" in sources]
+            weights = [state[sources[f"{name}.weight"].key] for name in names]
+            biases = [vector(f"{name}.bias") for name in names if f"{name}.bias" in sources]
+            bias = torch.cat(biases) if biases else None
+            if mixture is None:
+                return Matrix(torch.cat(weights), bias)
+            return Blocks([(kinds[f"{name}.weight"], w) for name, w in zip(names, weights)], bias, activations)
+
+        self.embeddings = matrix("token_embd")
+        self.layers = []
+        for i in range(self.cfg.num_hidden_layers):
+            blk = f"blk.{i}."
+            self.layers.append(
+                _Layer(
+                    vector(blk + "attn_norm.weight"),
+                    matrix(*(blk + "attn_" + part for part in "qkv")),
+                    matrix(blk + "attn_output"),
+                    vector(blk + "ffn_norm.weight"),
+                    matrix(blk + "ffn_gate", blk + "ffn_up"),
+                    matrix(blk + "ffn_down"),
+                )
+            )
+        self.norm = vector("output_norm.weight")
+        self.head = self.embeddings if self.cfg.tie_word_embeddings else matrix("output")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        held = [self.embeddings, self.norm, *(part for layer in self.layers for part in layer)]
+        return sum(part.nbytes for part in held) + (0 if self.head is self.embeddings else self.head.nbytes)
+
+    def get_input_embeddings(self):
+        """A function from ids to embeddings."""
+        return self.embeddings.look_up
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+    ) -> Step:
+        """Run some tokens.
+
+        Args:
+            input_ids (S, T) or inputs_embeds (S, T, D): the new tokens.
+            attention_mask: (S, N + T), 0 where a token is padding; None: there is none.
+            position_ids: (S, T); None: they count on from the cache.
+            past_key_values: what the last call returned; None: a new conversation.
+            use_cache: ignored; the cache is always there.
+            logits_to_keep: for so many last tokens; 0: for all.
+
+        Returns:
+            An object with `.logits` (S, T, V) and `.past_key_values`. The cache is written in place.
+
+        Raises:
+            ValueError: more tokens than the model has positions.
+        """
+        cfg = self.cfg
+        x = self.embeddings.look_up(input_ids) if inputs_embeds is None else inputs_embeds  # (S, T, D)
+        samples, count = x.shape[:2]
+        cache = past_key_values or Cache(cfg, samples, count + 256, x)
+        start = cache.length
+        cache.grow(count)
+        if position_ids is None:
+            position_ids = torch.arange(start, cache.length, device=x.device).expand(samples, count)
+        turn = cache.cosines[position_ids], cache.sines[position_ids]  # (S, T, 1, K) each
+        mask = _visible(attention_mask, start, count, x)
+        if cfg.embedding_multiplier != 1:
+            x = x * cfg.embedding_multiplier
+
+        for i, layer in enumerate(self.layers):
+            seen = self._attend(layer, self._normed(x, layer.attention_norm), turn, cache, i, start, mask)
+            x = torch.add(x, seen, alpha=cfg.residual_multiplier)
+            gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
+            x = torch.add(x, layer.down(F.silu(gate) * up), alpha=cfg.residual_multiplier)
+
+        logits = self.head(self._normed(x[:, -logits_to_keep:], self.norm))
+        return Step(logits / cfg.logits_divisor if cfg.logits_divisor != 1 else logits, cache)
+
+    def _normed(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, gain.shape, gain, self.cfg.rms_norm_eps)
+
+    def _attend(self, layer: _Layer, x, turn, cache: Cache, i: int, start: int, mask) -> torch.Tensor:
+        """Grouped-query attention: (S, T, D) -> (S, T, D). Plain views: einops would take longer than the products."""
+        heads, groups = self.cfg.num_attention_heads, self.cfg.num_key_value_heads
+        qkv = layer.qkv(x).unflatten(-1, (heads + 2 * groups, -1))  # (S, T, H + 2 G, K)
+        qk, v = qkv[:, :, :-groups], qkv[:, :, -groups:]
+        # Rotary positions: channel k and its partner half a head away turn as a pair. The sines carry the sign.
+        qk = torch.addcmul(qk * turn[0], qk.roll(qk.shape[-1] // 2, dims=-1), turn[1])
+        keys, values = cache.write(i, start, qk[:, :, heads:], v)  # (S, G, N, K) each
+        if x.shape[1] == 1:
+            # The heads of a group stand where queries do, so that no key is repeated for them.
+            q = qk[:, 0, :heads].unflatten(1, (groups, -1))  # (S, G, H / G, K)
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            return layer.out(out.flatten(1)[:, None])
+        q = qk[:, :, :heads].transpose(1, 2)  # (S, H, T, K)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return layer.out(out.transpose(1, 2).flatten(2))
+
+
+def _visible(attention_mask, start: int, count: int, x: torch.Tensor) -> torch.Tensor | None:
+    """Which token may look at which, bool (S, 1, T, N + T); None: at all before it, the plain case."""
+    if attention_mask is not None and attention_mask.all():
+        attention_mask = None
+    if attention_mask is None and (count == 1 or start == 0):
+        return None
+    rows = torch.arange(start, start + count, device=x.device)[:, None]
+    columns = torch.arange(start + count, device=x.device)
+    mask = (columns <= rows)[None, None]
+    if attention_mask is not None:
+        mask = mask & attention_mask.bool()[:, None, None]  # padding looks at nothing; SDPA gives it zeros
+    return mask
+
+
+class Cache:
+    """Keys and values of all tokens so far, allocated before they come; and the rotary positions of as many tokens."""
+
+    def __init__(self, cfg: LLMConfig, samples: int, room: int, like: torch.Tensor):
+        self.cfg, self.length = cfg, 0
+        self.store = like.new_empty(cfg.num_hidden_layers, 2, samples, cfg.num_key_value_heads, 0, cfg.head_width)
+        self._resize(min(room, cfg.max_position_embeddings))
+
+    def grow(self, count: int) -> None:
+        """Count new tokens, and double the room when they no longer fit. Raises a ValueError beyond all positions."""
+        most, room = self.cfg.max_position_embeddings, self.store.shape[4]
+        if self.length + count > most:
+            raise ValueError(f"the model has {most} positions, but {self.length + count} tokens came")
+        self.length += count
+        if self.length > room:
+            self._resize(min(max(self.length, 2 * room), most))
+
+    def write(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor):
+        """Store new (S, T, G, K) keys and values; return all of the layer's, (S, G, N + T, K) each, without copying."""
+        both = self.store[layer]
+        both[0, :, :, start : self.length] = keys.transpose(1, 2)
+        both[1, :, :, start : self.length] = values.transpose(1, 2)
+        return both[0, :, :, : self.length], both[1, :, :, : self.length]
+
+    def _resize(self, room: int) -> None:
+        old = self.store
+        self.store = old.new_empty(*old.shape[:4], room, old.shape[5])
+        self.store[..., : old.shape[4], :] = old
+        half = torch.arange(0, old.shape[5], 2, device=old.device) / old.shape[5]
+        angles = torch.arange(room, device=old.device)[:, None] * self.cfg.rope_theta**-half  # (room, K / 2)
+        cosines, sines = angles.cos()[:, None], angles.sin()[:, None]
+        self.cosines = torch.cat([cosines, cosines], dim=-1).to(old.dtype)  # (room, 1, K)
+        self.sines = torch.cat([-sines, sines], dim=-1).to(old.dtype)
+
+
+class Matrix:
+    """A plain matrix (rows, cols) with its bias; several matrices that meet the same input are stacked into one."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        # One token in float32 on a CPU: matrix times vector, read column by column, is up to twice as fast.
+        self.by_column = weight.is_cpu and weight.dtype == torch.float32
+        self.weight = weight.T.contiguous().T if self.by_column else weight
+        self.bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_column and x.shape[:-1].numel() == 1:
+            y = self.weight.mv(x.flatten()) if self.bias is None else self.bias.addmv(self.weight, x.flatten())
+            return y.expand(*x.shape[:-1], -1)
+        return F.linear(x, self.weight, self.bias)
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.weight[ids]
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+class Blocks:
+    """A matrix that stays quantized. Rows are unpacked when they are needed, used, and forgotten."""
+
+    def __init__(self, parts: list[tuple[str, torch.Tensor]], bias: torch.Tensor | None, activations: str):
+        self.bias, self.activations, self.device = bias, activations, parts[0][1].device
+        self.cols = parts[0][1].shape[1]
+        self.parts = [(kind, _pack(weight, kind)) for kind, weight in parts]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        products = []
+        rounded = {}  # parts of one matrix may want their input rounded in different ways
+        for kind, packed in self.parts:
+            way = ROUNDING.get(kind, "float") if self.activations == "int8" else "float"
+            if way not in rounded:
+                rounded[way] = round_activations(x, way)
+            step = max(1, BITE // self.cols)
+            for first in range(0, len(packed), step):
+                products.append(F.linear(rounded[way], self._unpack(kind, packed[first : first + step])))
+        y = torch.cat(products, dim=-1)
+        return y if self.bias is None else y + self.bias
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        ((kind, packed),) = self.parts
+        return self._unpack(kind, packed[ids.flatten().cpu().numpy()]).unflatten(0, ids.shape)
+
+    def _unpack(self, kind: str, packed: np.ndarray) -> torch.Tensor:
+        rows = dequantize(packed, kind, self.cols) if kind in FORMATS else packed.astype(np.float32)
+        return torch.from_numpy(rows).to(self.device)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(packed.nbytes for _, packed in self.parts) + (0 if self.bias is None else self.bias.nbytes)
+
+
+def _pack(weight: torch.Tensor, kind: str) -> np.ndarray:
+    """A tensor as a file would hold it. A few rows at a time, so that it is never float32 as a whole."""
+    parts = []
+    for rows in weight.split(max(1, BITE // weight.shape[1])):
+        rows = rows.float().cpu().numpy()
+        parts.append(
+            quantize(rows, kind) if kind in FORMATS else rows.astype(np.float16 if kind == "F16" else np.float32)
+        )
+    return np.concatenate(parts)
+
+
+# How llama.cpp rounds what meets a matrix of a kind (float matrices in float32 meet it as it is).
+ROUNDING = {"Q4_K": "Q8_K", "Q5_K": "Q8_K", "Q6_K": "Q8_K", "Q8_0": "Q8_0", "Q5_0": "Q8_0", "F16": "F16"}
+
+
+def round_activations(x: torch.Tensor, way: str) -> torch.Tensor:
+    """Round activations as llama.cpp does before it multiplies them with quantized weights ("W4A8").
+
+    Q8_K: blocks of 256 share one float32 scale; the largest becomes -127 or 127. Q8_0: blocks of 32, a float16 scale.
+
+    Args:
+        x: (..., cols) float32; cols a multiple of the block.
+        way: "Q8_K", "Q8_0", "F16" or "float" (unchanged).
+
+    Returns:
+        A tensor of the same shape, float32: the numbers that the rounded ones stand for.
+
+    Raises:
+        ValueError: an unknown way, or columns that do not fill whole blocks.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 256)
+        >>> round((round_activations(x, "Q8_K") - x).abs().max().item(), 4)  # half of 1 / 127
+        0.0039
+
+    Source: ggml, ggml-quants.c, quantize_row_q8_K_ref, and quantize_row_q8_0 of ggml-cpu for x86-64.
+    """
+    if way == "float":
+        return x
+    if way == "F16":
+        return x.half().float()
+    if way not in ("Q8_K", "Q8_0"):
+        raise ValueError(f"way must be one of Q8_K, Q8_0, F16, float, got {way!r}")
+    block = 256 if way == "Q8_K" else 32
+    if x.shape[-1] % block:
+        raise ValueError(f"{way} takes columns in blocks of {block}, got {x.shape[-1]}")
+    x = x.unflatten(-1, (-1, block))
+    most = x.abs().amax(dim=-1, keepdim=True)
+    safe = torch.where(most == 0, 1, most)  # a block of zeros stays one
+    per_unit = torch.full_like(safe, 127) / safe  # NOTE 127 / safe would multiply by a rounded inverse
+    unit = (most / 127).half().float() if way == "Q8_0" else 1 / per_unit
+    return (torch.round(x * per_unit) * unit).flatten(-2)
