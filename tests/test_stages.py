@@ -22,7 +22,7 @@ PAPER = {
 
 def test_each_stage_trains_what_the_paper_says():
     assert {s.name: set(s.rates) for s in STAGES if s.name in PAPER} == PAPER
-    assert [s.name for s in STAGES] == ["start-text", "start-vit", *PAPER]
+    assert [s.name for s in STAGES] == ["start-text", "start-chat", "start-vit", *PAPER]
 
 
 def test_only_stage_1_is_at_half_resolution_and_documents_come_with_stage_3():

@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_weights():
     assert digest(one) == digest(two) != digest(other)
 
 
-@pytest.mark.parametrize("name", ["start-text", "stage-1", "sft-1"])
+@pytest.mark.parametrize("name", ["start-chat", "stage-1", "sft-1"])
 def test_the_loss_is_that_of_the_separate_samples(name):
     """A step's loss equals the mean over supervised tokens of one sample at a time, padded by nobody."""
     model, stage = start(), short(name, turns=2)
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_separate_samples(name):
         total = count = length = 0
         for sample in samples:
             batch = objective.processor([sample.messages])
-            visual = spelled_tokens(model, PROCESSOR, [sample]) if name == "start-text" else None
+            visual = spelled_tokens(model, PROCESSOR, [sample]) if name == "start-chat" else None
             logits = model.llm(inputs_embeds=model.embed(batch, visual)).logits
             labels = batch.labels[:, 1:]
             total += torch.nn.functional.cross_entropy(logits[0, :-1], labels[0], ignore_index=-100, reduction="sum")
@@ -72,6 +72,33 @@ def test_the_loss_is_that_of_the_separate_samples(name):
     assert loss.item() == pytest.approx((total / count).item(), rel=1e-5)
     assert tokens == length
     assert views == sum(len(PROCESSOR([s.messages]).images[0]) for s in samples)
+
+
+def test_raw_text_is_one_line_for_a_question_and_its_answer():
+    model, stage = start(), short("start-text", turns=2)
+    objective = objective_for(model, PROCESSOR, stage)
+    sample = draw(0, "question", turns=2)
+    packed, _ = objective.packed([sample], step=0)
+    (one, yes), (two, no) = zip(
+        [m["content"] for m in sample.messages[::2]], [m["content"] for m in sample.messages[1::2]]
+    )
+    slots = "<image_id>0</image_id><image>" + "<unk>" * 16 + "</image>"
+    assert PROCESSOR.tokenizer.decode(packed.input_ids[0]) == f"{slots}\n{one[1]} {yes}\n{two} {no}\n"
+    supervised = packed.labels[0][packed.labels[0] != -100]
+    assert PROCESSOR.tokenizer.decode(supervised) == f" {yes} {no}"
+
+
+def test_raw_samples_do_not_see_each_other():
+    model, stage = start(), short("start-text", turns=2)
+    objective = objective_for(model, PROCESSOR, stage)
+    samples = [draw(0, "question", turns=2), draw(1, "talk"), draw(2, "read")]
+    with torch.no_grad():
+        loss, tokens, views = objective(samples, step=1)
+        alone = [objective([sample], step=1) for sample in samples]
+        weights = [(objective.packed([sample], 1)[0].labels != -100).sum().item() for sample in samples]
+    mean = sum(w * one[0].item() for w, one in zip(weights, alone)) / sum(weights)
+    assert loss.item() == pytest.approx(mean, rel=1e-5)
+    assert (tokens, views) == (sum(one[1] for one in alone), sum(one[2] for one in alone))
 
 
 def test_half_resolution_is_one_small_view():
