@@ -19,6 +19,7 @@ import torch
 from minicpmv_ref import best_grid, plan_slices
 from minicpmv_ref.course import check
 from minicpmv_ref.course.check import Case, same, verdict
+from minicpmv_ref.deploy.memory import estimate
 from minicpmv_ref.positions import sincos_2d
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -181,6 +182,49 @@ def keeps_the_opening_marker(bounds, most):
     return next((start for start, end in bounds if start - 1 < most <= end), most)
 
 
+# lesson 05
+
+
+def forgets_that_numbers_have_two_bytes(config, budget):
+    llm = config.llm
+    return budget // (2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width)
+
+
+def divides_without_rounding(config, budget):
+    llm = config.llm
+    return budget / (4 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width)
+
+
+def forgets_the_float16_numbers(weights, level, small, small_bits, floats):
+    return level + small * small_bits / weights
+
+
+def takes_small_numbers_per_weight(weights, level, small, small_bits, floats):
+    return level + small_bits + 16 * floats / weights
+
+
+def adds_everything(eyes, language, seen, read, cache):
+    return eyes + language + max(seen, read + cache)
+
+
+def forgets_the_cache(eyes, language, seen, read, cache):
+    return max(eyes + seen, language + read)
+
+
+def counts_the_parameters_only(config, memory):
+    return int(memory // (4 * estimate(config).weights))
+
+
+def takes_the_first_that_does_not_fit(config, memory):
+    batch = 1
+    while estimate(config, training=True, batch=batch).total <= memory:
+        batch += 1
+    return batch
+
+
+# lesson 06
+
+
 def cuts_into_pictures(lengths, capacity, shortest):
     return in_order_by(lengths, capacity, shortest=[1] * len(lengths))
 
@@ -227,6 +271,144 @@ def forgets_the_last_sample(positions):
     return [starts[n + 1] - starts[n] for n in range(len(starts) - 1)]
 
 
+def forgets_the_second_float(weights, group, level_bits, scale_bits, has_low):
+    return (weights * level_bits + (1 + has_low) * weights // group * scale_bits + 16) / weights
+
+
+def forgets_the_lows(weights, group, level_bits, scale_bits, has_low):
+    return (weights * level_bits + weights // group * scale_bits + 16) / weights
+
+
+def fits_unweighted(x, w, levels):
+    scale, low = np.polyfit(levels, x, 1)
+    return (scale, low) if low <= 0 else (np.dot(levels, x) / np.dot(levels, levels), 0.0)
+
+
+def weighs_twice(x, w, levels):  # polyfit squares its weights
+    scale, low = np.polyfit(levels, x, 1, w=w)
+    return (scale, low) if low <= 0 else (np.dot(np.square(w) * levels, x) / np.dot(np.square(w) * levels, levels), 0.0)
+
+
+def allows_a_low_above_zero(x, w, levels):
+    return tuple(np.polyfit(levels, x, 1, w=np.sqrt(w)))
+
+
+def clips_the_low_only(x, w, levels):
+    scale, low = np.polyfit(levels, x, 1, w=np.sqrt(w))
+    return scale, min(low, 0.0)
+
+
+def ignores_the_corners(packed):
+    low, high = [byte & 15 for byte in packed[8:]], [byte >> 4 for byte in packed[8:]]
+    return [byte & 63 for byte in packed[:4]] + low, [byte & 63 for byte in packed[4:8]] + high
+
+
+def swaps_scales_and_lows(packed):
+    low = [packed[8 + j] & 15 | packed[j] >> 6 << 4 for j in range(4)]
+    high = [packed[8 + j] >> 4 | packed[4 + j] >> 6 << 4 for j in range(4)]
+    return [byte & 63 for byte in packed[:4]] + high, [byte & 63 for byte in packed[4:8]] + low
+
+
+def puts_the_corners_below(packed):
+    low = [(packed[8 + j] & 15) << 2 | packed[j] >> 6 for j in range(4)]
+    high = [packed[8 + j] >> 4 << 2 | packed[4 + j] >> 6 for j in range(4)]
+    return [byte & 63 for byte in packed[:4]] + low, [byte & 63 for byte in packed[4:8]] + high
+
+
+def counts_thirds_from_zero(n):
+    return [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or i % 3 == 2]
+
+
+def rounds_the_last_eighth_first(n):
+    return [i for i in range(n) if i < n // 8 or i >= 7 * (n // 8) or (i - n // 8) % 3 == 2]
+
+
+def divides_without_a_floor(n):
+    return [i for i in range(n) if i < n / 8 or i >= 7 * n / 8 or (i - n // 8) % 3 == 2]
+
+
+# lesson 07
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+# lesson 10
+
+
+def reads_the_highest_byte_first(data):
+    if data[:4] != b"GGUF" or len(data) < 24:
+        return None
+    return tuple(int.from_bytes(data[a:b], "big") for a, b in ((4, 8), (8, 16), (16, 24)))
+
+
+def takes_four_bytes_each(data):
+    if data[:4] != b"GGUF" or len(data) < 24:
+        return None
+    return tuple(int.from_bytes(data[a : a + 4], "little") for a in (4, 8, 12))
+
+
+def trusts_every_file(data):
+    return tuple(int.from_bytes(data[a:b], "little") for a, b in ((4, 8), (8, 16), (16, 24)))
+
+
+def adds_both_working_memories(memory, eyes, language, seeing, reading):
+    if eyes + language + seeing + reading <= memory:
+        return "together"
+    return "in turns" if max(eyes + seeing, language + reading) <= memory else "not at all"
+
+
+def looks_at_weights_only(memory, eyes, language, seeing, reading):
+    if eyes + language <= memory:
+        return "together"
+    return "in turns" if max(eyes, language) <= memory else "not at all"
+
+
+def always_takes_turns(memory, eyes, language, seeing, reading):
+    return "in turns" if max(eyes + seeing, language + reading) <= memory else "not at all"
+
+
+def reads_weights_only(bandwidth, weights, tokens, a_token):
+    return bandwidth / weights
+
+
+def gives_seconds(bandwidth, weights, tokens, a_token):
+    return (weights + tokens * a_token) / bandwidth
+
+
+def divides_zero_by_zero(x):
+    scale = max(abs(v) for v in x) / 127
+    return [round(v / scale) for v in x], scale
+
+
+def cuts_decimals(x):
+    scale = max(abs(v) for v in x) / 127
+    return [int(v / scale) if scale else 0 for v in x], scale
+
+
+def looks_for_the_largest_only(x):
+    scale = max(x) / 127
+    return [round(v / scale) if scale else 0 for v in x], scale
+
+
+def has_128_steps(x):
+    scale = max(abs(v) for v in x) / 128
+    return [round(v / scale) if scale else 0 for v in x], scale
+
+
 WRONG = {  # checker: wrong answers
     "picture_bytes": [forgets_the_values, counts_all_heads],
     "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
@@ -244,9 +426,21 @@ WRONG = {  # checker: wrong answers
     "image_tokens": [forgets_the_markers, newline_after_every_row],
     "fixed_layout": [keeps_the_last_newline, as_in_2_5],
     "safe_length": [forgets_the_closing_marker, keeps_the_opening_marker],
+    "cache_tokens": [forgets_that_numbers_have_two_bytes, divides_without_rounding],
+    "block_bits": [forgets_the_float16_numbers, takes_small_numbers_per_weight],
+    "peak_in_turns": [adds_everything, forgets_the_cache],
+    "largest_batch": [counts_the_parameters_only, takes_the_first_that_does_not_fit],
     "in_order": [cuts_into_pictures, never_cuts, wants_more_than_it_needs],
     "packed_labels": [only_joins, drops_the_last_label, drops_the_first_of_the_row_only],
     "samples_of": [waits_for_a_fall, forgets_the_last_sample],
+    "bits_per_weight": [forgets_the_second_float, forgets_the_lows],
+    "best_line": [fits_unweighted, weighs_twice, allows_a_low_above_zero, clips_the_low_only],
+    "six_bits": [ignores_the_corners, swaps_scales_and_lows, puts_the_corners_below],
+    "richer_layers": [counts_thirds_from_zero, rounds_the_last_eighth_first, divides_without_a_floor],
+    "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
+    "way_to_load": [adds_both_working_memories, looks_at_weights_only, always_takes_turns],
+    "tokens_per_second": [reads_weights_only, gives_seconds],
+    "to_int8": [divides_zero_by_zero, cuts_decimals, looks_for_the_largest_only, has_128_steps],
 }
 
 

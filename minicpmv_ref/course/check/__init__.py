@@ -9,4 +9,7 @@ from .slicing import *  # noqa: F403
 from .vision import *  # noqa: F403
 from .resampler import *  # noqa: F403
 from .language import *  # noqa: F403
+from .memory import *  # noqa: F403
 from .packing import *  # noqa: F403
+from .q4k import *  # noqa: F403
+from .phone import *  # noqa: F403

@@ -1,0 +1,140 @@
+"""Lesson 05: what lives in memory at which moment, and which device has room for it."""
+
+from minicpmv_ref.config import PRESETS
+from minicpmv_ref.deploy.memory import DEVICES, DTYPES, estimate, fits, parameters
+
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, WIDTH, YELLOW, Canvas, text_width
+
+MEMORY_COLORS = {  # from the ground up: what is always there comes first
+    "weights": BLUE,
+    "optimizer": SKY,
+    "gradients": ORANGE,
+    "vision": GREEN,
+    "activations": YELLOW,
+    "kv_cache": PURPLE,
+}
+BAR_LEFT, BAR_RIGHT = 106, WIDTH - 16  # where the bars begin and end
+
+
+def plan_memory(preset: str, weights: str, training: bool, recompute: bool, batch: int, slices: int, text: int):
+    """What the panel's controls mean: (Estimate, arguments of `estimate` that were used).
+
+    Args:
+        preset: a name of PRESETS.
+        weights: a dtype, or a mixture. Quantized weights cannot be trained: then 16 bits are taken.
+        training: a step of AdamW instead of an answer.
+        recompute: activation checkpointing.
+        batch: samples.
+        slices: of the one picture of each.
+        text: tokens of text and answer; fewer where the model has no more positions.
+    """
+    config = PRESETS[preset]
+    quantized = weights not in DTYPES
+    given = {
+        "training": training,
+        "dtype": "bfloat16" if quantized else weights,
+        "batch": batch,
+        "slices": slices,
+        "tokens": min((1 + slices) * config.resampler.num_queries + text, config.llm.max_position_embeddings),
+        "mixture": weights if quantized and not training else None,
+        "checkpointing": training and recompute,
+    }
+    return estimate(config, **given), given
+
+
+def in_bytes(count: float) -> str:
+    """16.2 GB, 51.4 MB, 7 kB; 1 GB is 10^9 bytes."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def memory_bars(preset: str, **controls) -> Canvas:
+    """One bar for each moment, stacked by part, against lines of what a device has for a model; the formulas below."""
+    need, given = plan_memory(preset, **controls)
+    canvas, most = Canvas(WIDTH, 366), 1.06 * need.total
+    scale = (BAR_RIGHT - BAR_LEFT) / most
+    tallest = 64 + 40 * len(need.moments)
+    ends = [-99, -99]  # of the labels in the two lines of text above the bars
+    for name, (size, share) in sorted(DEVICES.items(), key=lambda item: item[1][0] * item[1][1]):
+        x, label = BAR_LEFT + size * share * scale, f"{name.split()[2]} {name.split()[0]}"
+        if x > BAR_RIGHT:
+            continue
+        canvas.path([(x, 58), (x, tallest)], GRAY, 1)
+        half = text_width(label, 14) / 2
+        row = next((row for row in (1, 0) if x - half > ends[row] + 6), None)
+        if row is not None and x + half < WIDTH:
+            canvas.text(x, (36, 54)[row], label, 14, GRAY, "middle")
+            ends[row] = x + half
+    for place, (moment, parts) in enumerate(need.moments.items()):
+        x, y = BAR_LEFT, 66 + 40 * place
+        full = moment == need.fullest
+        canvas.text(BAR_LEFT - 8, y + 20, moment, align="right", bold=full)
+        for part in MEMORY_COLORS:
+            if part in parts:
+                wide = parts[part] * scale
+                canvas.rect(
+                    x, y, wide, 30, MEMORY_COLORS[part], title=f"{moment}, {_plain(part)}: {in_bytes(parts[part])}"
+                )
+                x += wide
+        canvas.rect(BAR_LEFT, y, x - BAR_LEFT, 30, stroke=INK if full else GRAY, line=2 if full else 1)
+
+    x, used = 8, {part for parts in need.moments.values() for part in parts}
+    for part, color in MEMORY_COLORS.items():
+        if part in used:
+            canvas.rect(x, 200, 14, 14, color, GRAY)
+            canvas.text(x + 19, 213, _plain(part), 14)
+            x += 32 + text_width(_plain(part), 14)
+    canvas.text(8, 20, f"{in_bytes(need.total)} in the fullest moment, “{need.fullest}”", bold=True)
+    for line, formula in enumerate(_formulas(preset, need, given)):
+        canvas.text(8, 242 + 23 * line, formula, 14)
+
+    x = 8
+    for kind, title in (("phone", "phones"), ("GPU", "GPUs")):
+        canvas.text(x, 354, title)
+        x += text_width(title) + 10
+        for name in DEVICES:
+            if name.endswith(kind):
+                fit = fits(need, name)
+                canvas.rect(x, 336, 56, 26, GREEN if fit else "white", GREEN if fit else RED, 2)
+                canvas.text(
+                    x + 28, 354, name.removesuffix(f" {kind}"), 14, "white" if fit else RED, "middle", bold=True
+                )
+                x += 62
+        x += 14
+    return canvas
+
+
+def _plain(part: str) -> str:
+    return "KV cache" if part == "kv_cache" else part
+
+
+def _formulas(preset, need, given):
+    """The numbers of this state, put into the formulas."""
+    config = PRESETS[preset]
+    llm, size = config.llm, DTYPES[given["dtype"]]
+    if given["mixture"]:
+        from minicpmv_ref.deploy.gguf import plan_mixture
+
+        words = plan_mixture(config, given["mixture"]).total_bytes
+        eyes = need.weights - words
+        yield f"weights: LLM in {given['mixture']} {in_bytes(words)} + ViT, resampler in 16 bits {in_bytes(eyes)}"
+    else:
+        yield f"weights: {sum(parameters(config).values()):,} parameters x {size} B = {in_bytes(need.weights)}"
+    if given["training"]:
+        each = f"weights, gradients and AdamW’s two: 4 x {size} B a parameter"
+        yield f"{each} = {in_bytes(need.weights + need.gradients + need.optimizer)}"
+        kept = "each layer's input, and one layer" if given["checkpointing"] else "all that the way back needs"
+        yield f"the LLM keeps {kept}: {in_bytes(need.activations)} for {given['batch']} x {given['tokens']:,} tokens"
+    else:
+        heads = f"{llm.num_hidden_layers} layers x {llm.num_key_value_heads} heads x {llm.head_width}"
+        tokens = f"{given['batch']} x {given['tokens']:,} tokens"
+        yield f"KV cache: 2 x {heads} x {tokens} x {size} B = {in_bytes(need.kv_cache)}"
+        views = given["batch"] * (1 + given["slices"])
+        what = f"{views} views" if views > 1 else "1 view"
+        yield f"vision: {what} at a time take {in_bytes(need.vision)}, gone before the LLM reads"
+    unit, one = next((unit, one) for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if need.total >= one)
+    parts = need.moments[need.fullest]
+    parts = [f"{parts[part] / one:.3g}" for part in MEMORY_COLORS if part in parts]
+    yield f"{need.fullest}: {' + '.join(parts)} = {need.total / one:.3g} {unit}"

@@ -1,0 +1,186 @@
+"""Lesson 10: what a deployed model weighs, when its memory is full, and how fast a chip could run it at most."""
+
+from functools import cache
+from typing import NamedTuple
+
+from minicpmv_ref.config import PRESETS
+from minicpmv_ref.deploy.memory import Estimate, estimate
+
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, SKY, WIDTH, YELLOW, Canvas, text_width
+from .memory import in_bytes
+
+SHIPPED = ("F16", "Q8_0", "Q4_K_M")  # mixtures of the language model; vision is in 16 bits
+WAYS = {"together": False, "in turns": True}  # (words in a menu, key)
+PART_COLORS = {"LLM": BLUE, "vision part": GREEN, "working memory": YELLOW, "KV cache": PURPLE}
+SERIES_COLORS = (ORANGE, BLUE, GREEN, SKY)
+
+
+class Deployed(NamedTuple):
+    """A model on its way to a device."""
+
+    files: dict[str, tuple[int, int]]  # mixture -> bytes of (LLM, vision part)
+    need: Estimate
+    tokens: int  # of the prompt
+    work: dict  # stage -> Work
+    bounds: dict[str, dict]  # chip -> stage -> Bound
+
+    def first_token(self, chip: str) -> float:
+        """Seconds at least until the first token is there."""
+        return self.bounds[chip]["see"].seconds + self.bounds[chip]["read"].seconds
+
+    def speed(self, chip: str) -> float:
+        """Tokens a second at most."""
+        return 1 / self.bounds[chip]["write"].seconds
+
+    def moments(self, mixture: str, in_turns: bool) -> dict[str, dict[str, int]]:
+        """{moment: {part: bytes}}: who is in memory when both parts are loaded at once, or one after the other."""
+        llm, eyes = self.files[mixture]
+        seeing = {"LLM": 0 if in_turns else llm, "vision part": eyes}
+        talking = {"LLM": llm, "vision part": 0 if in_turns else eyes}
+        need = self.need
+        return {
+            "load": seeing,
+            "see": {**seeing, "working memory": need.vision},
+            "swap": talking,  # in turns, the vision part goes and the LLM comes
+            "read": {**talking, "working memory": need.activations, "KV cache": need.kv_cache},
+            "write": {**talking, "KV cache": need.kv_cache},
+        }
+
+    def fullest(self, mixture: str, in_turns: bool) -> int:
+        """Bytes in the fullest moment."""
+        return max(sum(parts.values()) for parts in self.moments(mixture, in_turns).values())
+
+
+@cache
+def deploy(preset: str, mixture: str, slices: int, text: int) -> Deployed:
+    """Plan an answer about one picture.
+
+    Args:
+        preset: a name of PRESETS.
+        mixture: one of SHIPPED.
+        slices: of the picture, without the overview.
+        text: tokens of the prompt besides the visual ones.
+    """
+    from minicpmv_ref.deploy.gguf import plan_mixture, plan_vision
+    from minicpmv_ref.deploy.tune import CHIPS, answer_work, roofline
+
+    config = PRESETS[preset]
+    eyes = plan_vision(config).total_bytes
+    files = {name: (plan_mixture(config, name).total_bytes, eyes) for name in SHIPPED}
+    tokens = (1 + slices) * config.resampler.num_queries + text
+    work = answer_work(config, slices, text, mixture)
+    bounds = {name: {stage: roofline(one, chip) for stage, one in work.items()} for name, chip in CHIPS.items()}
+    return Deployed(files, estimate(config, slices=slices, tokens=tokens, mixture=mixture), tokens, work, bounds)
+
+
+def in_seconds(seconds: float) -> str:
+    """74 s, 3.1 s, 340 ms, 0.121 ms."""
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{1000 * seconds:.3g} ms"
+
+
+def at_most(speed: float) -> str:
+    """16.1, 211, 14,175."""
+    return f"{speed:.3g}" if speed < 999.5 else f"{speed:,.0f}"
+
+
+def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool) -> Canvas:
+    """Sizes of the files; memory from moment to moment, in both ways of loading; bounds of four chips."""
+    plan, canvas = deploy(preset, mixture, slices, text), Canvas(WIDTH, 380)
+    _draw_files(canvas, plan, mixture)
+    _draw_moments(canvas, plan, mixture, in_turns)
+    _draw_chips(canvas, plan)
+    return canvas
+
+
+def _draw_files(canvas, plan, chosen):
+    left, right = 96, WIDTH - 84
+    scale = (right - left) / max(map(sum, plan.files.values()))
+    canvas.text(8, 18, "Files", bold=True)
+    x = left
+    for part, color in PART_COLORS.items():
+        canvas.rect(x, 6, 14, 14, color, GRAY)
+        canvas.text(x + 19, 18, part, 14)
+        x += 33 + text_width(part, 14)
+    for row, (mixture, parts) in enumerate(plan.files.items()):
+        y, x = 27 + 23 * row, left
+        canvas.text(left - 8, y + 15, mixture, align="right", bold=mixture == chosen)
+        for (name, color), size in zip(PART_COLORS.items(), parts):
+            canvas.rect(x, y, size * scale, 18, color, title=f"{name}: {in_bytes(size)}")
+            x += size * scale
+        if mixture == chosen:
+            canvas.rect(left, y, x - left, 18, stroke=INK, line=2)
+        canvas.text(x + 8, y + 15, in_bytes(sum(parts)), 14, bold=mixture == chosen)
+
+
+def _draw_moments(canvas, plan, mixture, in_turns):
+    """Stacked columns of the chosen way, and the height of the other way as a line."""
+    top, bottom, left, wide, gap = 136, 232, 96, 84, 6
+    ways = {way: plan.moments(mixture, way) for way in (False, True)}
+    scale = (bottom - top) / max(plan.fullest(mixture, way) for way in ways)
+    canvas.text(8, 118, "Memory", bold=True)
+    other = "together" if in_turns else "in turns"
+    canvas.text(left, 118, f"loaded {'in turns' if in_turns else 'together'}; the line: {other}")
+    line, fullest = [], plan.fullest(mixture, in_turns)
+    for place, (moment, parts) in enumerate(ways[in_turns].items()):
+        x, y = left + place * (wide + gap), bottom
+        for part, color in PART_COLORS.items():
+            size = parts.get(part, 0)
+            y -= size * scale
+            canvas.rect(x, y, wide, size * scale, color, title=f"{moment}, {part}: {in_bytes(size)}")
+        total = sum(parts.values())
+        canvas.rect(x, y, wide, bottom - y, stroke=INK if total == fullest else GRAY, line=2 if total == fullest else 1)
+        canvas.text(x + wide / 2, bottom + 16, moment, 14, align="middle", bold=total == fullest)
+        height = bottom - sum(ways[not in_turns][moment].values()) * scale
+        line += [(x, height), (x + wide + gap, height)]
+    canvas.path(line, "white", 5)
+    canvas.path(line, ORANGE, 3)
+    x = line[-1][0] + 4
+    canvas.text(x, 152, "at most", 14)
+    canvas.text(x, 172, in_bytes(fullest), 14, bold=True)
+    canvas.text(x, 200, other, 14)
+    canvas.text(x, 220, in_bytes(plan.fullest(mixture, not in_turns)), 14)
+
+
+def _draw_chips(canvas, plan):
+    left, room = 222, 230
+    canvas.text(8, 274, "Speed", bold=True)
+    canvas.text(96, 274, "first token after", 14)
+    canvas.text(left, 274, "then tokens a second (a model, not a measurement)", 14)
+    most = max(plan.speed(chip) for chip in plan.bounds)
+    for row, chip in enumerate(plan.bounds):
+        y = 282 + 24 * row
+        canvas.text(8, y + 15, chip, 14)
+        canvas.text(left - 14, y + 15, f"≥ {in_seconds(plan.first_token(chip))}", 14, align="right")
+        length = max(room * plan.speed(chip) / most, 2)
+        canvas.rect(left, y, length, 18, SKY, title=f"{plan.bounds[chip]['write'].limit} sets it")
+        canvas.text(left + length + 8, y + 15, f"≤ {at_most(plan.speed(chip))}", 14)
+
+
+def error_bars(rows: dict, title: str) -> Canvas:
+    """Bars of several numbers for each label, in percent.
+
+    Args:
+        rows: {label: {series: share}}; every label has the same series, at most four.
+        title: what the numbers are.
+    """
+    names = list(next(iter(rows.values())))
+    left = 24 + max(text_width(label) for label in rows)
+    high = 11 * len(names) + 10
+    canvas = Canvas(WIDTH, 60 + high * len(rows), f"{title}: {', '.join(names)}, for {', '.join(rows)}")
+    canvas.text(8, 20, title, bold=True)
+    x = left
+    for name, color in zip(names, SERIES_COLORS):
+        canvas.rect(x, 32, 14, 14, color)
+        canvas.text(x + 19, 45, name, 14)
+        x += 36 + text_width(name, 14)
+    most = max(share for shares in rows.values() for share in shares.values()) or 1
+    room = WIDTH - left - 24 - text_width(" / ".join(["00.0"] * len(names)) + " %", 14)
+    for place, (label, shares) in enumerate(rows.items()):
+        y = 56 + high * place
+        middle = y + 11 * len(names) / 2 + 5
+        canvas.text(left - 10, middle, label, align="right")
+        for row, (share, color) in enumerate(zip(shares.values(), SERIES_COLORS)):
+            canvas.rect(left, y + 11 * row, max(room * share / most, 1), 10, color)
+        words = " / ".join(f"{100 * share:.3g}" if share < 1 else f"{100 * share:.0f}" for share in shares.values())
+        canvas.text(WIDTH - 8, middle, f"{words} %", 14, align="right")
+    return canvas

@@ -1,0 +1,58 @@
+"""Lesson 05: memory."""
+
+from minicpmv_ref.config import PRESETS
+from minicpmv_ref.deploy.memory import DEVICES, fits
+
+from .. import draw
+from ..panel import Panel, choice, slider, toggle
+
+
+class MemoryPanel(Panel):
+    """Will it fit? What lives in memory at which moment, against the devices that you know.
+
+    Args:
+        preset: "v2_0", "v2_5", "v2_6" or "nano".
+        weights: "float32", "bfloat16", "float16", or a mixture: "Q8_0", "Q4_K_M".
+        training: a step of AdamW instead of an answer.
+        recompute: activation checkpointing.
+        batch: samples, each with one picture.
+        slices: of a picture.
+        text: tokens of text and answer.
+    """
+
+    def __init__(self, preset="v2_6", weights="bfloat16", training=True, recompute=False, batch=1, slices=9, text=256):
+        models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
+        most = min(config.slicing.max_slice_nums for config in PRESETS.values())
+        super().__init__(
+            {
+                "preset": choice("model", models, preset),
+                "weights": choice("weights", ["float32", "bfloat16", "float16", "Q8_0", "Q4_K_M"], weights),
+                "training": toggle("training", training),
+                "recompute": toggle("checkpointing", recompute),
+                "batch": slider("batch", batch, 1, 16),
+                "slices": slider("slices", slices, 0, most),
+                "text": slider("text tokens", text, 64, 3072, 64),
+            }
+        )
+
+    def draw(self, **controls):
+        return draw.memory_bars(**controls)
+
+    def describe(self, **controls):
+        need, given = draw.plan_memory(**controls)
+        weights = given["mixture"] or given["dtype"]
+        what = f"{'A training step' if given['training'] else 'An answer'} in {weights}"
+        enough = {
+            kind: [name for name in DEVICES if fits(need, name) and name.endswith(kind)] for kind in ("phone", "GPU")
+        }
+        places = [f"{kind}s from {names[0].removesuffix(f' {kind}')}" for kind, names in enough.items() if names]
+        where = f"It fits {' and '.join(places)}." if places else "It fits none of these devices."
+        remark = ""
+        if weights != controls["weights"]:
+            remark = " Quantized weights cannot be trained, so 16 bits are shown."
+        elif (
+            given["tokens"]
+            < (1 + given["slices"]) * PRESETS[controls["preset"]].resampler.num_queries + controls["text"]
+        ):
+            remark = " The model has no more positions, so the text is cut."
+        return f"{what} takes {draw.in_bytes(need.total)}, most in “{need.fullest}”. {where}{remark}"

@@ -1,0 +1,200 @@
+"""Faster on a given machine: find the best settings by timing them, and know how fast it can become at most.
+
+`halving` searches, with a clock: many settings get few runs, the few that survive get many.
+`roofline` computes, without one: no chip multiplies faster than its peak, none reads faster than its memory.
+It is a bound. Real programs stay below it, often far below; the distance says how much there is to gain.
+Left out: settings that depend on each other in known ways, heat and throttling, caches.
+T tokens of the prompt, Q queries, P patches of a view, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
+
+from ..config import MiniCPMVConfig
+from .gguf import plan_mixture, plan_vision
+from .memory import kv_cache_numbers
+
+
+class Search(NamedTuple):
+    """What `halving` found."""
+
+    best: Hashable
+    rounds: list[dict[Hashable, float]]  # least seconds of each setting so far, the fastest first
+    runs: int  # in all
+
+
+def halving(settings: Iterable[Hashable], measure: Callable[[Hashable], float], runs: int = 1) -> Search:
+    """Search for the fastest setting: time all of them, keep the faster half, time those twice as often, and so on.
+
+    Other programs can only make a run slower, so the least of several times is the most trustworthy. Survivors take
+    turns, so that a slow minute of the machine hurts all alike.
+
+    Args:
+        settings: what to try, all different, for example (threads, batch) pairs.
+        measure: runs one setting once and returns its seconds; `math.inf` if it cannot run at all.
+        runs: of each setting in the first round; every further round doubles them.
+
+    Returns:
+        A Search: `.best`, the rounds, and how many runs it took.
+
+    Raises:
+        ValueError: no settings, one that comes twice, runs below 1, a time that is no positive number, or no setting
+            that can run.
+
+    Example:
+        >>> found = halving([1, 2, 3, 4, 8], lambda threads: 1 / threads + 0.1 * threads)
+        >>> found.best, [list(times) for times in found.rounds]
+        (3, [[3, 4, 2, 8, 1], [3, 4, 2], [3, 4]])
+
+    Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification", arXiv 1502.07943, as an idea; the paper,
+        section 5, searches its settings automatically and does not say how.
+    """
+    alive = list(settings)
+    if not alive or len(set(alive)) < len(alive):
+        raise ValueError(f"settings must be different and at least one, got {alive}")
+    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
+        raise ValueError(f"runs must be an integer of at least 1, got {runs!r}")
+    least, rounds, spent = dict.fromkeys(alive, math.inf), [], 0
+    while True:
+        for _ in range(runs):
+            for setting in alive:
+                seconds = measure(setting)
+                if not seconds > 0:  # also what is not a number
+                    raise ValueError(f"a time must be above 0 seconds, got {seconds} for {setting!r}")
+                least[setting] = min(least[setting], seconds)
+        spent += runs * len(alive)
+        alive.sort(key=least.__getitem__)  # stable: of equal ones the earlier wins
+        rounds.append({setting: least[setting] for setting in alive})
+        if least[alive[0]] == math.inf:
+            raise ValueError("no setting can run: each took infinitely long")
+        if len(alive) <= 2:
+            return Search(alive[0], rounds, spent)
+        alive, runs = alive[: math.ceil(len(alive) / 2)], 2 * runs
+
+
+# The roofline --------------------------------------------------------------------------------------------------------
+
+
+class Chip(NamedTuple):
+    flops: float  # additions and multiplications a second, at best
+    bandwidth: float  # bytes a second between memory and chip, at best
+
+
+# Peaks from data sheets; none of them was measured here.
+CHIPS = {
+    # Snapdragon 8 Gen 3: 6 TFLOPS of its Adreno 750 (paper, section 5), LPDDR5X at 4.8 GHz: 2 x 4.8e9 x 8 bytes.
+    "phone": Chip(6e12, 76.8e9),
+    # Four cores of 3 GHz with AVX2 (32 operations a cycle), two channels of DDR4-3200.
+    "laptop CPU": Chip(4 * 3e9 * 32, 51.2e9),
+    # Apple's M1, GPU.
+    "MacBook M1": Chip(2.6e12, 68e9),
+    # 83 TFLOPS (paper, section 5), GDDR6X: 384 wires x 21 Gbit/s.
+    "RTX 4090": Chip(83e12, 1008e9),
+}
+
+
+class Work(NamedTuple):
+    """What a stage has to do at least."""
+
+    flops: int
+    bytes: int  # weights and KV cache, each read or written once
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.flops / self.bytes
+
+
+class Bound(NamedTuple):
+    seconds: float  # no less than that
+    limit: str  # "compute" or "memory": what takes so long
+
+
+def roofline(work: Work, chip: Chip) -> Bound:
+    """Bound the time of some work from below: it must be computed, and its bytes must come, at the same time at best.
+
+    Args:
+        work: operations and bytes, as `answer_work` counts them.
+        chip: its peaks, for example of CHIPS.
+
+    Returns:
+        A Bound: seconds, and whether "compute" or "memory" sets them. A model, not a measurement.
+
+    Raises:
+        ValueError: a chip without speed.
+
+    Example:
+        >>> roofline(Work(flops=12, bytes=100), Chip(flops=6, bandwidth=25))
+        Bound(seconds=4.0, limit='memory')
+
+    Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52 (2009).
+    """
+    if min(chip) <= 0:
+        raise ValueError(f"a chip needs flops and bandwidth above 0, got {chip}")
+    compute, memory = work.flops / chip.flops, work.bytes / chip.bandwidth
+    return Bound(compute, "compute") if compute >= memory else Bound(memory, "memory")
+
+
+def answer_work(config: MiniCPMVConfig, slices: int = 9, text: int = 256, mixture: str = "Q4_K_M") -> dict[str, Work]:
+    """Count what an answer about one picture has to do.
+
+    Every product counts, with 2 operations for a multiplication and an addition; attention as a full square. Bytes are
+    the weights as stored and the KV cache in 16 bits. Norms, softmax and activations do not count.
+
+    Args:
+        config: a MiniCPMVConfig, for example a preset.
+        slices: of the picture, without the overview; every view is a square of full size.
+        text: tokens of the prompt besides the visual ones.
+        mixture: of the language model, as in `plan_mixture`; ViT and resampler are in 16 bits.
+
+    Returns:
+        {"see": ViT and resampler for all views, "read": the whole prompt, "write": one more token behind it}.
+
+    Raises:
+        ValueError: an unknown mixture, slices below 0, or text below 1.
+
+    Example:
+        >>> from minicpmv_ref import v2_5
+        >>> work = answer_work(v2_5)
+        >>> for stage in work:
+        ...     print(stage, f"{work[stage].intensity:,.1f} operations per byte")
+        see 10,444.5 operations per byte
+        read 3,715.9 operations per byte
+        write 3.3 operations per byte
+
+    Source: this project; the products are those of vision.py, resampler.py and transformers' modeling_llama.py.
+    """
+    for name, value, least in (("slices", slices, 0), ("text", text, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    plan, views = plan_mixture(config, mixture), 1 + slices
+    # The rows of an embedding table are looked up; one that is also the output matrix is read as a whole.
+    words = plan.total_bytes - (0 if config.llm.tie_word_embeddings else plan.bytes_of("token_embd.weight"))
+    tokens = views * config.resampler.num_queries + text
+    a_token = 2 * kv_cache_numbers(config.llm)
+    return {
+        "see": Work(_seeing(config, views), plan_vision(config).total_bytes),
+        "read": Work(_reading(config, tokens, tokens), words + tokens * a_token),
+        "write": Work(_reading(config, 1, tokens + 1), words + (tokens + 1) * a_token),
+    }
+
+
+def _seeing(config: MiniCPMVConfig, views: int) -> int:
+    v, r = config.vision, config.resampler
+    patches = (config.slicing.scale_resolution // v.patch_size) ** 2
+    layer = 4 * v.width**2 + 2 * v.width * v.mlp_width + 2 * patches * v.width  # attention: scores, and their sum
+    vit = patches * (3 * v.patch_size**2 * v.width + v.layers * layer)
+    resampler = patches * (r.kv_width * r.width + 2 * r.width**2)  # x, keys, values
+    resampler += r.num_queries * (2 * patches * r.width + 2 * r.width**2)
+    return 2 * (views * (vit + resampler) + r.num_queries * r.width**2)  # the queries are the same for all views
+
+
+def _reading(config: MiniCPMVConfig, tokens: int, seen: int) -> int:
+    """Operations for `tokens` new tokens that look at `seen` each; the output matrix meets the last one only."""
+    c = config.llm
+    d, kv = c.hidden_size, c.num_key_value_heads * c.head_width
+    layer = 2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size + 2 * seen * d
+    return 2 * (tokens * c.num_hidden_layers * layer + c.vocab_size * d)
