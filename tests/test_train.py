@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, Processor, nano
+from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import train as trainer
 from minicpmv_ref.learn.contrast import Contrast
 from minicpmv_ref.learn.data import draw, spell
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
-from minicpmv_ref.learn.stages import PARTS, STAGES, Profile, stage_named, start
+from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Profile, stage_named, start
 from minicpmv_ref.learn.train import (
     draw_samples,
     held_out_loss,
@@ -285,3 +286,24 @@ def test_one_stage_alone_needs_the_one_before(tmp_path):
 def test_bfloat16_is_only_used_where_it_is_fast(monkeypatch):
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
     assert trainer.fast_bfloat16(torch.device("cpu")) is False
+
+
+# ---- the command
+
+
+def test_the_command_trains_and_draws_the_curves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PROFILES, "fast", Profile(steps=1e-9, batch=1e-9, grades=1))
+    assert main(["train", "--out", str(tmp_path / "run"), "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "profile fast, seed 0" in out and (tmp_path / "run" / "curves.png").is_file()
+    assert all(f"{stage.name}: " in out for stage in STAGES)
+    assert main(["train", "--out", str(tmp_path / "run"), "--stage", "sft-2", "--threads", "1"]) == 0  # that one again
+    assert capsys.readouterr().out.count("done before") == len(STAGES) - 1
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    assert main(["train", "--stage", "stage-9", "--out", str(tmp_path)]) == 1
+    assert "error: no stage 'stage-9'; there are start-text" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--out", str(tmp_path / "file")]) == 1
+    assert "error: " in capsys.readouterr().err
