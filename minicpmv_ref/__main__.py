@@ -205,6 +205,23 @@ class Stopwatch:
         return "\n".join(f"{name:<{width}}  {seconds * 1000:8.1f} ms" for name, seconds in self.laps.items())
 
 
+# ---- your own data
+
+
+def records(args):
+    for module in ("torch", "transformers"):
+        need(module, "the check")
+    from .learn.records import read_records
+
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        _, report = read_records(args.file, args.root, pictures="header" if args.quick else "whole")
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    print(printable(report.text(args.most)))
+    return 1 if report.problems else 0
+
+
 # ---- alignment
 
 
@@ -238,6 +255,31 @@ def dpo(args):
         raise CommandError(error) from error
     watch.lap("alignment")
     print(f"\n{watch}\nreport and changed tensors are in {folder}")
+
+
+# ---- the paper's claims
+
+
+def experiment(args):
+    for module in ("torch", "transformers"):
+        need(module, "the experiments")
+    if not (ROOT / "experiments").is_dir():
+        raise CommandError(f"there is no experiments folder in {ROOT}: they need the whole repository")
+    sys.path.insert(0, str(ROOT))
+    from experiments import frame
+
+    try:
+        for name in frame.NAMES if args.name == "all" else [args.name]:
+            result = frame.run(name, args.profile, args.again)
+            print(f"{name}: {result['verdict']}, {result['seconds']} s\n    {result['found']}", flush=True)
+        if args.profile != "fast":
+            frame.write(frame.PAGE, frame.page())
+            print(f"all figures: {frame.PAGE}")
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    except KeyboardInterrupt:
+        print("\nstopped; what was measured is kept, and the same command goes on from there")
+        return 130
 
 
 # ---- on the phone
@@ -419,6 +461,15 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--threads", type=int, metavar="N", help="CPU threads"),
     ),
     (
+        "records",
+        records,
+        "Check your own training data: prints what is wrong with each record, and how to mend it.",
+        option("file", metavar="FILE.json", help="a list of records with id, image and conversations"),
+        option("--root", metavar="FOLDER", help="where picture paths start and stay (default: the file's folder)"),
+        option("--quick", action="store_true", help="read only the pictures' headers; truncated ones are not found"),
+        option("--most", type=int, default=20, metavar="N", help="print at most so many problems (default: 20)"),
+    ),
+    (
         "dpo",
         dpo,
         "Align a model: sample answers, check their claims, train on pairs; prints figures before and after.",
@@ -427,6 +478,14 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--labeler", default="truth", help='"truth" (default), "self", or a folder with a stronger model'),
         option("--folder", help="where to write (default: runs/dpo-PROFILE); a run that was cut off is continued"),
         option("--seed", type=int, default=0, help="of everything that is drawn"),
+    ),
+    (
+        "experiment",
+        experiment,
+        "Test a claim of the paper, or all of them; cpu and gpu write docs/claims.md.",
+        option("name", metavar="NAME", help='a file of experiments/ without its .py, or "all"'),
+        option("--profile", choices=("fast", "cpu", "gpu"), default="fast", help="how much (default: fast, seconds)"),
+        option("--again", action="store_true", help="measure anew what an earlier run has kept"),
     ),
     (
         "export",
