@@ -17,6 +17,8 @@ from functools import wraps
 
 import numpy as np
 
+from ...config import PRESETS
+
 EXERCISES = {}  # {name: checker}; the tests go through it
 
 
@@ -114,11 +116,17 @@ def same(got, want, tolerance=None) -> bool:
 
 def show(value) -> str:
     """A value in one short piece of text."""
-    if _is_array(value):
+    if _is_array(value) and value.shape:
         return f"an array of shape {tuple(value.shape)}"
     if hasattr(value, "size") and hasattr(value, "mode"):  # a PIL image
         return f"a {value.size[0]}x{value.size[1]} image"
-    text = repr(value)
+    for name, preset in PRESETS.items():
+        if value is preset:
+            return name
+    if type(value) is tuple:
+        text = ", ".join(map(show, value)).join("()") if len(value) > 1 else repr(value)
+    else:
+        text = f"{value:.8g}" if isinstance(value, np.floating) else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
