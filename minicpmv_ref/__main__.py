@@ -212,10 +212,13 @@ def records(args):
     for module in ("torch", "transformers"):
         need(module, "the check")
     from .learn.records import read_records
+    from .processor import Processor
 
     sys.stdout.reconfigure(errors="replace")
     try:
-        _, report = read_records(args.file, args.root, pictures="header" if args.quick else "whole")
+        processor = Processor.from_pretrained(args.model) if args.model else None
+        pictures = "header" if args.quick else "whole"
+        _, report = read_records(args.file, args.root, pictures=pictures, processor=processor)
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
     print(printable(report.text(args.most)))
@@ -466,6 +469,7 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         "Check your own training data: prints what is wrong with each record, and how to mend it.",
         option("file", metavar="FILE.json", help="a list of records with id, image and conversations"),
         option("--root", metavar="FOLDER", help="where picture paths start and stay (default: the file's folder)"),
+        option("--model", metavar="CHECKPOINT", help="also find records that are too long for this model"),
         option("--quick", action="store_true", help="read only the pictures' headers; truncated ones are not found"),
         option("--most", type=int, default=20, metavar="N", help="print at most so many problems (default: 20)"),
     ),

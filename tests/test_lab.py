@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -269,7 +270,7 @@ def test_help_of_a_fresh_copy(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "usage: lab.py" in run.stdout
-    assert all(f"    {name} " in run.stdout for name, *_ in commands.COMMANDS)
+    assert all(re.search(rf"^    {name}\s", run.stdout, re.MULTILINE) for name, *_ in commands.COMMANDS)
     assert not (root / ".venv").exists()
 
 

@@ -43,7 +43,7 @@ def violations(root: Path) -> list[str]:
             elif name.split(".")[0] == "ipywidgets" and parts[0] != "course":
                 found.append(f"{where} imports ipywidgets")
 
-    others = [path for folder in ("tools", "benchmarks") for path in (root / folder).rglob("*.py")]
+    others = [path for folder in ("tools", "benchmarks", "experiments") for path in (root / folder).rglob("*.py")]
     for path in [*others, *root.glob("*.py"), *(root / "notebooks").glob("*.ipynb")]:
         lesson = path.suffix == ".ipynb"
         source = notebook_code(path) if lesson else path.read_text(encoding="utf-8")
