@@ -330,22 +330,6 @@ def divides_without_a_floor(n):
 # lesson 07
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 # lesson 10
 
 
