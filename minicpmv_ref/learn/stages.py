@@ -82,7 +82,7 @@ STAGES = (
     ),
     Stage("start-vit", "contrast", {"vpm": 1e-3}, {"caption": 1, "crop": 2}, steps=6000, batch=64),
     Stage("stage-1", "answer", {"resampler": 3e-3}, {"caption": 1}, steps=600, half=True),
-    Stage("stage-2", "answer", {"vpm": 1e-3}, {"caption": 1, "crop": 2}, steps=2000),
+    Stage("stage-2", "answer", {"vpm": 1e-3}, {"caption": 1, "crop": 1.5}, steps=4000),
     Stage(
         "stage-3",
         "answer",
