@@ -70,3 +70,11 @@ def processors():
     from tiny import VERSIONS, tiny_processor
 
     return {version: tiny_processor(version) for version in VERSIONS}
+
+
+@pytest.fixture
+def strict_panels(monkeypatch):
+    """An error in a panel is raised, not shown in its place."""
+    from minicpmv_ref.course.panel import Panel
+
+    monkeypatch.setattr(Panel, "strict", True)

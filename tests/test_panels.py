@@ -13,19 +13,16 @@ from pathlib import Path
 import matplotlib.figure
 import pytest
 from PIL import Image
+from svg import SVG, svg_of, texts
 
 from minicpmv_ref import SliceConfig, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 from minicpmv_ref.course import check, draw, panels
 from minicpmv_ref.course.panel import Panel, as_bytes, as_html, choice, player, slider, toggle
 
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 PANELS = {kind.__name__: kind for kind in vars(panels).values() if isinstance(kind, type) and issubclass(kind, Panel)}
 del PANELS["Panel"]
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
 
 
 def ends(control):
@@ -36,15 +33,6 @@ def ends(control):
         values = [option[1] if isinstance(option, tuple) else option for option in control.options]
         return values[0], values[-1]
     return False, True
-
-
-def shapes(panel):
-    """The SVG of a panel's picture."""
-    return ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
-
-
-def texts(panel):
-    return [element.text for element in shapes(panel).iter(SVG + "text")]
 
 
 # ---- one file for each lesson
@@ -248,7 +236,7 @@ def test_playground_shows_the_numbers_of_the_package(size, cfg):
     for grid in candidates:
         assert f"{grid[0]} x {grid[1]}" in shown
         assert draw.signed(partition_score(size, grid)) in shown
-    bars = [bar.attrib for bar in shapes(panel).iter(SVG + "rect") if bar.attrib["fill"] in (draw.SKY, draw.ORANGE)]
+    bars = [bar.attrib for bar in svg_of(panel).iter(SVG + "rect") if bar.attrib["fill"] in (draw.SKY, draw.ORANGE)]
     assert len(bars) == len(candidates)
     won = [bar["fill"] == draw.ORANGE for bar in bars]
     assert won == [grid == plan.grid for grid in candidates]
@@ -256,7 +244,7 @@ def test_playground_shows_the_numbers_of_the_package(size, cfg):
         assert f"slices {plan.grid[0]} x {plan.grid[1]}" in shown
         assert float(bars[won.index(True)]["width"]) == min(float(bar["width"]) for bar in bars)
         assert "{} x {}".format(*plan.slice_size) in panel.status
-    images = list(shapes(panel).iter(SVG + "image"))
+    images = list(svg_of(panel).iter(SVG + "image"))
     assert len(images) == (2 if plan.grid else 1)
     for image, (width, height) in zip(images, (plan.overview_size, plan.refined_size)):
         assert float(image.attrib["width"]) / float(image.attrib["height"]) == pytest.approx(width / height, rel=1e-3)
@@ -353,15 +341,15 @@ def test_cliff(size):
     tokens = plan_slices(size).visual_tokens(64)
     assert f"{size[0]} x {size[1]}: {tokens}" in texts(panel)
     assert panel.status.startswith(f"{size[0]} x {size[1]} costs {tokens} tokens.")
-    (dot,) = shapes(panel).iter(SVG + "circle")
-    curve = max(shapes(panel).iter(SVG + "polyline"), key=lambda line: len(line.attrib["points"]))
+    (dot,) = svg_of(panel).iter(SVG + "circle")
+    curve = max(svg_of(panel).iter(SVG + "polyline"), key=lambda line: len(line.attrib["points"]))
     points = [tuple(map(float, point.split(","))) for point in curve.attrib["points"].split()]
     x, y = float(dot.attrib["cx"]), float(dot.attrib["cy"])
     assert any(
         min(a[0], b[0]) - 0.1 <= x <= max(a[0], b[0]) + 0.1 and b[1] == pytest.approx(y, abs=0.01)
         for a, b in pairwise(points)
     )
-    right_aligned = (text for text in shapes(panel).iter(SVG + "text") if text.attrib["text-anchor"] == "end")
+    right_aligned = (text for text in svg_of(panel).iter(SVG + "text") if text.attrib["text-anchor"] == "end")
     axis = [text for text in right_aligned if text.text.isdigit()]
     (low, bottom), (high, top) = ((int(text.text), float(text.attrib["y"]) - 6) for text in (axis[0], axis[-1]))
     assert low + (bottom - y) * (high - low) / (bottom - top) == pytest.approx(tokens)

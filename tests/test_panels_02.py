@@ -1,7 +1,6 @@
 """The position explorer and the pictures of lesson 02: what they show are the package's numbers."""
 
 import re
-import xml.etree.ElementTree as ET
 from base64 import b64decode
 from io import BytesIO
 
@@ -9,31 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from svg import SVG, svg_of, texts
 
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.positions import bucket_position_ids, interpolate_position_table
 
-SVG = "{http://www.w3.org/2000/svg}"
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 GRIDS = [(24, 43), (32, 32), (1, 1), (5, 7), (90, 11), (70, 70), (4, 227), (227, 4), (240, 240), (1, 240)]
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
-
-
-def shapes(panel):
-    return ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
-
-
-def texts(panel):
-    return [element.text for element in shapes(panel).iter(SVG + "text")]
 
 
 def images(panel):
     """The small images inside a panel's picture: the table, its corner, the errors, the color bar."""
-    addresses = [element.attrib["href"] for element in shapes(panel).iter(SVG + "image")]
+    addresses = [element.attrib["href"] for element in svg_of(panel).iter(SVG + "image")]
     return [Image.open(BytesIO(b64decode(address.split(",")[1]))).convert("RGB") for address in addresses]
 
 

@@ -3,27 +3,21 @@
 import base64
 import io
 import re
-import xml.etree.ElementTree as ET
 from html import unescape
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from svg import SVG, svg_of
 
 from minicpmv_ref import MiniCPMV, plan_slices, sincos_2d
 from minicpmv_ref.checkpoint import WEIGHTS
 from minicpmv_ref.config import find_folder
 from minicpmv_ref.course import draw, panels
-from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.processor import normalize_views
 
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
+pytestmark = pytest.mark.usefixtures("strict_panels")
 
 
 def attend(picture, reader):
@@ -41,7 +35,7 @@ def attend(picture, reader):
 
 def maps(panel):
     """{query: [map of levels, ...]} as the page holds them, the overview first."""
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+    svg = svg_of(panel)
     found = {}
     for image in svg.iter(SVG + "image"):
         if "class" in image.attrib:

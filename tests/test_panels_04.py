@@ -1,37 +1,21 @@
 """The token strip and answer attention of lesson 04: what they show are the package's numbers."""
 
-import re
-import xml.etree.ElementTree as ET
-
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from svg import shapes, texts
 
 from minicpmv_ref import MiniCPMV, Processor, plan_slices
 from minicpmv_ref.course import draw, panels
-from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.prompt import image_bounds, image_layout
 
-SVG = "{http://www.w3.org/2000/svg}"
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 VERSIONS = ["2.0", "2.5", "2.6"]
 PROMPTS = [("cat.jpg",), ("galaxies.jpg", "street_sign.png"), ("retina.jpg", "street_sign.png", "cat.jpg")]
 STRIPS = [(name, images, version) for name in panels.TokenStrip.pictures for images in (1, 3) for version in VERSIONS]
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
-
-
-def shapes(panel, kind):
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
-    return list(svg.iter(SVG + kind))
-
-
-def texts(panel):
-    return [element.text for element in shapes(panel, "text")]
 
 
 def outside(canvas):

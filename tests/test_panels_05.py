@@ -1,17 +1,17 @@
 """The memory panel of lesson 05: its bars, lines and formulas are the package's numbers."""
 
 import re
-import xml.etree.ElementTree as ET
 from itertools import pairwise, product
 
 import pytest
+from svg import shapes
 
 from minicpmv_ref.config import PRESETS, v2_5
 from minicpmv_ref.course import draw, panels
-from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.deploy.memory import DEVICES, estimate, fits
 
-SVG = "{http://www.w3.org/2000/svg}"
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 STATES = [
     dict(preset=preset, weights=weights, training=training, recompute=True, batch=batch, slices=slices, text=text)
     for preset, (weights, training), (batch, slices, text) in product(
@@ -20,16 +20,6 @@ STATES = [
         [(1, 0, 64), (3, 9, 3072)],
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
-
-
-def shapes(panel, kind):
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
-    return list(svg.iter(SVG + kind))
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda s: " ".join(map(str, s.values())))

@@ -2,27 +2,22 @@
 
 import json
 import re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from svg import SVG, svg_of
 
 from minicpmv_ref.course import draw, panels
-from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.learn.packing import first_fit, pack, pack_truncate
 
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 ROOT = Path(__file__).resolve().parent.parent
-SVG = "{http://www.w3.org/2000/svg}"
 KINDS, STRATEGIES = list(draw.SAMPLE_KINDS.values()), list(draw.STRATEGIES.values())
 LEFT, WIDE = 8, 392  # of the bars
 MASK = (424, 30, 208)  # left, top, side
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
 
 
 def shapes(canvas, kind):
@@ -199,7 +194,7 @@ def test_words_and_numbers():
     panel = panels.PackingPlan("truncate", "captions", capacity=1024)
     placed = draw.place_samples("captions", "truncate", 1024, 1)
     tokens = sum(map(sum, placed.samples))
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+    svg = svg_of(panel)
     texts = [element.text for element in svg.iter(SVG + "text")]
     assert texts[0] == f"{len(placed.rows)} rows of 1,024: {placed.fill:.1%} full, {placed.lost:,} cut off"
     assert panel.status == (
@@ -230,4 +225,4 @@ def test_the_figures_quoted_in_the_lesson_are_the_benchmarks():
     for name, here in (("caption-like",) * 2, ("uniform 16..512",) * 2, ("constant 128", "all 128")):
         sort, _, _, whole, ours = rows[name][:5]
         assert f"| {here} | {sort} | {whole} | {ours} |" in quoted
-    assert f"transformers' rows got {rows['uniform 16..512'][1]} on uniform lengths" in quoted
+    assert f"transformers' rows, which have one, got {rows['uniform 16..512'][1]} on uniform lengths" in quoted

@@ -1,7 +1,6 @@
 """The microscope of lesson 09: levels, errors and bits are those of the package's block."""
 
 import re
-import xml.etree.ElementTree as ET
 from itertools import product
 from pathlib import Path
 
@@ -9,21 +8,17 @@ import gguf
 import nbformat
 import numpy as np
 import pytest
+from svg import SVG, svg_of
 
 from minicpmv_ref.course import draw, panels
-from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.deploy.kquant import dequantize, quantize
 
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 ROOT = Path(__file__).resolve().parent.parent
-SVG = "{http://www.w3.org/2000/svg}"
 KINDS = list(draw.WEIGHT_KINDS.values())
 STATES = list(product(KINDS, (False, True)))
 LADDER, ERRORS = (36, 398, 32, 222), (440, 628, 32, 204)  # left, right, top, bottom
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
 
 
 def shapes(canvas, kind):
@@ -207,7 +202,7 @@ def test_nothing_leaves_the_picture():
 def test_words_and_numbers():
     panel = panels.Q4KMicroscope(110, 90, 6, "heavy", True)
     seen = draw.sight("heavy", True, 6)
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+    svg = svg_of(panel)
     lines = [element.text for element in svg.iter(SVG + "text")]
     assert lines[0] == "weights 192 to 223 on 16 levels"
     assert f"scale = d · sc = {seen.d:.6f} · {seen.sc} = {seen.d * seen.sc:.4f}" in lines

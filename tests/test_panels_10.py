@@ -1,37 +1,26 @@
 """The deployment panel of lesson 10: files, moments and bounds are the package's numbers."""
 
-import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from itertools import product
 
 import pytest
+from svg import shapes
 
 from minicpmv_ref.config import PRESETS, v2_5
 from minicpmv_ref.course import draw, panels
-from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.deploy.gguf import plan_mixture, plan_vision
 from minicpmv_ref.deploy.memory import estimate
 from minicpmv_ref.deploy.tune import CHIPS, answer_work, roofline
 
-SVG = "{http://www.w3.org/2000/svg}"
+pytestmark = pytest.mark.usefixtures("strict_panels")
+
 STATES = [
     dict(preset=preset, mixture=mixture, in_turns=in_turns, slices=slices, text=text)
     for preset, mixture, in_turns, (slices, text) in product(
         PRESETS, draw.SHIPPED, (False, True), [(0, 64), (9, 256), (9, 1024)]
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def strict(monkeypatch):
-    monkeypatch.setattr(Panel, "strict", True)
-
-
-def shapes(panel, kind):
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
-    return list(svg.iter(SVG + kind))
 
 
 def named(state):

@@ -1,0 +1,18 @@
+"""What a panel shows: its picture is an SVG, so a test can ask for its shapes and its words."""
+
+import re
+import xml.etree.ElementTree as ET
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def svg_of(panel) -> ET.Element:
+    return ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+
+
+def shapes(panel, kind: str) -> list[ET.Element]:
+    return list(svg_of(panel).iter(SVG + kind))
+
+
+def texts(panel) -> list[str]:
+    return [element.text for element in shapes(panel, "text")]
