@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,7 @@ from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import speedup, table
+from _timing import measure, speedup, table
 
 from minicpmv_ref.config import nano
 from minicpmv_ref.deploy.runtime import Runtime
@@ -82,18 +81,6 @@ def check(calls: dict, model: MiniCPMV, dtype: str) -> None:
         theirs, ours = model.llm(ids).logits.float(), Runtime(model).llm(ids).logits.float()
     error = ((ours - theirs).norm() / theirs.norm()).item()
     assert error < (1e-5 if dtype == "float32" else 5e-2), f"logits differ by {error}"
-
-
-def measure(calls: dict, rounds: int) -> tuple[dict, dict]:
-    """Milliseconds of every round, wall and CPU. Turns as in _timing.paired, with two clocks."""
-    wall, cpu = ({name: [] for name in calls} for _ in range(2))
-    for _ in range(rounds):
-        for name, run in calls.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            run()
-            wall[name].append(1000 * (time.perf_counter() - start))
-            cpu[name].append(1000 * (time.process_time() - start_cpu))
-    return wall, cpu
 
 
 def main() -> None:

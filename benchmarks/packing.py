@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -27,7 +26,7 @@ from transformers import DataCollatorWithFlattening
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import speedup, table
+from _timing import measure, speedup, table
 
 from minicpmv_ref.config import nano
 from minicpmv_ref.learn.packing import pack, pack_batch, packed_loss, sample_lengths, score
@@ -164,18 +163,6 @@ def check(model: MiniCPMV, calls: dict) -> None:
         assert abs(other - loss) < 1e-5 * loss, f"{name}: loss {other}, padded {loss}"
         error = ((other_gradient - gradient).norm() / gradient.norm()).item()
         assert error < 1e-4, f"{name}: gradient differs by {error}"
-
-
-def measure(calls: dict, rounds: int) -> tuple[dict, dict]:
-    """Milliseconds of every round, wall and CPU. Turns as in _timing.paired, with two clocks."""
-    wall, cpu = ({name: [] for name in calls} for _ in range(2))
-    for _ in range(rounds):
-        for name, run in calls.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            run()
-            wall[name].append(1000 * (time.perf_counter() - start))
-            cpu[name].append(1000 * (time.process_time() - start_cpu))
-    return wall, cpu
 
 
 def main() -> None:

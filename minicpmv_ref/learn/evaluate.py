@@ -6,7 +6,7 @@ with pictures stand those without: what can be guessed from the question alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..model import MiniCPMV
 from ..processor import Processor
@@ -79,7 +79,6 @@ def answers(
     prompts: Sequence[list[dict]],
     *,
     max_slice_nums: int | None = None,
-    visual_tokens: Callable | None = None,
     max_new_tokens: int = 64,
     **sampling,
 ) -> list[str]:
@@ -89,7 +88,6 @@ def answers(
         model, processor: they belong together.
         prompts: conversations that end with the user.
         max_slice_nums: as for the Processor.
-        visual_tokens: takes the indices of a batch's prompts, gives their (B, Q, D); None looks at the pictures.
         max_new_tokens, sampling: as for `generate`; the default is greedy.
 
     Returns:
@@ -105,10 +103,8 @@ def answers(
     was_training = model.training
     model.eval()
     for begin in range(0, len(prompts), BATCH):
-        chosen = list(range(begin, min(begin + BATCH, len(prompts))))
-        batch = processor([prompts[i] for i in chosen], max_slice_nums=max_slice_nums).to(device)
-        visual = None if visual_tokens is None else visual_tokens(chosen)
-        for row in model.generate(batch, max_new_tokens, visual=visual, **sampling).tolist():
+        batch = processor(list(prompts[begin : begin + BATCH]), max_slice_nums=max_slice_nums).to(device)
+        for row in model.generate(batch, max_new_tokens, **sampling).tolist():
             length = next((k for k, token in enumerate(row) if token in batch.stop_ids), len(row))
             said.append(processor.tokenizer.decode(row[:length]).strip())
     model.train(was_training)

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoint import write_checkpoint
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..prompt import answer_labels, image_bounds, image_layout
@@ -361,8 +360,8 @@ def _run_stage(model, processor, stage, seed, place, log, grades, report, progre
             result["grades"] = evaluate(model, processor, seed="grades", n=grades)
             report("    " + ", ".join(f"{name} {share:.2f}" for name, share in result["grades"].items()))
         lines.write(json.dumps(result) + "\n")
-    write_checkpoint(place, model.config, model._own_tensors())
     processor.save_pretrained(place)
+    model.save_pretrained(place)  # last: with its weights a stage counts as done
 
 
 def plot(folder: str | os.PathLike) -> Path:
