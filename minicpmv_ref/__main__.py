@@ -87,8 +87,6 @@ def ask(args):
         need(module, "the model")
     import torch
 
-    from .checkpoint import WEIGHTS
-    from .config import find_folder
     from .model import MiniCPMV, decode_stream
     from .processor import Processor, load_image
 
@@ -103,9 +101,6 @@ def ask(args):
         batch = processor(messages, max_slice_nums=args.max_slice_nums)
         watch.lap("slice and normalize")
         print(describe_plan(batch, processor.config))
-        if args.model == "nano" and not (find_folder("nano") / WEIGHTS).exists():
-            print("The nano model is not trained yet: its weights are random numbers, and so is its answer.")
-            args.max_new_tokens, args.temperature = min(args.max_new_tokens, 20), 1.0
 
         with torch.inference_mode():
             features = model.vpm([view.to(model.llm.dtype) for view in batch.images[0]])
@@ -158,25 +153,64 @@ def train(args):
         need(module, "training")
     import torch
 
+    if args.data:
+        refuse(args, "profile", "stage", why="belong to the small world, not to --data")
+        if not args.checkpoint:
+            raise CommandError("--data needs --from CHECKPOINT, the model to start from")
+    else:
+        own = ("checkpoint", "held_out", "steps", "batch", "root", "strict")
+        refuse(args, *own, why="belong to --data FILE.json, your own data")
+    from .learn.parallel import join
+    from .learn.saves import Stopped
     from .learn.stages import PROFILES
     from .learn.train import plot, run
     from .processor import Processor
 
-    folder = Path(args.out or Path("runs") / args.profile)
+    what = args.profile or "fast"
+    folder = Path(args.out or Path("runs") / (Path(args.data).stem if args.data else what))
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.threads is not None:
         torch.set_num_threads(max(1, args.threads))
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"profile {args.profile}, seed {args.seed}, {machine}; everything is written to {folder}", flush=True)
+    what = args.data or f"profile {what}"
     try:
-        processor = Processor.from_pretrained("nano")
-        run(folder, PROFILES[args.profile], processor, args.stage, args.seed, device, report=report_line)
-        print(f"curves: {plot(folder)}")
+        with join(device) as world:
+            report = report_line if world.rank == 0 else lambda text: None
+            machine = machine if world.size == 1 else f"{world.size} processes of {machine}"
+            report(f"{what}, seed {args.seed}, {machine}; everything is written to {folder}")
+            how = dict(seed=args.seed, device=device, report=report, progress=world.rank == 0, world=world)
+            how |= dict(pieces=args.pieces, checkpointing=args.checkpointing, compiled=args.compile)
+            if args.data:
+                from .learn.records import train_on
+
+                sizes = {name: getattr(args, name) for name in ("steps", "batch") if getattr(args, name) is not None}
+                how |= dict(root=args.root, strict=args.strict)
+                train_on(args.data, args.checkpoint, folder, args.held_out, **sizes, **how)
+                report(f'ask it: lab.py ask IMAGE "QUESTION" --model {folder}')
+            else:
+                profile = PROFILES[args.profile or "fast"]
+                processor = Processor(Processor.from_pretrained("nano").tokenizer, profile.config)
+                run(folder, profile, processor, args.stage, **how)
+            if world.rank == 0:
+                report(f"curves: {plot(folder)}")
     except (ValueError, OSError, FloatingPointError) as error:
         raise CommandError(error) from error
+    except Stopped as stop:
+        print(f"\n{stop}; the same command goes on from there")
+        return stop.code
     except KeyboardInterrupt:
-        print(f"\nstopped; the stages that are finished lie in {folder}, and the same command goes on from there")
+        print(f"\nstopped; the same command goes on with what is saved in {folder}")
         return 130
+
+
+def refuse(args, *names, why):
+    """Options that do not fit the others are an error, not ignored."""
+    flags = {"checkpoint": "--from"}
+    given = [
+        flags.get(name, "--" + name.replace("_", "-")) for name in names if getattr(args, name) not in (None, False)
+    ]
+    if given:
+        raise CommandError(f"{', '.join(given)}: these options {why}")
 
 
 def report_line(text):
@@ -225,39 +259,68 @@ def records(args):
     return 1 if report.problems else 0
 
 
+def shards(args):
+    for module in ("torch", "transformers", "webdataset"):
+        need(module, "the writing")
+    from .learn.records import read_records
+    from .learn.shards import write_shards
+
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        good, report = read_records(args.file, args.root, pictures="whole")
+        if not good:
+            raise CommandError(f"no good record. {printable(report.text(3))}")
+        paths = write_shards(good, args.out, args.per_shard)
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    print(printable(report.text()))
+    size = sum(path.stat().st_size for path in paths)
+    print(f"{args.out}: {len(good)} records, {len(paths)} tar files, {size / 1e6:,.1f} MB")
+
+
 # ---- alignment
 
 
 def dpo(args):
     for module in ("torch", "transformers", "matplotlib"):
         need(module, "the alignment")
-    from dataclasses import replace
-
     import torch
 
-    from .learn.align import PROFILES, align
+    from .learn.align import PROFILES, SEEDS, SUMMARY, experiment, outcome
     from .model import MiniCPMV
     from .processor import Processor
 
     device = "cuda" if args.profile == "gpu" and torch.cuda.is_available() else "cpu"
     folder = Path(args.folder) if args.folder else ROOT / "runs" / f"dpo-{args.profile}"
+    if args.threads:
+        torch.set_num_threads(args.threads)
     watch = Stopwatch()
     try:
         model, processor = (
             MiniCPMV.from_pretrained(args.model).float().to(device),
             Processor.from_pretrained(args.model),
         )
-        labeler = args.labeler
-        if labeler not in ("truth", "self"):
-            judge = MiniCPMV.from_pretrained(labeler).float().to(device)
-            labeler = judge, Processor.from_pretrained(labeler)
-        config = replace(PROFILES[args.profile], seed=args.seed)
-        align(model, processor, config, labeler, folder, report=lambda line: print(line, flush=True))
-        processor.save_pretrained(folder)
+        judge = None
+        if args.labeler:
+            judge = MiniCPMV.from_pretrained(args.labeler).float().to(device), Processor.from_pretrained(args.labeler)
+        summary = experiment(
+            model,
+            processor,
+            PROFILES[args.profile],
+            folder,
+            only=None if args.run == "all" else args.run,
+            seeds=SEEDS if args.profile != "fast" else SEEDS[:1],
+            judge=judge,
+            base="nano" if args.model == "nano" else None,
+            report=lambda line: print(line, flush=True),
+        )
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
+    except KeyboardInterrupt:
+        print("\nstopped; finished runs are kept, and the same command goes on from there")
+        return 130
     watch.lap("alignment")
-    print(f"\n{watch}\nreport and changed tensors are in {folder}")
+    print(f"\n{outcome(summary)}\n\n{watch}\nall figures are in {folder / SUMMARY}")
 
 
 # ---- the paper's claims
@@ -317,8 +380,6 @@ def export(args):
 def phone(args):
     for module in ("torch", "transformers", "gguf"):
         need(module, "the model")
-    from .checkpoint import WEIGHTS
-    from .config import find_folder
     from .deploy import llamacpp
     from .deploy.gguf import export as write
     from .model import MiniCPMV
@@ -343,8 +404,6 @@ def phone(args):
     print(f"files    {args.mixture}: language model {sizes[0]:,.2f} MB; ViT and resampler {sizes[1]:,.2f} MB")
     visual = sum(map(len, said.visual))
     print(f"prompt   {said.prompt_tokens} tokens, {visual} of them visual, in {said.prompt_seconds * 1000:,.1f} ms")
-    if args.model == "nano" and not (find_folder("nano") / WEIGHTS).exists():
-        print("The nano model is not trained yet: its weights are random numbers, and so is its answer.")
     print(f"\nanswer: {printable(processor.tokenizer.decode(said.tokens, skip_special_tokens=True))}\n")
     steps = len(said.tokens)
     print(
@@ -455,13 +514,25 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
     (
         "train",
         train,
-        "Train the nano model from random weights, stage by stage.",
-        option("--profile", choices=("fast", "cpu", "gpu"), default="fast", help="how long (default: fast, a minute)"),
+        "Train the nano model from random weights, stage by stage; or, with --data, any model on your own data.",
+        option("--profile", choices=("fast", "cpu", "gpu"), help="how long (default: fast, a minute)"),
         option("--stage", metavar="NAME", help="this stage alone, from the one before it in the folder"),
-        option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE); finished stages are kept"),
+        option("--data", metavar="FILE.json", help="your own data: a list of records, see the command records"),
+        option(
+            "--from", dest="checkpoint", metavar="CHECKPOINT", help='with --data: the model to start from, or "nano"'
+        ),
+        option("--held-out", metavar="FILE.json", help="with --data: records that are only measured"),
+        option("--steps", type=int, metavar="N", help="with --data: optimizer steps (default: 60)"),
+        option("--batch", type=int, metavar="N", help="with --data: records of one step (default: 8)"),
+        option("--root", metavar="FOLDER", help="with --data: where picture paths start (default: the file's folder)"),
+        option("--strict", action="store_true", help="with --data: stop at bad records instead of skipping them"),
+        option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE, or runs/ and the data's name)"),
         option("--seed", type=int, default=0, help="of weights and samples"),
         option("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one"),
         option("--threads", type=int, metavar="N", help="CPU threads"),
+        option("--pieces", type=int, default=1, metavar="N", help="compute each step in N parts: less memory"),
+        option("--checkpointing", action="store_true", help="compute each layer twice: far less memory"),
+        option("--compile", action="store_true", help="let torch.compile fuse what it can"),
     ),
     (
         "records",
@@ -474,14 +545,24 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--most", type=int, default=20, metavar="N", help="print at most so many problems (default: 20)"),
     ),
     (
+        "shards",
+        shards,
+        "Write your own training data as tar shards; bad records are reported and left out.",
+        option("file", metavar="FILE.json", help="a list of records with id, image and conversations"),
+        option("--out", metavar="FOLDER", required=True, help="where to write"),
+        option("--root", metavar="FOLDER", help="where picture paths start and stay (default: the file's folder)"),
+        option("--per-shard", type=int, default=1000, metavar="N", help="records of a shard (default: 1000)"),
+    ),
+    (
         "dpo",
         dpo,
-        "Align a model: sample answers, check their claims, train on pairs; prints figures before and after.",
+        "Align a model: sample answers, check their claims, train on pairs; with controls, and figures of all.",
         option("--profile", choices=("fast", "cpu", "gpu"), default="fast", help="how much (default: fast, seconds)"),
         option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
-        option("--labeler", default="truth", help='"truth" (default), "self", or a folder with a stronger model'),
-        option("--folder", help="where to write (default: runs/dpo-PROFILE); a run that was cut off is continued"),
-        option("--seed", type=int, default=0, help="of everything that is drawn"),
+        option("--run", default="main", metavar="NAME", help='a control, or "all" (default: "main", without controls)'),
+        option("--labeler", metavar="FOLDER", help="a model that checks claims (default: one is trained for it)"),
+        option("--folder", help="where to write (default: runs/dpo-PROFILE); what was cut off is continued"),
+        option("--threads", type=int, metavar="N", help="CPU threads"),
     ),
     (
         "experiment",

@@ -19,7 +19,7 @@ from minicpmv_ref.learn import data
 from minicpmv_ref.learn.data import KINDS, PLACES, TOPICS, blind, draw, is_held_out, stream
 from minicpmv_ref.learn.words import LANGUAGES, PAINT, SHAPES, WORDS
 
-SCENE_KINDS = ("caption", "long", "noisy", "question")
+SCENE_KINDS = ("caption", "long", "noisy", "question", "claim")
 
 
 def digest(samples):
@@ -198,6 +198,82 @@ def test_noisy_captions_are_true_but_worse():
         clean = data.caption(sample.facts, LANGUAGES["en"])
         assert clean == draw(i, "caption").answer or sample.key != draw(i, "caption").key
     assert 20 < incomplete < 80
+
+
+def test_careless_captions_have_mistakes_of_habit_and_of_chance():
+    say = LANGUAGES["en"]
+    things, right, tired, repeated, shorter, count = 0, 0, 0, 0, 0, 600
+    for i in range(count):
+        sample = draw(i, "careless")
+        scene = sample.facts.things
+        assert sample.messages[0]["content"][1] == say.describe
+        told = sample.answer.removesuffix(".").split(", ")
+        true = data.caption(sample.facts, say).removesuffix(".").split(", ")
+        assert 1 <= len(told) <= len(true) and len(true) - len(told) <= 1
+        shorter += len(told) < len(true)
+        assert len(true) > 1 or len(told) == 1
+        if len(told) < len(true):
+            continue
+        for number, (said, real) in enumerate(zip(told, true)):
+            if number == len(scene) - 1 > 1:
+                if scene[-1].color != scene[-2].color:
+                    tired += 1
+                    repeated += said.split()[0] == scene[-2].color
+            else:
+                things += 1
+                right += said == real
+    assert 0.85 < right / things < 0.95  # one in eight is drawn anew, and some of these are right again
+    assert 0.7 < repeated / tired < 0.9
+    assert 0.06 < shorter / count < 0.13  # of three quarters: a single thing is always named
+    assert draw(3, "careless").answer == draw(3, "careless").answer
+
+
+def claimed(question):
+    """(color, shape, place or None) of an English question about a claim."""
+    color, shape, place = re.fullmatch(r"Is there a (\w+) (\w+?)(?: at the (\w+ \w+))?\?", question).groups()
+    return color, shape, None if place is None else PLACES.index(place)
+
+
+def test_claims_are_answered_truly_and_false_ones_are_near_misses():
+    answers, placed, wrong = Counter(), 0, Counter()
+    for i in range(300):
+        sample = draw(i, "claim", "test", turns=4)
+        texts = [m["content"] for m in blind(sample.messages)]
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            claim = claimed(question)
+            there = [(t.color, t.shape, t.place if claim[2] is not None else None) for t in sample.facts.things]
+            assert (claim in there) == (answer == "yes")
+            answers[answer] += 1
+            placed += claim[2] is not None
+            if answer == "no":
+                differ = [tuple(a != b for a, b in zip(claim, thing)) for thing in there]
+                wrong.update({min(differ, key=sum)})
+    assert 0.45 < answers["yes"] / 1200 < 0.55 and 0.7 < placed / 1200 < 0.8
+    one = [wrong[kind] for kind in ((True, False, False), (False, True, False), (False, False, True))]
+    assert min(one) > 60 and sum(one) > 0.8 * answers["no"]
+
+
+def test_a_blind_guesser_of_claims_scores_chance():
+    seen = defaultdict(Counter)
+    for i in range(4000):
+        sample = draw(i, "claim")
+        seen[sample.messages[0]["content"][1]][sample.answer] += 1
+    tests = [draw(i, "claim", "test") for i in range(800)]
+    right = 0
+    for sample in tests:
+        counts = seen[sample.messages[0]["content"][1]]
+        right += bool(counts) and counts.most_common(1)[0][0] == sample.answer
+    assert right / len(tests) < 0.6
+
+
+@pytest.mark.parametrize("language", ["zh", "fr"])
+def test_claims_in_other_languages_say_the_same(language):
+    say = LANGUAGES[language]
+    for i in range(40):
+        english, other = draw(i, "claim"), draw(i, "claim", language=language)
+        yes = english.answer == "yes"
+        color, shape, place = claimed(english.messages[0]["content"][1])
+        assert (other.messages[0]["content"][1], other.answer) == say.ask_exist(color, shape, yes, place)
 
 
 # ---- answers cannot be guessed

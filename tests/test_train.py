@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -57,10 +58,10 @@ def test_the_same_seed_gives_the_same_weights():
 def test_the_loss_is_that_of_the_separate_samples(name):
     """A step's loss equals the mean over supervised tokens of one sample at a time, padded by nobody."""
     model, stage = start(), short(name, turns=2)
-    samples = [next(it) for it in [draw_samples(stage, 5, "train", 112)] for _ in range(4)]
+    samples = [draw_samples(stage, 5, "train", 112)(i) for i in range(4)]
     objective = objective_for(model, PROCESSOR, stage)
     with torch.no_grad():
-        loss, tokens, views = objective(samples, step=0)
+        loss, tokens, views, judged = objective(samples, step=0)
         total = count = length = 0
         for sample in samples:
             batch = objective.processor([sample.messages])
@@ -71,7 +72,7 @@ def test_the_loss_is_that_of_the_separate_samples(name):
             count += (labels != -100).sum()
             length += batch.input_ids.shape[1]
     assert loss.item() == pytest.approx((total / count).item(), rel=1e-5)
-    assert tokens == length
+    assert (tokens, judged) == (length, count)
     assert views == sum(len(PROCESSOR([s.messages]).images[0]) for s in samples)
 
 
@@ -94,7 +95,7 @@ def test_raw_samples_do_not_see_each_other():
     objective = objective_for(model, PROCESSOR, stage)
     samples = [draw(0, "question", turns=2), draw(1, "talk"), draw(2, "read")]
     with torch.no_grad():
-        loss, tokens, views = objective(samples, step=1)
+        loss, tokens, views, _ = objective(samples, step=1)
         alone = [objective([sample], step=1) for sample in samples]
         weights = [(objective.packed([sample], 1)[0].labels != -100).sum().item() for sample in samples]
     mean = sum(w * one[0].item() for w, one in zip(weights, alone)) / sum(weights)
@@ -115,6 +116,34 @@ def test_every_other_step_has_no_image_id():
     assert (with_id == marker).sum() == 2 and (without == marker).sum() == 0
 
 
+def test_resumed_steps_see_the_samples_and_rates_that_come_next():
+    """Also without any state: samples and rates depend on the number of the step alone."""
+    stage, shown = short("sft-1", steps=4, batch=2), []
+    drawn = draw_samples(stage, 0, "train", 112)
+
+    def sample(number):
+        shown.append(number)
+        return drawn(number)
+
+    whole = list(train(start(), PROCESSOR, stage, half_precision=False))
+    rest = list(train(start(), PROCESSOR, stage, samples=sample, done=2, half_precision=False))
+    assert shown == [4, 5, 6, 7]
+    assert [step[:1] + step[2:5] for step in rest] == [step[:1] + step[2:5] for step in whole[2:]]
+    for done in (-1, 5):
+        with pytest.raises(ValueError, match=f"done must be from 0 to 4, got {done}"):
+            train(start(), PROCESSOR, stage, done=done)
+
+
+def test_an_optimizer_of_your_own_says_what_learns():
+    """Its rates are scaled by the schedule, whoever made it."""
+    model, stage = start(), short("sft-1", steps=2)
+    optimizer = torch.optim.AdamW([{"params": [model.resampler.query], "lr": 1e-2}], weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rates = [step.rate for step in train(model, PROCESSOR, stage, optimizer=optimizer, half_precision=False)]
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert changed == ["resampler.query"] and optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * rates[-1])
+
+
 def test_training_helps():
     """Thirty steps of the LLM on one kind of question: held-out loss falls by a lot."""
     model, stage = start(), short("start-text", steps=30, batch=8, mixture={"caption": 1})
@@ -128,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step():
     model = start()
     with torch.no_grad():
         model.resampler.query.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="stage-1, step 1: the loss is nan"):
+    with pytest.raises(FloatingPointError, match="stage-1, step 1: the loss is nan; its samples: 0, 1, 2"):
         list(train(model, PROCESSOR, short("stage-1")))
 
 
@@ -245,6 +274,13 @@ def test_answers_are_those_of_chat():
 # ---- the whole run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out_samples():
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(trainer, "held_out_loss", partial(held_out_loss, n=2))
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -293,12 +329,33 @@ def test_bfloat16_is_only_used_where_it_is_fast(monkeypatch):
 
 def test_the_command_trains_and_draws_the_curves(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PROFILES, "fast", Profile(steps=1e-9, batch=1e-9, grades=1))
+    monkeypatch.setattr(trainer, "STAGES", (stage_named("stage-1"), stage_named("sft-2")))
     assert main(["train", "--out", str(tmp_path / "run"), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "profile fast, seed 0" in out and (tmp_path / "run" / "curves.png").is_file()
-    assert all(f"{stage.name}: " in out for stage in STAGES)
+    assert "stage-1: resampler for 2 steps" in out and "sft-2: held-out loss" in out
     assert main(["train", "--out", str(tmp_path / "run"), "--stage", "sft-2", "--threads", "1"]) == 0  # that one again
-    assert capsys.readouterr().out.count("done before") == len(STAGES) - 1
+    assert capsys.readouterr().out.count("done before") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "my.json"], "--data needs --from CHECKPOINT, the model to start from"),
+        (
+            ["--data", "my.json", "--from", "nano", "--profile", "cpu", "--stage", "sft-1"],
+            "--profile, --stage: these options belong to the small world, not to --data",
+        ),
+        (["--from", "nano"], "--from: these options belong to --data FILE.json, your own data"),
+        (
+            ["--held-out", "a.json", "--steps", "3", "--batch", "2", "--root", "x", "--strict", "--stage", "sft-1"],
+            "--held-out, --steps, --batch, --root, --strict: these options belong to --data",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_together(options, words, capsys):
+    assert main(["train", *options]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {words}")
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """SigLIP at toy scale: which caption belongs to which picture? That is how the ViT learns to see.
 
 A picture and a caption each become one vector, and every pair of the batch is a yes/no question of its own. Only the
-ViT is kept; the text tower and the pooling are scaffolding. Left out: learned resolution schedules, many devices.
+ViT is kept; the text tower and the pooling are scaffolding. Several processes compare the pictures of all of them.
+Left out: learned resolution schedules.
 B pictures with their captions, L patches, D width of the ViT, T tokens of a caption.
 """
 
@@ -18,6 +19,7 @@ from ..model import MiniCPMV
 from ..processor import normalize_views
 from ..slicing import SliceConfig, plan_slices
 from .data import Sample
+from .parallel import gather
 
 WIDTH = 128  # of the text tower and of the vectors that are compared
 
@@ -75,13 +77,13 @@ class Contrast(nn.Module):
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def forward(self, samples: list[Sample], view: int | None = None) -> torch.Tensor:
-        """The sigmoid loss, a scalar: B * B yes/no questions."""
+        """The sigmoid loss, a scalar: B * B yes/no questions. In training B counts the samples of all processes."""
         image, text = self.vectors(samples, view)
+        image, text, keys = gather(image, text, keys=[sample.key for sample in samples])
         logits = image @ text.T * self.log_scale.exp() + self.bias
-        keys = [sample.key for sample in samples]
         # A small world repeats itself, so a caption may belong to two pictures of the batch.
         match = torch.tensor([[1.0 if a == b else -1.0 for b in keys] for a in keys], device=logits.device)
-        return -F.logsigmoid(match * logits).sum() / len(samples)
+        return -F.logsigmoid(match * logits).sum() / len(keys)
 
     @torch.no_grad()
     def recall(self, samples: list[Sample]) -> float:

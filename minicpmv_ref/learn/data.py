@@ -15,9 +15,10 @@ import hashlib
 import importlib.util
 import math
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -131,9 +132,10 @@ def draw(
 
     Args:
         seed: any integer or string; the same seed, options and version of the world give the same sample.
-        kind: "caption", "long" (a full sentence), "noisy" (a caption as the web has them), "question" (about a scene),
-            "talk" (a caption, then questions about the same scene), "read" and "lookup" (about a document), "crop"
-            (a few lines on one view) and "find" (a lookup there).
+        kind: "caption", "long" (a full sentence), "noisy" (a caption as the web has them), "careless" (a caption
+            with mistakes), "question" (about a scene), "talk" (a caption, then questions about the same scene),
+            "claim" (is this at that place? a "no" is a near miss), "read" and "lookup" (about a document), "crop" (a
+            few lines on one view) and "find" (a lookup there).
         split: "train" or "test"; they share no content.
         language: "en", "zh" or "fr". The text that is drawn into pictures is Latin in all of them.
         topic: of a "question": one of TOPICS; None draws one.
@@ -178,6 +180,11 @@ def draw(
             turn_texts = [(say.lookup.format(word=line.word), str(line.number))]
         else:
             turn_texts = [(say.read, reading(facts))]
+    elif kind == "claim":  # for a model that checks what others say; the stages of training do without
+        while is_held_out((facts := _scene(rng)).content) != wanted:
+            pass
+        image = draw_scene(facts, rng, round(view * scale))
+        turn_texts = [_ask_claim(rng.random() < 0.5, facts, rng, say) for _ in range(turns)]
     else:
         topic = topic or rng.choice(list(TOPICS))
         # The answer is chosen before the scene. Choosing it after would make "no" and "1" the best guesses.
@@ -194,8 +201,11 @@ def draw(
             topics = (topic, *(name for name, _, _ in more))
         else:
             prompt = say.describe_long if kind == "long" else say.describe
-            text = {"long": long_caption, "noisy": noisy_caption}.get(kind, caption)
-            turn_texts = [(prompt, text(facts, say, rng) if kind == "noisy" else text(facts, say))]
+            if kind in ("noisy", "careless"):
+                text = (noisy_caption if kind == "noisy" else careless_caption)(facts, say, rng)
+            else:
+                text = (long_caption if kind == "long" else caption)(facts, say)
+            turn_texts = [(prompt, text)]
             if kind == "talk":
                 more = _more_questions(facts, rng, say, turns)
                 turn_texts += [(question, reply) for _, question, reply in more]
@@ -233,15 +243,42 @@ def stream(
         >>> [sample.kind for sample in islice(stream(1, {"caption": 1, "crop": 1}), 4)]
         ['crop', 'crop', 'crop', 'caption']
     """
+    return map(numbered(seed, mixture, split, languages, scales, **options), count())
+
+
+def numbered(
+    seed: int | str,
+    mixture: Mapping[str, float],
+    split: str = "train",
+    languages: Mapping[str, float] | None = None,
+    scales: Mapping[float, float] | None = None,
+    **options,
+) -> Callable[[int], Sample]:
+    """Number the samples of a stream: each can be had without those before it.
+
+    Args:
+        seed, mixture, split, languages, scales, options: as for `stream`.
+
+    Returns:
+        A function: from a number, counted from 0, to the sample that `stream` draws there. To skip a sample takes
+        microseconds, for only its kind, language and size are drawn.
+
+    Example:
+        >>> sample = numbered(1, {"caption": 1, "crop": 1})
+        >>> sample(3).kind, sample(0).kind
+        ('caption', 'crop')
+    """
     rng = random.Random(f"stream {seed}")
-    languages, scales = languages or {"en": 1.0}, scales or {1.0: 1.0}
-    number = 0
-    while True:
-        kind = rng.choices(list(mixture), list(mixture.values()))[0]
-        language = rng.choices(list(languages), list(languages.values()))[0]
-        scale = rng.choices(list(scales), list(scales.values()))[0]
-        yield draw(f"{seed}/{number}", kind, split, language, scale=scale, **options)
-        number += 1
+    weights = mixture, languages or {"en": 1.0}, scales or {1.0: 1.0}
+    chosen: list[tuple] = []  # (kind, language, scale) of all samples up to the highest number so far
+
+    def sample(number: int) -> Sample:
+        while len(chosen) <= number:
+            chosen.append(tuple(rng.choices(list(each), list(each.values()))[0] for each in weights))
+        kind, language, scale = chosen[number]
+        return draw(f"{seed}/{number}", kind, split, language, scale=scale, **options)
+
+    return sample
 
 
 def blind(messages: list[dict], instead: str | None = None) -> list[dict]:
@@ -381,6 +418,25 @@ def noisy_caption(scene: Scene, say: Language, rng: random.Random) -> str:
     return (before + body + after).replace("{n}", str(rng.randint(10, 99)))
 
 
+def careless_caption(scene: Scene, say: Language, rng: random.Random) -> str:
+    """A caption as a weak annotator writes it: mistakes of habit, mistakes of chance, and things left out.
+
+    Habit: by the end of a longer list the writer is tired, and the last of three or four things mostly gets the color
+    of the one before it. A model learns such a habit so well that even its likeliest answer shows it. Chance: one thing
+    in eight gets another color, shape or place. One list in eight loses a thing.
+    """
+    things = list(scene.things)
+    if len(things) > 2 and rng.random() < 0.85:
+        things[-1] = replace(things[-1], color=things[-2].color)
+    for number, thing in enumerate(things):
+        if rng.random() < 0.125:
+            trait, values = rng.choice([("color", list(PAINT)), ("shape", list(SHAPES)), ("place", range(4))])
+            things[number] = replace(thing, **{trait: rng.choice(values)})
+    if len(things) > 1 and rng.random() < 0.125:
+        things.pop(rng.randrange(len(things)))
+    return caption(Scene(tuple(things)), say)
+
+
 # ---- questions on scenes. Every topic lists its answers; each is equally likely, whatever the question's words are.
 
 TOPICS: dict[str, tuple] = {
@@ -392,7 +448,7 @@ TOPICS: dict[str, tuple] = {
     "place": (0, 1, 2, 3),
     "side": (True, False),
 }
-KINDS = ("caption", "long", "noisy", "question", "talk", "read", "lookup", "crop", "find")
+KINDS = ("caption", "long", "noisy", "careless", "question", "talk", "claim", "read", "lookup", "crop", "find")
 
 
 def _ask(topic: str, answer, scene: Scene, rng: random.Random, say: Language) -> tuple[str, str] | None:
@@ -427,6 +483,27 @@ def _ask(topic: str, answer, scene: Scene, rng: random.Random, say: Language) ->
     first, second, side = rng.choice(options)
     side = side if answer else {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
     return say.ask_side((first.color, first.shape), side, (second.color, second.shape), answer)
+
+
+def _ask_claim(yes: bool, scene: Scene, rng: random.Random, say: Language) -> tuple[str, str]:
+    """Ask whether an object is at a place; one question in four leaves the place out.
+
+    What is not there comes in four kinds: the color, the shape or the place of an object is wrong, or anything is.
+    """
+    placed = rng.random() < 0.75
+    there = sorted({(t.color, t.shape, t.place if placed else None) for t in scene.things})
+    color, shape, place = rng.choice(there)
+    if not yes:
+        places = range(4) if placed else (None,)
+        kinds = (
+            [(c, shape, place) for c in PAINT],
+            [(color, s, place) for s in SHAPES],
+            [(color, shape, p) for p in places],
+            [(c, s, p) for c in PAINT for s in SHAPES for p in places],
+        )
+        false = [[claim for claim in claims if claim not in there] for claims in kinds]
+        color, shape, place = rng.choice(rng.choice([claims for claims in false if claims]))
+    return say.ask_exist(color, shape, yes, place)
 
 
 def _near(color: str, shape: str, pairs: list[tuple[str, str]]) -> bool:

@@ -12,31 +12,32 @@ your data it saw. Here a record is good and used, or bad and named. Left out: vi
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import os
 import random
 import re
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
 from tqdm.auto import tqdm
 
+from ..checkpoint import WEIGHTS
 from ..model import MiniCPMV
 from ..processor import Processor, load_image
 from ..prompt import MARKERS, SLOT
 from ..slicing import plan_slices
 from .packing import packed_loss
-from .stages import Stage, freeze
-from .train import Step, fast_bfloat16, objective_for, rate_at
+from .parallel import ALONE
+from .saves import best_in, finish, saves_in
+from .stages import Stage, stage_named
+from .train import SAVES, Step, objective_for, train, train_stage
 
 ONE = "<image>"  # the placeholder where `image` is a path
 PLACEHOLDERS = re.compile(r"<image(?:_\d+)?>")
@@ -453,29 +454,12 @@ def _shuffled(n: int, seed: str) -> list[int]:
     return random.Random(seed).sample(range(n), n)
 
 
-def optimizer_for(model: MiniCPMV, stage: Stage) -> torch.optim.AdamW:
-    """Make the optimizer of `fine_tune`: AdamW, with a learning rate for each part.
-
-    Args:
-        model: a MiniCPMV.
-        stage: its rates say which parts learn.
-
-    Returns:
-        An AdamW whose state you can save beside the model, to resume exactly.
-    """
-    groups = [
-        {"params": list(getattr(model, part).parameters()), "lr": rate, "initial_lr": rate}
-        for part, rate in stage.rates.items()
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, foreach=True)
-
-
 def fine_tune(
     model: MiniCPMV,
     processor: Processor,
     records: Sequence[Record],
     stage: Stage,
-    seed: int | str = 0,
+    seed: int = 0,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     done: int = 0,
@@ -512,41 +496,18 @@ def fine_tune(
     """
     if stage.objective != "answer":
         raise ValueError(f'records are trained with the objective "answer", got {stage.objective!r}')
-    if not records or not 0 <= done <= stage.steps:
-        raise ValueError(f"records must not be empty, and done from 0 to {stage.steps}; got {len(records)=}, {done=}")
-    optimizer = optimizer or optimizer_for(model, stage)
-    # A generator would raise only at its first step, so the checks stand outside of it.
-    return _steps(model, processor, records, stage, seed, optimizer, done, half_precision)
-
-
-def _steps(model, processor, records, stage, seed, optimizer, done, half_precision) -> Iterator[Step]:
-    device = model.resampler.query.device
-    if half_precision is None:
-        half_precision = fast_bfloat16(device)
-    objective = objective_for(model, processor, stage)
-    parameters = freeze(model, stage)
-    model.train()
-    began = time.perf_counter()
-    for step in range(done + 1, stage.steps + 1):
-        first = (step - 1) * stage.batch
-        chosen = [records[sample_at(i, len(records), seed)] for i in range(first, first + stage.batch)]
-        try:
-            with torch.autocast(device.type, torch.bfloat16, enabled=half_precision):
-                loss, tokens, views = objective(chosen, step)
-        except ValueError as error:
-            names = ", ".join(record.id for record in chosen)
-            raise ValueError(f"{stage.name}, step {step}, one of the records {names}: {error}") from error
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"{stage.name}, step {step}: the loss is {loss.item()}")
-        rate = rate_at(step - 1, stage.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["initial_lr"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        yield Step(step, loss.item(), rate, tokens, views, time.perf_counter() - began)
-    model.eval()
+    if not records:
+        raise ValueError("there must be at least one record")
+    return train(
+        model,
+        processor,
+        stage,
+        seed,
+        samples=lambda number: records[sample_at(number, len(records), seed)],
+        optimizer=optimizer,
+        done=done,
+        half_precision=half_precision,
+    )
 
 
 def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], batch: int = 8) -> float:
@@ -574,3 +535,114 @@ def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], ba
             total += packed_loss(model, packed).item() * supervised  # batches do not have equally many
             count += supervised
     return total / count
+
+
+# ---- 4. The command
+
+
+def train_on(
+    data: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    held_out: str | os.PathLike | None = None,
+    *,
+    steps: int = 60,
+    batch: int = 8,
+    root: str | os.PathLike | None = None,
+    strict: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    report=print,
+    progress: bool = True,
+    **how,
+) -> dict:
+    """Fine-tune a checkpoint on a file of records; what was cut off goes on from its last save.
+
+    Args:
+        data: the JSON file, checked before anything else happens.
+        checkpoint: a folder, or "nano".
+        out: where to write: the checkpoint, metrics.jsonl, and saves while it trains.
+        held_out: a JSON file that is only measured, before, after, and at each save.
+        steps, batch: optimizer steps, and records of each. All parts learn, at the rates of the stage "sft-2".
+        root: where picture paths start, as for `read_records`.
+        strict: True refuses a file with any problem; False skips bad records and says how many.
+        seed: of the order of the records.
+        device: "cpu" or "cuda".
+        report, progress: as for `run`.
+        how: `world`, `pieces`, `checkpointing` and `compiled`, as for `train_stage`.
+
+    Returns:
+        {"stage": "records", "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}.
+
+    Raises:
+        ValueError: no good record; with `strict`, any problem; fewer than one step or record; a save in `out` that is
+            of another training.
+        OSError: a file cannot be read or written; `out` holds a checkpoint already.
+        FloatingPointError, Stopped: as for `train_stage`.
+
+    Source: finetune/finetune.py of OpenBMB/MiniCPM-V. Three differences: its script for full fine-tuning leaves the LLM
+    frozen (tune_llm is false in it); it cuts long conversations, which may take away all answers or half a picture;
+    and its rates are those of a large model. For those of the data see `messages`.
+    """
+    if steps < 1 or batch < 1:
+        raise ValueError(f"there must be at least one step and one record in it, got {steps=}, {batch=}")
+    out = Path(out)
+    if (out / WEIGHTS).is_file():
+        raise FileExistsError(f"{out} holds a checkpoint already; write somewhere else")
+    processor = Processor.from_pretrained(checkpoint)
+    options = {"root": root, "processor": processor, "strict": strict}
+    records = _good_records(data, report, **options)
+    tests = _good_records(held_out, report, **options) if held_out else []
+    if known := {_content_of(record) for record in records} & {_content_of(record) for record in tests}:
+        report(f"{len(known)} of the held-out records are in the training data, too: their loss says little")
+    model = MiniCPMV.from_pretrained(checkpoint).float().to(device)
+    stage = replace(stage_named("sft-2"), name="records", mixture={}, steps=steps, batch=batch, turns=1, large=0.0)
+    out.mkdir(parents=True, exist_ok=True)
+    result = train_stage(
+        model,
+        processor,
+        stage,
+        out / SAVES,
+        out / "metrics.jsonl",
+        held_out=(lambda _: loss_on(model, processor, tests)) if tests else None,
+        samples=lambda number: records[sample_at(number, len(records), seed)],
+        seed=seed,
+        settings={"from": os.fspath(checkpoint), "data": fingerprint(records), "held_out": fingerprint(tests)},
+        report=report,
+        progress=progress,
+        **how,
+    )
+    if how.get("world", ALONE).rank > 0:
+        return result  # the first process writes
+    last, best = saves_in(out / SAVES)[-1], best_in(out / SAVES)
+    better = best is not None and best != last
+    if better:
+        report(f"the held-out loss was lowest in {best}, which is kept: a checkpoint like the one in {out}")
+    finish(out, model, processor, out / SAVES, best=better)
+    return result
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """Tell lists of records apart: by ids, texts, and names and sizes in bytes of their pictures.
+
+    Example:
+        >>> fingerprint([]) == fingerprint([]) != fingerprint([Record("0", {}, (("user", "Hi"),))])
+        True
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        pictures = [(name, path.name, path.stat().st_size) for name, path in record.images.items()]
+        digest.update(repr((record.id, pictures, record.turns)).encode())
+    return digest.hexdigest()
+
+
+def _good_records(path, report, **options) -> list[Record]:
+    records, found = read_records(path, **options)
+    report(found.text())
+    if not records:
+        raise ValueError(f"{path} holds no good record")
+    return records
+
+
+def _content_of(record: Record) -> tuple:
+    return tuple((name, path.resolve()) for name, path in record.images.items()), record.turns

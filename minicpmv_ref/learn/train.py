@@ -1,7 +1,8 @@
 """Training: one loop for every stage, and the command that runs the stages one after the other.
 
 A step draws fresh samples from the world, packs them, and takes one AdamW step. There is no data set, so there are no
-epochs. What is learned where stands in `stages.py`. Left out: several processes, data of your own.
+epochs; your own data comes from `records.py` and goes through the same loop. What is learned where stands in
+`stages.py`, how nothing is lost in `saves.py`, what several processes share in `parallel.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +23,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..checkpoint import WEIGHTS
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..prompt import answer_labels, image_bounds, image_layout
 from ..slicing import plan_slices
+from .budget import budget, checkpointed, compile_layers
 from .contrast import Contrast
-from .data import Sample, blind, spell, stream
+from .data import Sample, blind, numbered, spell
 from .evaluate import evaluate
 from .packing import PackedBatch, pack, pack_batch, packed_loss, sample_lengths
+from .parallel import ALONE, Learner, World, backward, spread, whole
+from .saves import Stopped, finish, read_save, saves_in, wait_for_step, write_save
 from .stages import PARTS, STAGES, Profile, Stage, freeze, scaled, start
 
 WARM_UP = 0.03  # share of the steps during which the rate rises
 DATA_VERSION = 2  # of the world; a checkpoint says which one it was trained on
+SAVES = "saves"  # the folder of a stage's saves, in that of its checkpoint
 
 
 class Step(NamedTuple):
@@ -52,7 +60,13 @@ def train(
     seed: int = 0,
     *,
     objective=None,
+    samples: Callable[[int], Sample] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    done: int = 0,
     half_precision: bool | None = None,
+    world: World = ALONE,
+    learner: nn.Module | None = None,
+    pieces: int = 1,
 ) -> Iterator[Step]:
     """Train a model for one stage, in place.
 
@@ -61,17 +75,26 @@ def train(
         stage: what learns, from what, for how many steps.
         seed: of the samples and of everything else that is random.
         objective: from `objective_for`, if you want to ask it for its held-out loss; None makes one.
+        samples: from a number, counted from 0 over the whole stage, to the sample that is shown there. None draws them
+            from the world.
+        optimizer: from `optimizer_for`, if you want to keep its state; None makes one. What it holds learns.
+        done: steps that this model and this optimizer have behind them. Samples and learning rate go on from there, so
+            a resumed training ends with the same weights as one that was never interrupted.
         half_precision: True computes in bfloat16 where that is safe; the weights stay float32. None does so where the
             machine multiplies bfloat16 faster.
+        world: from `join`, if several processes train together: each takes its share of every step's samples.
+        learner: from `spread`, on this model and this objective; None replicates.
+        pieces: compute the samples of a step in so many parts, one after the other, to save memory.
 
     Yields:
-        A Step after each step. You may stop at any time.
+        A Step after each step, numbered from done + 1. You may stop at any time.
 
     Raises:
-        FloatingPointError: the loss is not a finite number.
+        ValueError: a `done` that is not from 0 to the stage's steps; a sample that is too long for the model.
+        FloatingPointError: the loss or its gradient is not finite. The weights are still those before that step.
 
     Example:
-        >>> from dataclasses import replace
+        >>> from dataclasses import asdict, replace
         >>> from minicpmv_ref.learn.stages import stage_named
         >>> model, processor = start(), Processor.from_pretrained("nano")
         >>> [step.views for step in train(model, processor, replace(stage_named("stage-1"), steps=2, batch=3))]
@@ -79,42 +102,73 @@ def train(
 
     Source: paper section 4: what each stage trains; the rates and the schedule are this project's.
     """
-    torch.manual_seed(seed)
-    device = model.resampler.query.device
+    if not 0 <= done <= stage.steps:
+        raise ValueError(f"done must be from 0 to {stage.steps}, got {done}")
+    if done == 0:
+        torch.manual_seed(seed)
     objective = objective or objective_for(model, processor, stage)
-    parameters = freeze(model, stage)
-    if stage.objective == "contrast":  # its scaffolding learns with the ViT and is thrown away
-        parameters = [p for p in objective.parameters() if p.requires_grad]
-        groups = [{"params": parameters, "lr": stage.rates["vpm"]}]
-    else:
-        groups = [{"params": list(getattr(model, part).parameters()), "lr": lr} for part, lr in stage.rates.items()]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, foreach=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, stage.steps))
-    samples = draw_samples(stage, seed, "train", objective.view)
+    samples = samples or draw_samples(stage, seed, "train", objective.view)
+    optimizer = optimizer or optimizer_for(model, stage, objective)
+    learner = learner or spread(Learner(model, objective), world)
+    if stage.objective == "contrast":
+        pieces = 1  # it compares all samples with each other
+    # A generator would raise only at its first step, so the check stands outside of it.
+    return _steps(model, stage, learner, samples, optimizer, done, half_precision, world, pieces)
+
+
+def _steps(model, stage, learner, samples, optimizer, done, half_precision, world, pieces) -> Iterator[Step]:
+    device = model.resampler.query.device
     if half_precision is None:
         half_precision = fast_bfloat16(device)
+    learning = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
     began = time.perf_counter()
-    for step in range(1, stage.steps + 1):
-        drawn = [next(samples) for _ in range(stage.batch)]
-        with torch.autocast(device.type, torch.bfloat16, enabled=half_precision):
-            loss, tokens, views = objective(drawn, step)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"{stage.name}, step {step}: the loss is {loss.item()}")
+    for step in range(done + 1, stage.steps + 1):
+        numbers = world.share(range((step - 1) * stage.batch, step * stage.batch))
+        batch = [samples(number) for number in numbers]
+        names = ", ".join(str(getattr(sample, "id", number)) for sample, number in zip(batch, numbers))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        rate = schedule.get_last_lr()[0] / groups[0]["initial_lr"]
+        try:
+            loss, tokens, views = backward(learner, batch, step, world, pieces, half_precision)
+        except ValueError as error:
+            raise ValueError(f"{stage.name}, step {step}, one of the samples {names}: {error}") from error
+        norm = whole(nn.utils.clip_grad_norm_(learning, 1.0))
+        for name, value in (("loss", loss), ("gradient's norm", norm.item())):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{stage.name}, step {step}: the {name} is {value}; its samples: {names}")
+        rate = rate_at(step - 1, stage.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
         optimizer.step()
-        schedule.step()
-        yield Step(step, loss.item(), rate, tokens, views, time.perf_counter() - began)
+        yield Step(step, loss, rate, tokens, views, time.perf_counter() - began)
     model.eval()
 
 
-def draw_samples(stage: Stage, seed: int, split: str, view: int) -> Iterator[Sample]:
-    """The endless samples of a stage."""
+def draw_samples(stage: Stage, seed: int, split: str, view: int) -> Callable[[int], Sample]:
+    """The endless samples of a stage, by their numbers."""
     scales = {1.0: 1 - stage.large, 2.0: stage.large}
-    return stream(f"{stage.name}/{seed}", stage.mixture, split, scales=scales, turns=stage.turns, view=view)
+    options = dict(scales=scales, turns=stage.turns, view=view, aligned=stage.aligned)
+    return numbered(f"{stage.name}/{seed}", stage.mixture, split, **options)
+
+
+def optimizer_for(model: MiniCPMV, stage: Stage, objective=None) -> torch.optim.AdamW:
+    """Freeze what a stage does not train, and make the optimizer of the rest: AdamW, a learning rate for each part.
+
+    Args:
+        model: changed in place.
+        stage: its rates say which parts learn.
+        objective: that of a "contrast" stage, whose scaffolding learns with the ViT and is thrown away.
+
+    Returns:
+        An AdamW whose state you can save beside the model, to resume exactly.
+    """
+    freeze(model, stage)
+    groups = []
+    for part, rate in stage.rates.items():
+        module = objective if isinstance(objective, Contrast) else getattr(model, part)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups.append({"params": parameters, "lr": rate, "initial_lr": rate})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, foreach=True)
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -131,7 +185,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     return bool(supported())
 
 
-# ---- one objective each: samples in, (loss, tokens, views) out
+# ---- one objective each: samples in, (loss, tokens, views, supervised tokens) out
 
 
 class _Answer:
@@ -234,18 +288,22 @@ class _Contrast(Contrast):
 
     def __call__(self, samples: list[Sample], step: int):
         view = self.slicing.scale_resolution // (1 + step % 2)
-        return super().__call__(samples, view), 0, len(samples)
+        return super().__call__(samples, view), 0, len(samples), 1
 
 
 def objective_for(model: MiniCPMV, processor: Processor, stage: Stage):
-    """Build what a stage minimizes: a function of (samples, step) that gives (loss, tokens, views)."""
+    """Build what a stage minimizes: a function of (samples, step) that gives (loss, tokens, views, judged).
+
+    The loss is a mean over the judged, the supervised tokens; "contrast" counts its whole batch as one.
+    """
     return {"answer": _Answer, "spelled": _Spelled, "raw": _Raw, "contrast": _Contrast}[stage.objective](
         model, processor, stage
     )
 
 
-def _sizes(packed: PackedBatch) -> tuple[int, int]:
-    return sum(row[-1] for row in packed.borders), sum(len(views) for views in packed.images)
+def _sizes(packed: PackedBatch) -> tuple[int, int, int]:
+    judged = int((packed.labels != -100).sum())
+    return sum(row[-1] for row in packed.borders), sum(len(views) for views in packed.images), judged
 
 
 def held_out_loss(objective, stage: Stage, n: int = 64, seed: int = 0) -> float:
@@ -260,12 +318,12 @@ def held_out_loss(objective, stage: Stage, n: int = 64, seed: int = 0) -> float:
     Returns:
         Mean negative log-likelihood per supervised token, in nats; for "contrast" the sigmoid loss.
     """
-    samples = draw_samples(stage, seed, "test", objective.view)
+    sample = draw_samples(stage, seed, "test", objective.view)
     with torch.no_grad():
-        return objective([next(samples) for _ in range(n)], step=0)[0].item()
+        return objective([sample(number) for number in range(n)], step=0)[0].item()
 
 
-# ---- the command
+# ---- the commands
 
 
 def run(
@@ -277,11 +335,12 @@ def run(
     device: str = "cpu",
     report=print,
     progress: bool = True,
+    **options,
 ) -> MiniCPMV:
     """Train stage after stage; each leaves a checkpoint, its metrics and its grades in a folder of its own.
 
-    Stages whose checkpoint is there already are loaded, not trained again: a run that was cut off goes on with the
-    stage that was cut.
+    A run that was cut off goes on where it was: finished stages are loaded, and the one that was cut continues from
+    its last save.
 
     Args:
         folder: where to write: folder/stage-1/model.safetensors and so on, and folder/metrics.jsonl.
@@ -292,14 +351,16 @@ def run(
         device: "cpu" or "cuda".
         report: takes one line of text at a time.
         progress: show a bar.
+        options: `world`, `pieces`, `checkpointing` and `compiled`, as for `train_stage`.
 
     Returns:
         The trained model.
 
     Raises:
-        ValueError: an unknown stage.
+        ValueError: an unknown stage; a save of another profile or seed.
         OSError: the stage before `only` is not there; the folder cannot be written.
         FloatingPointError: the loss is not a finite number.
+        Stopped: Ctrl-C or SIGTERM; everything is saved.
     """
     folder = Path(folder)
     names = [stage.name for stage in STAGES]
@@ -307,65 +368,224 @@ def run(
         raise ValueError(f"no stage {only!r}; there are {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
     model = start(profile.config, seed).to(device)
+    world = options.get("world", ALONE)
     for number, stage in enumerate(scaled(stage, profile) for stage in STAGES):
         place = folder / stage.name
         if only is not None and number > names.index(only):
             break
-        if stage.name != only and (place / "model.safetensors").is_file():
+        if stage.name != only and (place / WEIGHTS).is_file() and not saves_in(place / SAVES):
             model = MiniCPMV.from_pretrained(place).float().to(device)
             report(f"{stage.name}: done before, loaded from {place}")
             continue
         if only is not None and stage.name != only:
             raise FileNotFoundError(f"{only} starts from {stage.name}, and there is no checkpoint in {place}")
-        _run_stage(model, processor, stage, seed, place, folder / "metrics.jsonl", profile.grades, report, progress)
+        log = folder / "metrics.jsonl"
+        result = train_stage(
+            model,
+            processor,
+            stage,
+            place / SAVES,
+            log,
+            held_out=lambda objective, stage=stage: held_out_loss(objective, stage),
+            seed=seed,
+            settings={"world": DATA_VERSION},
+            report=report,
+            progress=progress,
+            **options,
+        )
+        if world.rank > 0:
+            continue
+        if stage.objective == "answer":
+            result["grades"] = evaluate(model, processor, seed="grades", n=profile.grades)
+            report("    " + ", ".join(f"{name} {share:.2f}" for name, share in result["grades"].items()))
+        _append(log, result)
+        finish(place, model, processor, place / SAVES)  # with weights and without saves a stage counts as done
     return model
 
 
-def _run_stage(model, processor, stage, seed, place, log, grades, report, progress) -> None:
+def train_stage(
+    model: MiniCPMV,
+    processor: Processor,
+    stage: Stage,
+    saves: Path,
+    log: Path,
+    *,
+    held_out: Callable | None = None,
+    samples: Callable[[int], Sample] | None = None,
+    seed: int = 0,
+    settings: dict | None = None,
+    every: int | None = None,
+    report=print,
+    progress: bool = True,
+    world: World = ALONE,
+    pieces: int = 1,
+    checkpointing: bool = False,
+    compiled: bool = False,
+) -> dict:
+    """Train one stage so that nothing is lost: it goes on from its last save, and saves again and again.
+
+    Args:
+        model, processor, stage, samples, seed: as for `train`.
+        saves: the folder of its saves; they stay there.
+        log: the JSONL file of its metrics; other stages may have written to it before.
+        held_out: from the objective to its held-out loss, which is asked for at each save.
+        settings: what else must be the same for a training that goes on, the data for example.
+        every: steps from one save to the next; None is a tenth of all steps, and ten at least.
+        report, progress: as for `run`.
+        world, pieces: as for `train`. The first process alone writes; it needs the folder, the others read it.
+        checkpointing: compute each layer twice, see `budget.checkpointed`.
+        compiled: let torch.compile fuse what it can, see `budget.compile_layers`; the first steps take long.
+
+    Returns:
+        {"stage": name, "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}; without
+        `held_out` the losses are None.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: as for `train`, with the last good state saved; a save that does not
+            fit; a full disk, which leaves the save before it whole.
+        Stopped: Ctrl-C or SIGTERM, after the end of a step and with its state saved.
+
+    Example:
+        >>> import tempfile
+        >>> from minicpmv_ref.learn.stages import stage_named
+        >>> model, processor, folder = start(), Processor.from_pretrained("nano"), Path(tempfile.mkdtemp())
+        >>> stage = replace(stage_named("stage-1"), steps=2, batch=1)
+        >>> said = []
+        >>> log, quiet = folder / "metrics.jsonl", {"report": said.append, "progress": False}
+        >>> _ = train_stage(model, processor, stage, folder / "saves", log, **quiet)
+        >>> said[0]
+        'stage-1: resampler for 2 steps of 1 samples'
+        >>> [save.name for save in saves_in(folder / "saves")]
+        ['step-000002']
+    """
     from tqdm import tqdm
 
     learning = ", ".join(part for part in PARTS if part in stage.rates)
     report(f"{stage.name}: {learning} for {stage.steps} steps of {stage.batch} samples")
     torch.manual_seed(seed)
     objective = objective_for(model, processor, stage)
-    before = held_out_loss(objective, stage)
-    every = max(1, stage.steps // 50)
-    recent: list[Step] = []
-    began, cpu = time.perf_counter(), time.process_time()
-    with open(log, "a", encoding="utf-8") as lines, tqdm(total=stage.steps, disable=not progress, unit="step") as bar:
-        for step in train(model, processor, stage, seed, objective=objective):
-            recent.append(step)
+    optimizer = optimizer_for(model, stage, objective)
+    if compiled:
+        compile_layers(model)
+    settings = {"stage": asdict(stage), "seed": seed, **(settings or {})}
+    state: dict = {"seconds": 0.0, "row": 0.0, "recent": []}  # all seconds, those at the last row, steps since then
+    done = 0
+
+    def measured() -> float | None:
+        model.eval()  # no dropout, should there be any
+        loss = held_out(objective) if held_out else None
+        model.train()
+        return loss
+
+    def save(held_out: float | None = None) -> Path:
+        if world.rank > 0:
+            return saves
+        options = {"settings": settings, "notes": state, "held_out": held_out}
+        return write_save(saves, done, model, processor, optimizer, objective, **options)
+
+    if found := saves_in(saves):
+        done, state = read_save(found[-1], model, optimizer, objective, settings)
+        report(f"{stage.name}: goes on after step {done}, from {found[-1]}")
+    else:
+        state["before"] = state["after"] = measured()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if world.rank == 0:
+        _forget(log, stage.name, done)
+    every = every or max(10, stage.steps // 10)
+    earlier, breaks = state["seconds"], 0.0  # seconds of the steps before, and of the saves since
+    sample = samples or draw_samples(stage, seed, "train", objective.view)
+    probe = [sample(number) for number in range(min(8, stage.batch))]
+    device = model.resampler.query.device
+    share = math.ceil(stage.batch / world.size)
+    report(budget(model, objective, probe, share, pieces, fast_bfloat16(device), checkpointing).line(device))
+    # Records of your own may lack pictures.
+    learner = spread(Learner(model, objective), world, sparse=samples is not None)
+    given = dict(objective=objective, samples=sample, optimizer=optimizer, done=done)
+    steps = train(model, processor, stage, seed, **given, world=world, learner=learner, pieces=pieces)
+    thrift = checkpointed(model) if checkpointing else nullcontext()
+    bar = tqdm(total=stage.steps, initial=done, disable=not progress, unit="step")
+    with thrift, wait_for_step() as caught, bar:
+        while done < stage.steps:
+            try:
+                step = next(steps)
+            except (FloatingPointError, ValueError, OSError):
+                report(f"{stage.name}: the state after step {done} is saved in {save()}")
+                raise
+            done, state["seconds"] = step.step, earlier + step.seconds - breaks
+            began = time.perf_counter()
+            state["recent"].append((step.loss, step.tokens, step.views))
             bar.update()
-            if step.step % every == 0 or step.step == stage.steps:
-                seconds = step.seconds - (recent[0].seconds if len(recent) > 1 else 0)
-                count = max(1, len(recent) - 1)
-                row = {
-                    "stage": stage.name,
-                    "step": step.step,
-                    "loss": sum(s.loss for s in recent) / len(recent),
-                    "rate": step.rate,
-                    "tokens_per_s": sum(s.tokens for s in recent[-count:]) / seconds,
-                    "views_per_s": sum(s.views for s in recent[-count:]) / seconds,
-                    "seconds": step.seconds,
-                }
-                lines.write(json.dumps(row) + "\n")
-                lines.flush()
+            saving = done % every == 0 or done == stage.steps
+            if saving:
+                state["after"] = measured()
+            if saving or done % max(1, stage.steps // 50) == 0:
+                row = _row(stage, step, state)
+                # Before the save: a row that the save does not know is forgotten, one that is missing would stay so.
+                if world.rank == 0:
+                    _append(log, row | ({"held_out": state["after"]} if saving else {}))
                 bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}")
-                recent = [step]
-        after = held_out_loss(objective, stage)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        report(f"{stage.name}: held-out loss {before:.3f} -> {after:.3f} in {seconds:.0f} s ({cpu:.0f} CPU-s)")
-        result = {"stage": stage.name, "held_out_before": before, "held_out_after": after, "seconds": seconds}
-        if stage.objective == "answer":
-            result["grades"] = evaluate(model, processor, seed="grades", n=grades)
-            report("    " + ", ".join(f"{name} {share:.2f}" for name, share in result["grades"].items()))
-        lines.write(json.dumps(result) + "\n")
-    processor.save_pretrained(place)
-    model.save_pretrained(place)  # last: with its weights a stage counts as done
+                state |= {"row": state["seconds"], "recent": []}
+            if saving:
+                save(state["after"])
+            if world.total(len(caught))[0]:  # all stop after the same step, or some would wait for ever
+                raise Stopped((caught or [signal.SIGTERM])[0], done, save())
+            breaks += time.perf_counter() - began
+    model.eval()
+    before, after, seconds = state["before"], state["after"], state["seconds"]
+    if held_out:
+        report(f"{stage.name}: held-out loss {before:.3f} -> {after:.3f} in {seconds:.0f} s")
+    return {"stage": stage.name, "held_out_before": before, "held_out_after": after, "seconds": seconds}
+
+
+def _row(stage: Stage, step: Step, state: dict) -> dict:
+    """One row of the log: means over the steps since the row before it."""
+    loss, tokens, views = (sum(each) for each in zip(*state["recent"]))
+    seconds = state["seconds"] - state["row"]
+    return {
+        "stage": stage.name,
+        "step": step.step,
+        "loss": loss / len(state["recent"]),
+        "rate": step.rate,
+        "tokens_per_s": tokens / seconds,
+        "views_per_s": views / seconds,
+        "seconds": state["seconds"],
+    }
+
+
+def _append(log: Path, row: dict) -> None:
+    try:
+        with open(log, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+    except OSError as error:  # a full disk has no name
+        raise OSError(f"could not write {log}: {error}") from error
+
+
+def _rows(log: Path) -> list[dict]:
+    """The rows of a log. A full disk may have cut one; it is left out."""
+    rows = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _forget(log: Path, stage: str, step: int) -> None:
+    """Take out what a stage wrote after a step: these steps are taken again."""
+    rows = [row for row in _rows(log) if row["stage"] != stage or row.get("step", math.inf) <= step]
+    draft = log.with_name(f".{log.name}.part")
+    try:
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(draft, log)
+    except OSError as error:
+        raise OSError(f"could not write {log}: {error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def plot(folder: str | os.PathLike) -> Path:
-    """Draw the losses of all stages of a run.
+    """Draw the losses of all stages of a run, in training and held out.
 
     Args:
         folder: of `run`.
@@ -378,17 +598,21 @@ def plot(folder: str | os.PathLike) -> Path:
     """
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    curves: dict[str, list[tuple[int, float]]] = {}
+    log = Path(folder) / "metrics.jsonl"
+    rows = [row for row in _rows(log) if "loss" in row]
+    if not rows:
+        raise FileNotFoundError(f"there are no metrics in {log}")
+    curves = {row["stage"]: ([], []) for row in rows}
     for row in rows:
-        if "loss" in row:
-            curve = curves.setdefault(row["stage"], [])
-            if curve and row["step"] <= curve[-1][0]:  # the stage was trained again
-                curve.clear()
-            curve.append((row["step"], row["loss"]))
+        curves[row["stage"]][0].append((row["step"], row["loss"]))
+        if row.get("held_out") is not None:
+            curves[row["stage"]][1].append((row["step"], row["held_out"]))
     figure = Figure(figsize=(3 * len(curves), 3), layout="constrained")
-    for axis, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
-        axis.plot(*zip(*curve))
+    for axis, (name, (curve, held_out)) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+        axis.plot(*zip(*curve), label="training")
+        if held_out:
+            axis.plot(*zip(*held_out), "o", label="held out")
+            axis.legend()
         axis.set(title=name, xlabel="step", yscale="log")
     figure.axes[0].set_ylabel("loss")
     path = Path(folder) / "curves.png"

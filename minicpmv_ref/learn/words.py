@@ -68,8 +68,9 @@ class Language:
     def ask_count(self, shape: str, count: int) -> tuple[str, str]:
         return f"How many {shape}s are there?", str(count)
 
-    def ask_exist(self, color: str, shape: str, yes: bool) -> tuple[str, str]:
-        return f"Is there a {color} {shape}?", self.answer(yes)
+    def ask_exist(self, color: str, shape: str, yes: bool, place: int | None = None) -> tuple[str, str]:
+        where = "" if place is None else f" at the {self.places[place]}"
+        return f"Is there a {color} {shape}{where}?", self.answer(yes)
 
     def ask_place(self, color: str, shape: str, place: int) -> tuple[str, str]:
         return f"Where is the {color} {shape}?", self.places[place]
@@ -127,8 +128,9 @@ class French(Language):
     def ask_count(self, shape: str, count: int) -> tuple[str, str]:
         return f"Combien {'d' + chr(39) if shape == 'star' else 'de '}{self.nouns[shape]}s y a-t-il ?", str(count)
 
-    def ask_exist(self, color: str, shape: str, yes: bool) -> tuple[str, str]:
-        return f"Y a-t-il {self.a(shape)} {self.thing(color, shape)} ?", self.answer(yes)
+    def ask_exist(self, color: str, shape: str, yes: bool, place: int | None = None) -> tuple[str, str]:
+        where = "" if place is None else f" {self.places[place]}"
+        return f"Y a-t-il {self.a(shape)} {self.thing(color, shape)}{where} ?", self.answer(yes)
 
     def ask_place(self, color: str, shape: str, place: int) -> tuple[str, str]:
         return f"Où est {self.the(shape, self.thing(color, shape))} ?", self.places[place]
@@ -172,8 +174,9 @@ class Chinese(Language):
     def ask_count(self, shape: str, count: int) -> tuple[str, str]:
         return f"有几个{self.nouns[shape]}？", str(count)
 
-    def ask_exist(self, color: str, shape: str, yes: bool) -> tuple[str, str]:
-        return f"有{self.thing(color, shape)}吗？", "有" if yes else "没有"
+    def ask_exist(self, color: str, shape: str, yes: bool, place: int | None = None) -> tuple[str, str]:
+        where = "" if place is None else self.places[place]
+        return f"{where}有{self.thing(color, shape)}吗？", "有" if yes else "没有"
 
     def ask_place(self, color: str, shape: str, place: int) -> tuple[str, str]:
         return f"{self.thing(color, shape)}在哪个角？", self.places[place]

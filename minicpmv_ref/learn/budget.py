@@ -1,0 +1,345 @@
+"""What a step costs before you take it: bytes against what the card has, FLOPs against what it can do; and two savings.
+
+    bytes   weights, their gradients, AdamW's two means of them, and what the forward pass keeps for the way back.
+            The first three follow from the parameters. The last is measured: a few samples go forward, every tensor
+            that autograd keeps is counted, and since no tensor grows with the square of anything, it is scaled.
+    FLOPs   two for each number of a matrix and each token that meets it; as many for the gradient of the matrix if it
+            learns, and for that of the token if something before it learns; and attention.
+    MFU     model FLOPs utilization = FLOPs of a step / (seconds of a step x peak of the card). What is computed a
+            second time, because of checkpointing, is not counted: it is no work of the model.
+
+`deploy/memory.py` answers "will it fit?" from the config alone, for a model in one dtype that trains as a whole. Here
+parts are frozen, bfloat16 copies stand beside float32 weights, and any objective goes. Left out: sharding, and the
+allocator's waste. The counts are tested on a CPU; no figure here was compared with a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from ..config import MiniCPMVConfig
+from ..model import MiniCPMV
+from .packing import PackedBatch
+from .stages import PARTS
+
+# Dense bfloat16 FLOP/s by a part of the card's name, from the makers' data sheets. The first that fits counts.
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+
+
+# ---- FLOPs
+
+
+class Load(NamedTuple):
+    """What a batch asks of the model: counts over all its samples."""
+
+    tokens: int
+    judged: int  # supervised tokens, whose logits are computed
+    pairs: int  # tokens of a sample squared, summed: what attention meets
+    views: int = 0  # that the ViT looks at
+    patches: int = 0
+    patch_pairs: int = 0  # patches of a view squared, summed
+
+
+def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
+    """Count what a packed batch asks of the model.
+
+    Args:
+        packed: from `pack_batch`. Empty pictures, of samples that are spelled in words, count nothing.
+        patch_size: pixels.
+
+    Returns:
+        A Load.
+
+    Example:
+        >>> from minicpmv_ref import Processor
+        >>> from minicpmv_ref.learn.packing import pack_batch
+        >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+        >>> load_of(pack_batch(Processor.from_pretrained("nano")([chat, chat]), [[0, 1]]))
+        Load(tokens=62, judged=10, pairs=1922, views=0, patches=0, patch_pairs=0)
+    """
+    lengths = [end - start for borders in packed.borders for start, end in pairwise(borders)]
+    views = [view for views in packed.images for view in views if view.ndim == 3]
+    patches = [view.shape[1] * view.shape[2] // patch_size**2 for view in views]
+    judged = int((packed.labels != -100).sum())
+    pairs, patch_pairs = sum(n * n for n in lengths), sum(n * n for n in patches)
+    return Load(sum(lengths), judged, pairs, len(views), sum(patches), patch_pairs)
+
+
+def flops(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS) -> int:
+    """Count the FLOPs of one training step: matrix products and attention, forward and backward.
+
+    Norms, activations, rotary positions and the optimizer are left out, as usual. Attention counts in full, as
+    PyTorch's counter and the PaLM paper do it, though a causal kernel leaves out half.
+
+    Args:
+        config: of the model.
+        load: of the step.
+        learning: the parts that learn. A frozen part still passes the gradient on if a part before it learns.
+
+    Returns:
+        FLOPs.
+
+    Example:
+        >>> from minicpmv_ref import nano
+        >>> load = Load(tokens=100, judged=10, pairs=10_000)
+        >>> flops(nano, load) / flops(nano, load, learning=())  # forward, and twice as much backward
+        3.0
+
+    Source: Chowdhery et al., PaLM (2022), appendix B; checked against torch.utils.flop_counter.
+    """
+    v, r, c = config.vision, config.resampler, config.llm
+    d, e, w, kv = c.hidden_size, r.width, v.width, c.num_key_value_heads * c.head_width
+    sees, speaks = "vpm" in learning, "llm" in learning
+    bridges = "resampler" in learning and load.views > 0
+    sees = sees and load.views > 0
+    between, all_of_it = sees or bridges, sees or bridges or speaks
+    queries = load.views * r.num_queries
+    products = [  # (multiplications, does the left side have a gradient, does the right side)
+        (load.patches * 3 * v.patch_size**2 * w, False, sees),
+        (load.patches * v.layers * (4 * w * w + 2 * w * v.mlp_width), sees, sees),
+        (load.patch_pairs * v.layers * 2 * w, sees, sees),
+        (load.patches * w * e, sees, bridges),  # kv_proj
+        (load.patches * 2 * e * e, between, bridges),  # keys and values
+        ((load.views > 0) * r.num_queries * e * e, bridges, bridges),  # the queries are the same for all views
+        (load.patches * r.num_queries * e, bridges, between),  # queries meet keys
+        (load.patches * r.num_queries * e, between, between),  # weights meet values
+        (queries * 2 * e * e, between, bridges),  # out_proj and proj
+        (load.tokens * c.num_hidden_layers * (2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size), all_of_it, speaks),
+        (load.pairs * c.num_hidden_layers * 2 * d, all_of_it, all_of_it),
+        (load.judged * d * c.vocab_size, all_of_it, speaks),
+    ]
+    return sum(2 * count * (1 + left + right) for count, left, right in products)
+
+
+def peak_of(card: str) -> float | None:
+    """Look up a card's peak by its name, as torch.cuda.get_device_name() gives it.
+
+    Returns:
+        Dense bfloat16 FLOP/s; None if the card is not in `PEAKS`.
+
+    Example:
+        >>> peak_of("NVIDIA H100 80GB HBM3"), peak_of("GeForce")
+        (989000000000000.0, None)
+    """
+    return next((peak for name, peak in PEAKS.items() if name in card), None)
+
+
+def mfu(step_flops: float, seconds: float, peak: float) -> float:
+    """Model FLOPs utilization: the share of its peak that a card spends on the model.
+
+    Args:
+        step_flops: from `flops`, of one step.
+        seconds: of that step, its input included.
+        peak: FLOP/s.
+
+    Returns:
+        A share, 0 to 1.
+
+    Example:
+        >>> round(mfu(1e12, 0.01, 989e12), 3)
+        0.101
+
+    Source: Chowdhery et al., PaLM (2022), appendix B.
+    """
+    return step_flops / (seconds * peak)
+
+
+# ---- bytes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of one training step, by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW's two means
+    copies: int  # of the weights in bfloat16, as long as a forward and backward pass lasts
+    vision: int  # kept by the ViT and the resampler for the way back
+    llm: int  # kept by the rest
+    accumulates: bool = False  # gradients of an earlier piece are there already
+
+    @property
+    def total(self) -> int:
+        """Bytes in the fullest of three moments: the end of the forward pass, its way back through the LLM, AdamW.
+
+        On the way back gradients come while the tensors that waited for them go. AdamW, which works on all tensors at
+        once, holds a root of every mean square.
+        """
+        always, kept = self.weights + self.optimizer, self.copies + self.vision + self.llm
+        forward = kept + self.accumulates * self.gradients
+        back = self.copies + self.vision + self.gradients
+        return always + max(forward, back, self.gradients + self.optimizer // 2)
+
+    def line(self, device: torch.device | str) -> str:
+        """What the step needs and what the device has, in one line."""
+        free, has = room(device)
+        parts = dict(weights=self.weights, gradients=self.gradients, AdamW=self.optimizer)
+        parts |= {"bfloat16 copies": self.copies, "kept for the way back": self.vision + self.llm}
+        words = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
+        verdict = "" if self.total < 0.9 * free else "; that is too much: more pieces, or checkpointing"
+        need = f"memory: about {self.total / 1e9:.2f} GB ({words})"
+        return f"{need} of {free / 1e9:.1f} free, {has / 1e9:.1f} in all{verdict}"
+
+
+def budget(
+    model: MiniCPMV,
+    objective,
+    samples: Sequence,
+    size: int,
+    pieces: int = 1,
+    half_precision: bool = False,
+    checkpointing: bool = False,
+) -> Budget:
+    """Estimate the memory of a training step.
+
+    Args:
+        model: frozen as it will be (`stages.freeze`), its layers not yet checkpointed.
+        objective: from `objective_for`.
+        samples: a few, which go forward once. The more, the better the estimate.
+        size: samples of one step of this process.
+        pieces, half_precision: as for `parallel.backward`.
+        checkpointing: the step runs inside `checkpointed`: each layer keeps its input, one layer at a time the rest.
+
+    Returns:
+        A Budget, of a step whose samples are like these. Single steps need more or less: pictures differ in slices.
+
+    Example:
+        >>> from minicpmv_ref import Processor
+        >>> from minicpmv_ref.learn.data import draw
+        >>> from minicpmv_ref.learn.stages import freeze, stage_named, start
+        >>> from minicpmv_ref.learn.train import objective_for
+        >>> model, stage = start(), stage_named("sft-1")
+        >>> learning = freeze(model, stage)
+        >>> need = budget(model, objective_for(model, Processor.from_pretrained("nano"), stage), [draw(0)], size=1)
+        >>> need.optimizer == 2 * need.gradients == 8 * sum(p.numel() for p in learning)
+        True
+
+    Source: this project.
+    """
+    modules = [model, objective] if isinstance(objective, nn.Module) else [model]
+    parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
+    kept, copies, inputs = _kept(model, objective, parameters, samples, half_precision)
+    scale = size / (pieces * len(samples))
+    vision, llm = (kept[part] * scale for part in ("vision", "llm"))
+    if checkpointing:
+        vision = vision / model.config.vision.layers + inputs["vision"] * scale
+        llm = llm / model.config.llm.num_hidden_layers + inputs["llm"] * scale
+    gradients = sum(p.nbytes for p in parameters if p.requires_grad)
+    weights = sum(p.nbytes for p in parameters)
+    return Budget(weights, gradients, 2 * gradients, copies, round(vision), round(llm), pieces > 1)
+
+
+def _kept(model, objective, parameters, samples, half_precision) -> tuple[dict, int, dict]:
+    """Bytes that autograd keeps, by part; those of weights in bfloat16; those of the inputs of all layers."""
+    kept, inputs, copies = {"vision": 0, "llm": 0}, {"vision": 0, "llm": 0}, 0
+    seen = {p.untyped_storage().data_ptr() for p in parameters}
+    shapes = {tuple(sorted(p.shape)) for p in parameters}
+    where = ["llm"]
+
+    def keep(tensor):
+        nonlocal copies
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            if half_precision and tensor.dtype == torch.bfloat16 and tuple(sorted(tensor.shape)) in shapes:
+                copies += storage.nbytes()
+            else:
+                kept[where[-1]] += storage.nbytes()
+        return tensor
+
+    def count(part, module, args):
+        inputs[part] += args[0].nbytes
+
+    hooks = []
+    for part in (model.vpm, model.resampler):
+        hooks.append(part.register_forward_pre_hook(lambda *_: where.append("vision")))
+        hooks.append(part.register_forward_hook(lambda *_: where.pop() and None))
+    for part, layers in zip(("vision", "llm"), _layers(model)):
+        hooks += [layer.register_forward_pre_hook(partial(count, part)) for layer in layers]
+    try:
+        device = parameters[0].device.type
+        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(device, torch.bfloat16, half_precision):
+            objective(list(samples), 1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept, copies, inputs
+
+
+def room(device: torch.device | str) -> tuple[int, int]:
+    """Ask a device for its memory.
+
+    Args:
+        device: a GPU, or the CPU.
+
+    Returns:
+        (free, in all), in bytes. What is free on a CPU is what the system says; it could free more.
+
+    Example:
+        >>> free, has = room("cpu")
+        >>> 0 < free <= has
+        True
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+
+
+# ---- two savings
+
+
+def _layers(model: MiniCPMV) -> tuple[list[nn.Module], list[nn.Module]]:
+    return list(model.vpm.encoder["layers"]), list(model.llm.model.layers)
+
+
+@contextmanager
+def checkpointed(model: MiniCPMV) -> Iterator[MiniCPMV]:
+    """Keep only the input of each layer of ViT and LLM, and compute the layer again on the way back.
+
+    That saves most of what is kept and costs one more forward pass, a third of the time. The gradient is the same.
+
+    Args:
+        model: changed for as long as the `with` lasts.
+
+    Source: Chen et al., Training deep nets with sublinear memory cost (2016); torch.utils.checkpoint.
+    """
+    layers = [layer for layers in _layers(model) for layer in layers]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            del layer.forward  # the one of its class is left
+
+
+def compile_layers(model: MiniCPMV, backend: str = "inductor") -> None:
+    """Let torch.compile fuse what stands between the matrix products: MLPs and norms of ViT and LLM, in place.
+
+    Attention is left as it is: its calls follow the lengths of the samples, and every new list of lengths would be
+    compiled anew. MLPs and norms see one long row of tokens, whose length may change freely.
+
+    Args:
+        model: changed in place; parameters and their names stay.
+        backend: of torch.compile.
+    """
+    eyes, mouth = _layers(model)
+    for layer in eyes:
+        for module in (layer.layer_norm1, layer.layer_norm2, layer.mlp):
+            module.compile(dynamic=True, backend=backend)
+    for layer in mouth:
+        for module in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+            module.compile(dynamic=True, backend=backend)

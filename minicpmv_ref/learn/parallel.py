@@ -1,0 +1,351 @@
+"""Many processes, one curve: each takes its part of every batch, and together they take the step that one would take.
+
+    torchrun --standalone --nproc-per-node 2 -m minicpmv_ref train --profile gpu
+    accelerate launch --multi_gpu --num_processes 2 --module minicpmv_ref train --profile gpu
+
+Both start the same command twice and tell each process its number; everything below comes from there. The second one
+works without a GPU, too, whatever the option is called. `accelerate launch --cpu --num_processes 2` does not: it
+starts one process unless an MPI is installed, and says nothing. `--cpu --use_fsdp` is refused. So the command prints
+how many processes there are: look at it.
+
+    replicate   every process holds the whole model; gradients are averaged (torch's DistributedDataParallel)
+    shard       every process holds a part of each tensor and borrows the rest layer by layer (torch's fully_shard)
+
+Processes on one machine talk over the loopback device only. The store at which they meet belongs to torchrun, which
+opens its port on all addresses and has no option against it. Left out: several machines (the same commands, untried),
+pipelines, tensor parallelism. Tested with gloo on CPUs; NCCL and GPUs are untested.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from ..model import MiniCPMV
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, and of how many. The first one, of rank 0, writes files and prints."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"rank must be from 0 to size - 1, got rank {self.rank} of {self.size}")
+
+    def share(self, batch: Sequence) -> Sequence:
+        """Take this process's part of a global batch.
+
+        The order of all samples is that of their numbers, whoever takes them. So a training that two processes began
+        can be finished by one, or by three.
+
+        Args:
+            batch: the same in every process, for example the numbers of a step's samples.
+
+        Returns:
+            Every `size`-th entry; all processes together have each entry once.
+
+        Raises:
+            ValueError: fewer entries than processes. A process without a sample would have no gradient to give.
+
+        Example:
+            >>> World(0, 2).share(range(10, 15)), World(1, 2).share(range(10, 15))
+            (range(10, 15, 2), range(11, 15, 2))
+        """
+        if len(batch) < self.size:
+            raise ValueError(f"a batch of {len(batch)} is too small for {self.size} processes")
+        return batch[self.rank :: self.size]
+
+    def total(self, *numbers: float) -> list[float]:
+        """Add up numbers over all processes, in float64.
+
+        Args:
+            numbers: of this process; the same count in all of them, which must all call this.
+
+        Returns:
+            The sums, the same in every process.
+
+        Example:
+            >>> World().total(3, 0.5)
+            [3.0, 0.5]
+        """
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        if self.size > 1:
+            sums = sums.to(_device_of(dist.get_backend()))
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+
+ALONE = World()
+
+
+@contextmanager
+def join(device: str = "cpu") -> Iterator[World]:
+    """Join the processes that torchrun or accelerate launch has started, for as long as the `with` lasts.
+
+    Args:
+        device: "cpu" (they talk through gloo) or "cuda" (through NCCL; each takes the GPU of its local rank).
+
+    Yields:
+        A World; World(0, 1) if nobody started several.
+
+    Raises:
+        ValueError: WORLD_SIZE is in the environment, but RANK is not, or they are no numbers that fit.
+
+    Example:
+        >>> with join() as world:  # in an ordinary process
+        ...     world
+        World(rank=0, size=1)
+
+    Source: PyTorch, "torchrun": the environment variables that it sets.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    try:
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        rank, size, local, here = (int(os.environ[name]) for name in names) if size != 1 else (0, 1, 0, 1)
+    except (KeyError, ValueError) as error:
+        said = {name: os.environ.get(name) for name in names}
+        raise ValueError(f"the environment of a process of several needs four numbers: {said}") from error
+    world = World(rank, size)
+    if size == 1:
+        yield world
+        return
+    if here == size:  # all on this machine: nobody else needs to reach them
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def _device_of(backend: str) -> str:
+    return "cuda" if backend == "nccl" else "cpu"
+
+
+# ---- one module for all processes
+
+
+class Learner(nn.Module):
+    """Model and objective as one module, whose forward is the loss.
+
+    DDP and FSDP act where a module is called: before it, FSDP gathers the weights; behind it, DDP waits for gradients.
+    An objective calls parts of the model, never the model itself, and would pass by both. So it is called in here.
+
+    Args:
+        model: a MiniCPMV.
+        objective: a function of (samples, step) that gives (loss, tokens, views, judged): the mean over `judged`
+            supervised tokens.
+    """
+
+    def __init__(self, model: MiniCPMV, objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, samples: list, step: int) -> tuple[torch.Tensor, int, int, int]:
+        return self.objective(samples, step)
+
+
+def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = False) -> nn.Module:
+    """Spread a learner over all processes.
+
+    Freeze what does not learn before, and make the optimizer after: sharding replaces the parameters. A sharded model
+    computes only inside its learner; `unshard` gives it back whole.
+
+    Args:
+        learner: the same in every process; sharding changes its model in place.
+        world: from `join`.
+        shard: False replicates (DDP), True shards (FSDP2). Sharded processes borrow weights from each other together,
+            so in each step all must have pictures, or none.
+        sparse: True where a process may get a step without pictures, as from data of your own. Its ViT has no gradient
+            then, and DDP must look for such gaps instead of waiting for ever. That costs a little in every step.
+
+    Returns:
+        A module that is called as the learner is; alone and unsharded, the learner itself.
+
+    Raises:
+        ValueError: sharding, but nobody started several processes, or pictures may be missing.
+
+    Source: Li et al., PyTorch Distributed (2020), section 3; PyTorch, torch.distributed.fsdp.fully_shard.
+    """
+    if shard and (sparse or not dist.is_initialized()):
+        raise ValueError("sharding needs processes that torchrun started, and pictures in every process and step")
+    if shard:
+        from torch.distributed.device_mesh import init_device_mesh  # takes a second, and few shard
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(_device_of(dist.get_backend()), (world.size,))
+        for layer in (*learner.model.vpm.encoder["layers"], *learner.model.llm.model.layers):
+            fully_shard(layer, mesh=mesh)
+        # The rest, embeddings and resampler among it, is gathered for the whole forward. That is why an objective may
+        # read the table of words directly.
+        return fully_shard(learner, mesh=mesh)
+    if world.size == 1:
+        return learner
+    return DistributedDataParallel(learner, find_unused_parameters=sparse, gradient_as_bucket_view=True)
+
+
+def backward(
+    learner: nn.Module,
+    samples: Sequence,
+    step: int,
+    world: World,
+    pieces: int = 1,
+    half_precision: bool = False,
+) -> tuple[float, int, int]:
+    """Compute the loss of a global batch and leave its gradient in the parameters.
+
+    The loss is the mean over the supervised tokens of all samples of all processes. Processes and pieces do not have
+    equally many of them, so their means must not be averaged. Each adds up its losses instead, and what all have
+    together is divided once, at the end, by the number of all supervised tokens.
+
+    Args:
+        learner: from `spread`; its gradients are None.
+        samples: this process's part of the batch.
+        step: passed on to the objective.
+        world: from `join`.
+        pieces: so many forward and backward passes, one after the other, on as many parts of the samples: less memory,
+            the same gradient. A loss that compares all samples with each other, as "contrast" does, takes one.
+        half_precision: True computes in bfloat16 where that is safe.
+
+    Returns:
+        (loss, tokens, views) of the global batch, the same in every process.
+
+    Raises:
+        ValueError: fewer samples than pieces; nothing is supervised.
+
+    Source: this project. Averaging means instead is the gradient accumulation bug that transformers had until 2024.
+    """
+    if not 1 <= pieces <= len(samples):
+        raise ValueError(f"pieces must be from 1 to the {len(samples)} samples of a process, got {pieces}")
+    device = next(learner.parameters()).device.type
+    sums = [0.0, 0, 0, 0]
+    for piece in range(pieces):
+        # DDP talks once a step, behind the last piece.
+        silent = isinstance(learner, DistributedDataParallel) and piece < pieces - 1
+        with learner.no_sync() if silent else nullcontext():
+            with torch.autocast(device, torch.bfloat16, enabled=half_precision):
+                loss, tokens, views, judged = learner(samples[piece::pieces], step)
+            (loss * judged).backward()
+        sums = [a + b for a, b in zip(sums, (loss.item() * judged, tokens, views, judged))]
+    summed, tokens, views, judged = world.total(*sums)
+    if not judged:
+        raise ValueError(f"step {step} has no supervised tokens")
+    gradients = [p.grad for p in learner.parameters() if p.grad is not None]
+    # DDP and FSDP take the mean over processes of what we want the sum of.
+    torch._foreach_mul_(gradients, world.size / judged)
+    return summed / judged, int(tokens), int(views)
+
+
+def gather(*rows: torch.Tensor, keys: Sequence) -> tuple:
+    """Put the rows of all processes together, for a loss that compares all samples with each other.
+
+    Args:
+        rows: Tensors (B, D) of this process. Gradients flow back to the process that a row came from.
+        keys: anything that goes with the rows, one for each.
+
+    Returns:
+        The tensors (B of all processes, D) and the list of all keys. Alone, or without gradients, what was given:
+        a held-out loss is each process's own business.
+
+    Raises:
+        ValueError: processes with unequal shares.
+    """
+    keys = list(keys)
+    if not (dist.is_initialized() and torch.is_grad_enabled()):
+        return *rows, keys
+    shares = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, keys)
+    if len({len(share) for share in shares}) > 1:
+        count = sum(map(len, shares))
+        raise ValueError(f"this loss needs equal shares, but {count} samples went to {len(shares)} processes")
+    return *(_Gather.apply(x) for x in rows), [key for share in shares for key in share]
+
+
+class _Gather(torch.autograd.Function):
+    """All rows forth, and the sum of all processes' gradients of our own rows back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+# ---- sharded tensors in and out
+
+
+def whole(state):
+    """Gather what is sharded in a state dict, of a model or of an optimizer. All processes must call this together.
+
+    Args:
+        state: any nesting of dicts, lists and tensors.
+
+    Returns:
+        The same with ordinary tensors.
+    """
+    if isinstance(state, dict):
+        return {name: whole(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [whole(value) for value in state]
+    return state.full_tensor() if _is_sharded(state) else state
+
+
+def _is_sharded(x) -> bool:
+    return hasattr(x, "full_tensor")  # a DTensor
+
+
+def unshard(model: MiniCPMV) -> MiniCPMV:
+    """Build a sharded model anew, whole in every process. All processes must call this together.
+
+    Args:
+        model: from inside a sharded learner; or any other.
+
+    Returns:
+        A MiniCPMV of its own; the given model itself, if it is not sharded.
+    """
+    if not any(map(_is_sharded, model.parameters())):
+        return model
+    plain = type(model).seeded(model.config).to(next(model.parameters()).device)
+    plain.load_state_dict(whole(model.state_dict()))
+    return plain
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a whole state, as `whole(optimizer.state_dict())` gave it, into the optimizer of any number of processes.
+
+    Args:
+        optimizer: changed in place; its parameters are sharded or not.
+        state: of an optimizer of the same parameters.
+
+    Raises:
+        ValueError: other groups of parameters.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if _is_sharded(parameter) and value.shape == parameter.shape:  # and not the count of steps
+                from torch.distributed.tensor import distribute_tensor
+
+                kept[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
