@@ -1,0 +1,134 @@
+"""What does LoRA save, and what does it cost in quality? Three ways to learn the example records, beside each other.
+
+    python benchmarks/lora.py --from CHECKPOINT --steps 150 --threads 1
+
+full: every parameter. official: adapters, and word embeddings, resampler and ViT in full, as the official script does
+with --use_lora. lora: adapters alone. All see the same samples in the same order, in float32, with AdamW.
+Bytes: what `training_bytes` says before the first step, and what gradients and AdamW's state really hold after the
+last one. Score: held-out loss, and the share of words of the answers that are in their right place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _timing import table
+
+from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.learn.evaluate import answers, share_of_words
+from minicpmv_ref.learn.lora import (
+    WHOLE,
+    add_lora,
+    learning,
+    load_lora,
+    lora_optimizer,
+    merge_lora,
+    save_lora,
+    training_bytes,
+)
+from minicpmv_ref.learn.records import loss_on, read_records, sample_at
+from minicpmv_ref.learn.stages import Stage, start
+from minicpmv_ref.learn.train import optimizer_for, train
+from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.processor import Processor
+
+RECORDS = BUNDLED.parent / "records"
+
+
+def base(checkpoint: str | None) -> MiniCPMV:
+    return MiniCPMV.from_pretrained(checkpoint).float() if checkpoint else start()
+
+
+def words_right(model: MiniCPMV, processor: Processor, records: list) -> float:
+    """The share of words in their right place, over all answers, each after the true ones before it."""
+    talks = [record.messages for record in records]
+    cuts = [(talk[:i], talk[i]["content"]) for talk in talks for i in range(1, len(talk), 2)]
+    said = answers(model, processor, [prompt for prompt, _ in cuts])
+    return share_of_words(said, [wanted for _, wanted in cuts])
+
+
+def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, held_out: list) -> list[str]:
+    rates = dict.fromkeys(("vpm", "resampler", "llm"), args.rate)
+    stage = Stage(way, "answer", rates, {}, steps=args.steps, batch=args.batch)
+    if way == "full":
+        optimizer = optimizer_for(model, stage)
+    else:
+        add_lora(model, args.rank, whole=WHOLE if way == "official" else ())
+        optimizer = lora_optimizer(model, args.lora_rate, args.rate)
+    expected = training_bytes(model)
+    began = time.process_time()
+    samples = train(
+        model,
+        processor,
+        stage,
+        samples=lambda number: seen[sample_at(number, len(seen), args.seed)],
+        optimizer=optimizer,
+        half_precision=False,
+    )
+    last = [step.loss for step in samples][-1]
+    seconds = time.process_time() - began
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    state = sum(tensor.nbytes for each in optimizer.state.values() for tensor in each.values())
+    some, total = map(sum, zip(*learning(model).values()))
+    row = [
+        way,
+        f"{some:,} of {total:,}",
+        *(f"{expected[what] / 1e6:.2f}" for what in ("weights", "gradients", "optimizer")),
+        f"{gradients / 1e6:.2f}",
+        f"{state / 1e6:.2f}",
+        f"{1000 * seconds / args.steps:.0f}",
+        f"{last:.3f}",
+        f"{loss_on(model, processor, held_out):.3f}",
+        f"{words_right(model, processor, held_out):.3f}",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        if way == "full":
+            model.save_pretrained(folder)
+        else:
+            before = loss_on(model, processor, held_out)
+            save_lora(model, folder)
+            again = merge_lora(load_lora(base(args.checkpoint), folder))
+            after = loss_on(again, processor, held_out)
+            assert abs(before - after) < 1e-4, f"{way}: merged, the loss is {after} and not {before}"
+        row.append(f"{sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6:.2f}")
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="checkpoint", help="a checkpoint folder (default: the nano model, untrained)")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=4e-4, help="of what learns in full")
+    parser.add_argument("--lora-rate", type=float, default=4e-3, help="of the adapters")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    processor = Processor.from_pretrained(args.checkpoint or "nano")
+    seen, held_out = (read_records(RECORDS / name)[0] for name in ("train.json", "test.json"))
+    model = base(args.checkpoint)
+    before = (
+        f"held-out loss {loss_on(model, processor, held_out):.3f}, words {words_right(model, processor, held_out):.3f}"
+    )
+    print(f"{args.checkpoint or 'untrained nano'}, torch {torch.__version__}, {args.threads} threads")
+    print(f"{args.steps} steps of {args.batch}; {len(seen)} records seen, {len(held_out)} held out; rank {args.rank}")
+    print(f"rates: {args.rate:g} in full, {args.lora_rate:g} adapters; before: {before}\n", flush=True)
+    head = ["", "parameters that learn", "MB weights", "MB gradients", "MB optimizer", "gradients held"]
+    head += ["optimizer held", "CPU ms a step", "last loss", "held-out loss", "words right", "MB on disk"]
+    rows = [learn(way, base(args.checkpoint), processor, args, seen, held_out) for way in ("full", "official", "lora")]
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,448 @@
+"""LoRA: adapters, their files and the merged model all give the same logits; peft reads ours, and we read peft's."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import ask, lively, picture, several, tiny_model, tiny_processor
+
+from minicpmv_ref import MiniCPMV, Processor
+from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.learn.lora import (
+    ADAPTED,
+    SETTINGS,
+    WEIGHTS,
+    WHOLE,
+    add_lora,
+    has_lora,
+    learning,
+    load_lora,
+    lora_optimizer,
+    merge_lora,
+    save_lora,
+    table,
+    training_bytes,
+)
+from minicpmv_ref.learn.packing import pack_batch, packed_loss
+from minicpmv_ref.learn.records import read_records, sample_at
+from minicpmv_ref.learn.stages import Stage, start
+from minicpmv_ref.learn.train import train
+
+RECORDS = BUNDLED.parent / "records" / "train.json"
+CHAT = [*ask(picture(130, 90, 1), "What is this?"), {"role": "assistant", "content": "A cat."}]
+STAGE = Stage("mine", "answer", {"llm": 1.0}, {}, steps=4, batch=2)  # its rate is not read
+
+
+def stir(model, seed=1):
+    """Change all that learns, as a training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+@torch.no_grad()
+def logits(model, version):
+    return model(tiny_processor(version)(several())).logits
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A saved adapter of the tiny 2.6, and the logits of the model that it was saved from."""
+    model = stir(add_lora(tiny_model("2.6"), rank=3, alpha=5))
+    folder = tmp_path_factory.mktemp("adapter")
+    save_lora(model, folder)
+    return folder, logits(model, "2.6")
+
+
+@pytest.fixture
+def copy(adapter, tmp_path):
+    return shutil.copytree(adapter[0], tmp_path / "copy")
+
+
+def edit(folder, **fields):
+    """Change the settings as peft's own writing would have it: without our metadata, which would notice."""
+    settings = json.loads((folder / SETTINGS).read_text()) | fields
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+
+
+# ---- the same logits everywhere
+
+
+@pytest.mark.parametrize("whole", [WHOLE, ()], ids=["official", "lora alone"])
+@pytest.mark.parametrize("version", ["2.0", "2.5", "2.6"])
+def test_adapted_saved_loaded_merged_and_reloaded_are_one_model(version, whole, tmp_path):
+    base = logits(tiny_model(version), version)
+    model = add_lora(tiny_model(version), rank=3, alpha=5, whole=whole)
+    assert torch.equal(logits(model, version), base)  # B is zero
+    wanted = logits(stir(model), version)
+    assert (wanted - base).abs().max() > 0.1
+    save_lora(model, tmp_path / "adapter")
+
+    loaded = load_lora(tiny_model(version), tmp_path / "adapter")
+    assert torch.equal(logits(loaded, version), wanted)
+    merged = merge_lora(loaded)
+    assert (logits(merged, version) - wanted).abs().max() < 2e-5
+    assert [name for name, _ in merged.named_parameters()] == [
+        name for name, _ in tiny_model(version).named_parameters()
+    ]
+
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(MiniCPMV.from_pretrained(tmp_path / "merged"), version), logits(merged, version))
+
+
+def test_a_layer_merges_exactly():
+    """In float64, against the formula. (Whole models cannot show it: transformers' norms compute in float32.)"""
+    model = stir(add_lora(tiny_model("2.6").double(), rank=3, alpha=5, whole=()))
+    layer = model.llm.model.layers[1].self_attn.v_proj
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    weight, bias = layer.base_layer.weight.detach().clone(), layer.base_layer.bias.detach()
+    x = torch.randn(7, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = x @ weight.T + bias + (5 / 3) * x @ a.T @ b.T
+    assert (layer(x) - wanted).abs().max() < 1e-12
+    plain = merge_lora(model).llm.model.layers[1].self_attn.v_proj
+    assert type(plain) is torch.nn.Linear
+    assert (plain.weight - (weight + (5 / 3) * b @ a)).abs().max() < 1e-12
+    assert (plain(x) - wanted).abs().max() < 1e-12
+
+
+def test_tied_embeddings_stay_one(tmp_path):
+    """Untied, the merged model would be saved without its LM head, and answer differently after loading."""
+    processor = Processor.from_pretrained("nano")
+    batch = processor([CHAT])
+    model = stir(add_lora(lively(start()), rank=4))
+    assert model.config.llm.tie_word_embeddings
+    assert model.llm.lm_head.weight is model.llm.get_input_embeddings().weight
+    with torch.no_grad():
+        wanted = model(batch).logits
+        save_lora(model, tmp_path / "adapter")
+        loaded = load_lora(lively(start()), tmp_path / "adapter")
+        assert torch.equal(loaded(batch).logits, wanted)
+        merge_lora(loaded).save_pretrained(tmp_path / "merged")
+        again = MiniCPMV.from_pretrained(tmp_path / "merged")
+        assert loaded.llm.lm_head.weight is loaded.llm.model.embed_tokens.weight
+        assert (again(batch).logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_peft_reads_our_files(adapter):
+    folder, wanted = adapter
+    theirs = PeftModel.from_pretrained(tiny_model("2.6"), folder)
+    assert torch.equal(logits(theirs.base_model.model, "2.6"), wanted)
+    merged = theirs.merge_and_unload()
+    assert torch.equal(logits(merged, "2.6"), logits(merge_lora(load_lora(tiny_model("2.6"), folder)), "2.6"))
+
+
+def test_we_read_the_files_of_peft(tmp_path):
+    """Made as the official script makes them."""
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=ADAPTED,
+        lora_dropout=0.05,
+        bias="none",
+        layers_to_transform=None,
+        modules_to_save=["embed_tokens", "resampler"],
+    )
+    theirs = get_peft_model(tiny_model("2.6"), config)
+    model = stir(theirs.base_model.model).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_lora(tiny_model("2.6"), tmp_path)
+    assert torch.equal(logits(ours, "2.6"), logits(model, "2.6"))  # dropout is off: the base was not in training mode
+    assert learning(ours)["vpm"] == (0, 37120)
+
+
+def test_what_learns_is_what_the_official_script_trains():
+    theirs = get_peft_model(
+        tiny_model("2.6"), LoraConfig(r=3, target_modules=ADAPTED, modules_to_save=["embed_tokens", "resampler", "vpm"])
+    ).base_model.model
+    ours = add_lora(tiny_model("2.6"), rank=3)
+    for model in (ours, theirs):
+        assert sum(p.requires_grad for p in model.parameters()) > 0
+    assert {n for n, p in ours.named_parameters() if p.requires_grad} == {
+        n for n, p in theirs.named_parameters() if p.requires_grad
+    }
+
+
+def test_the_adapters_are_the_same_every_time():
+    models = [tiny_model("2.6") for _ in range(3)]
+    one = add_lora(models[0], rank=3).state_dict()
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    two, other = (add_lora(model, rank=3, seed=seed).state_dict() for model, seed in zip(models[1:], (0, 1)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    name = "llm.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name])
+
+
+# ---- a MiniCPMV stays one
+
+
+def test_it_chats_generates_and_scores_as_before():
+    model, processor = stir(add_lora(tiny_model("2.6"), rank=3)), tiny_processor("2.6")
+    assert type(model) is MiniCPMV and not model.training
+    batch = processor([CHAT, CHAT[:1] + [{"role": "assistant", "content": "No."}]])
+    with torch.no_grad():
+        assert abs(packed_loss(model, pack_batch(batch, [[1, 0]])) - model(batch).loss) < 1e-5
+    prompt = processor(CHAT[:1])
+    ids = model.generate(prompt, 6)
+    said = model.chat(CHAT[:1], processor, max_new_tokens=6)
+    merge_lora(model)
+    assert torch.equal(model.generate(prompt, 6), ids)
+    assert model.chat(CHAT[:1], processor, max_new_tokens=6) == said
+
+
+def test_training_changes_what_learns_and_nothing_else():
+    records, _ = read_records(RECORDS)
+    model, processor = add_lora(start(), rank=4, whole=("resampler",)), Processor.from_pretrained("nano")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = lora_optimizer(model, 1e-2, 1e-3)
+    steps = list(
+        train(model, processor, STAGE, samples=lambda i: records[sample_at(i, len(records))], optimizer=optimizer)
+    )
+    assert len(steps) == 4
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or name.startswith("resampler.modules_to_save") for name in changed)
+    assert sum("lora_" in name for name in changed) == 2 * 4 * model.config.llm.num_hidden_layers
+    # The estimate is what AdamW holds, but for a step count of four bytes for each tensor.
+    held = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.ndim]
+    assert sum(tensor.nbytes for tensor in held) == training_bytes(model)["optimizer"]
+    assert sum(p.grad.nbytes for p in model.parameters() if p.grad is not None) == training_bytes(model)["gradients"]
+
+
+def test_a_resumed_training_is_the_same(tmp_path):
+    records, _ = read_records(RECORDS)
+    processor = Processor.from_pretrained("nano")
+
+    def go(model, optimizer, until, done=0):
+        samples = train(
+            model,
+            processor,
+            STAGE,
+            samples=lambda i: records[sample_at(i, len(records))],
+            optimizer=optimizer,
+            done=done,
+        )
+        for step in samples:
+            if step.step == until:
+                return
+
+    whole = add_lora(start(), rank=4, whole=())
+    go(whole, lora_optimizer(whole, 1e-2), 4)
+    first = add_lora(start(), rank=4, whole=())
+    optimizer = lora_optimizer(first, 1e-2)
+    go(first, optimizer, 2)
+    save_lora(first, tmp_path)
+    second = load_lora(start(), tmp_path)
+    resumed = lora_optimizer(second, 1e-2)
+    resumed.load_state_dict(optimizer.state_dict())
+    go(second, resumed, 4, done=2)
+    ours, theirs = second.state_dict(), whole.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_merged_parameters_learn_again_but_for_the_constant_one():
+    model = add_lora(tiny_model("2.0"), rank=3)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "pos_embed" in name)
+    merge_lora(model)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"resampler.pos_embed"}
+
+
+def test_a_model_in_training_stays_in_training():
+    model = tiny_model("2.6").train()
+    assert all(module.training for module in add_lora(model, rank=2).modules())
+    assert all(module.training for module in merge_lora(model).modules())
+
+
+# ---- counting
+
+
+def test_parameters_by_part():
+    model = tiny_model("2.6")
+    alone = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in ("vpm", "resampler", "llm")}
+    words = model.llm.model.embed_tokens.weight.numel()
+    counts = learning(add_lora(model, rank=3))
+    width, narrow, layers = 64, 32, 3  # two of four heads have keys and values
+    adapters = layers * 3 * (4 * width + 2 * width + 2 * narrow)  # A: q, k, v, o read 64; B: q, o and k, v
+    assert counts == {
+        "vpm": (alone["vpm"],) * 2,
+        "resampler": (alone["resampler"],) * 2,
+        "embed_tokens": (words,) * 2,
+        "llm": (0, alone["llm"] - words),
+        "adapters": (adapters,) * 2,
+        "frozen copies": (0, alone["vpm"] + alone["resampler"] + words),
+    }
+    text = table(model).splitlines()
+    assert text[0].split() == ["part", "learn", "all"]
+    together = sum(some for some, _ in counts.values())
+    assert text[7].split() == ["together", f"{together:,}", f"{sum(total for _, total in counts.values()):,}"]
+    assert text[10].split() == ["optimizer", f"{8 * together / 1e6:.2f}", "MB"]
+    assert "frozen copies" not in table(add_lora(tiny_model("2.6"), rank=3, whole=()))
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(rank=0),
+        dict(rank=0, alpha=1),
+        dict(rank=-1),
+        dict(rank=2.0),
+        dict(rank=True),
+        dict(rank=2, alpha=0),
+        dict(rank=2, alpha=float("nan")),
+        dict(rank=2, whole="vpm"),
+        dict(rank=2, whole=("llm",)),
+    ],
+    ids=str,
+)
+def test_impossible_settings(options):
+    model = tiny_model("2.6")
+    with pytest.raises(ValueError, match=r"rank|whole"):
+        add_lora(model, **options)
+    assert not has_lora(model)
+
+
+def test_adapters_go_on_once_and_off_once(adapter, tmp_path):
+    model = tiny_model("2.6")
+    for wrong in (merge_lora, lambda m: save_lora(m, tmp_path / "x"), lambda m: lora_optimizer(m, 1e-3)):
+        with pytest.raises(ValueError, match="no adapters"):
+            wrong(model)
+    add_lora(model, rank=2)
+    for wrong in (lambda m: add_lora(m, rank=2), lambda m: load_lora(m, adapter[0])):
+        with pytest.raises(ValueError, match="adapters already"):
+            wrong(model)
+    merge_lora(model)
+    with pytest.raises(ValueError, match="merged before"):
+        merge_lora(model)
+    add_lora(model, rank=2)  # a new round is fine
+
+
+def test_an_adapter_is_not_merged_into_its_own_result(adapter):
+    merged = merge_lora(load_lora(tiny_model("2.6"), adapter[0]))
+    with pytest.raises(ValueError, match="merged into this model before"):
+        load_lora(merged, adapter[0])
+    assert not has_lora(merged)
+
+
+def test_another_base(adapter):
+    for model, words in (
+        (tiny_model("2.5"), "another config"),
+        (tiny_model("2.6", positions=512), "another config"),
+        (tiny_model("2.6", seed=1), "other weights"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_lora(model, adapter[0])
+        assert not has_lora(model)
+
+
+def test_the_same_base_in_another_precision_is_the_same_base(tmp_path):
+    save_lora(stir(add_lora(tiny_model("2.6").bfloat16(), rank=2)), tmp_path)
+    load_lora(tiny_model("2.6"), tmp_path)  # trained in bfloat16, to be merged in float32
+
+
+def test_an_adapter_of_peft_on_another_base(copy):
+    """Without our metadata, names and shapes must do."""
+    edit(copy)
+    model = tiny_model("2.0")  # its LLM has more heads for keys and values
+    with pytest.raises(ValueError, match=r"does not fit this model: \d+ tensors are wrong; .*should be"):
+        load_lora(model, copy)
+    assert not has_lora(model)
+    assert torch.equal(logits(model, "2.0"), logits(tiny_model("2.0"), "2.0"))
+    assert all(p.requires_grad for name, p in model.named_parameters() if "pos_embed" not in name)
+    load_lora(tiny_model("2.6"), copy)
+
+
+def test_a_missing_file(copy):
+    (copy / WEIGHTS).rename(copy / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"no adapter_model.safetensors in .*pickle file, which is not read"):
+        load_lora(tiny_model("2.6"), copy)
+    (copy / SETTINGS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json"):
+        load_lora(tiny_model("2.6"), copy)
+
+
+@pytest.mark.parametrize("name", [SETTINGS, WEIGHTS])
+def test_half_a_file(copy, name):
+    content = (copy / name).read_bytes()
+    for half in (b"", content[: len(content) // 2], content[:-1]):
+        (copy / name).write_bytes(half)
+        with pytest.raises(ValueError, match=f"{name} is (damaged|not JSON)"):
+            load_lora(tiny_model("2.6"), copy)
+
+
+def test_halves_of_two_adapters(copy, tmp_path):
+    save_lora(add_lora(tiny_model("2.6"), rank=3, alpha=7), tmp_path / "other")  # all shapes are the same
+    shutil.copy(tmp_path / "other" / SETTINGS, copy)
+    model = tiny_model("2.6")
+    with pytest.raises(ValueError, match="not of the same adapter"):
+        load_lora(model, copy)
+    assert not has_lora(model)
+
+
+def test_a_tensor_too_few_too_many_or_not_finite(copy):
+    edit(copy)
+    tensors = load_file(copy / WEIGHTS)
+    name = "base_model.model.llm.model.layers.0.self_attn.q_proj.lora_A.weight"
+    for wrong in ({n: t for n, t in tensors.items() if n != name}, tensors | {"x": torch.ones(1)}):
+        save_file(wrong, copy / WEIGHTS)
+        with pytest.raises(ValueError, match="1 tensors are wrong"):
+            load_lora(tiny_model("2.6"), copy)
+    save_file(tensors | {name: tensors[name] * float("nan")}, copy / WEIGHTS)
+    model = load_lora(tiny_model("2.6"), copy)
+    with pytest.raises(ValueError, match=r"lora_A.default.weight is not finite"):
+        merge_lora(model)
+    assert has_lora(model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(peft_type="IA3"), "is not of a LoRA adapter"),
+        (dict(r=0), "positive"),
+        (dict(r="3"), "adapter_config.json: "),
+        (dict(target_modules="nothing"), "No modules were targeted"),
+        (dict(use_dora=True), "use_dora = True is not supported"),
+        (dict(bias="all"), "bias = 'all' is not supported"),
+        (dict(init_lora_weights="pissa"), "init_lora_weights = 'pissa' is not supported"),
+        (dict(megatron_config={"a": 1}, megatron_core="antigravity"), "megatron_co.* is not supported"),
+        (dict(surprise=1), "surprise = 1 is not supported"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(copy, fields, words):
+    edit(copy, **fields)
+    model = tiny_model("2.6")
+    with pytest.raises(ValueError, match=words):
+        load_lora(model, copy)
+    assert not has_lora(model)
+
+
+def test_a_failed_writing_leaves_the_old_adapter(adapter, copy, monkeypatch):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("minicpmv_ref.learn.lora.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_lora(add_lora(tiny_model("2.6"), rank=2), copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_the_file_holds_the_adapter_only(adapter):
+    with safe_open(adapter[0] / WEIGHTS, framework="pt") as file:
+        names = set(file.keys())
+    assert sorted(path.name for path in adapter[0].iterdir()) == [SETTINGS, WEIGHTS]
+    assert all(name.startswith("base_model.model.") for name in names)
+    assert not any("base_layer" in name or "original_module" in name or "lm_head" in name for name in names)
+    assert sum(".lora_" in name for name in names) == 3 * 4 * 2

@@ -1,0 +1,423 @@
+"""Shards: the same bytes every time, nothing lost or doubled, resumable anywhere, and damage is counted, not met."""
+
+import json
+import random
+import tarfile
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from minicpmv_ref import Processor, load_image
+from minicpmv_ref.__main__ import ROOT, main
+from minicpmv_ref.learn.records import Record, read_records
+from minicpmv_ref.learn.shards import INDEX, open_shards, write_shards
+from minicpmv_ref.learn.stages import Stage, start
+from minicpmv_ref.learn.train import train
+
+GOLDEN = [24, 26, 25, 29, 28, 27, 22, 23, 21, 20, 5, 6]
+EXAMPLE = ROOT / "data_samples" / "records" / "train.json"
+
+
+@pytest.fixture(scope="module")
+def records():
+    return read_records(EXAMPLE)[0]
+
+
+@pytest.fixture
+def folder(records, tmp_path):
+    """48 records in shards of 10, 10, 10, 10 and 8."""
+    write_shards(records, tmp_path / "shards", per_shard=10)
+    return tmp_path / "shards"
+
+
+def ids(some):
+    return [record.id for record in some]
+
+
+def same(one: Record, two: Record) -> bool:
+    pictures = [
+        [part.tobytes() for turn in record.messages for part in turn["content"] if isinstance(part, Image.Image)]
+        for record in (one, two)
+    ]
+    return (one.id, one.turns, pictures[0]) == (two.id, two.turns, pictures[1]) and len(pictures[0]) == len(one.images)
+
+
+# ---- writing
+
+
+def test_what_is_written_is_read(records, folder):
+    shards, report = open_shards(folder)
+    assert (report.total, report.skipped, report.problems, len(shards)) == (48, 0, (), 48)
+    by_id = {record.id: record for record in records}
+    assert sorted(ids(shards)) == sorted(by_id) and ids(shards) != ids(records)  # shuffled
+    assert all(same(record, by_id[record.id]) for record in shards)
+    assert same(shards[0], shards[0])  # a picture can be opened again and again
+    assert shards[-1].id == shards[47].id
+    with pytest.raises(IndexError):
+        shards[48]
+
+
+def test_the_same_records_give_the_same_bytes(records, folder, tmp_path):
+    write_shards(records, tmp_path / "again", per_shard=10)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [INDEX] + [f"shard-{i:06d}.tar" for i in range(5)]
+    assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    write_shards(records, tmp_path / "other", per_shard=10, seed=1)
+    assert (folder / names[1]).read_bytes() != (tmp_path / "other" / names[1]).read_bytes()
+
+
+def test_bytes_do_not_depend_on_time_or_user(folder):
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "", 0o444)}
+
+
+def test_webdataset_reads_them_with_its_own_means(records, folder):
+    urls = str(folder / "shard-{000000..000004}.tar")
+    found = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in found] == [f"{number:06d}" for number in range(48)]
+    assert [sample["json"]["id"] for sample in found] == ids(open_shards(folder)[0])
+    assert found[0]["0.png"].size == load_image(records[0].images["<image>"]).size
+    turns = found[0]["json"]["conversations"]
+    assert turns[0]["role"] == "user" and found[0]["json"]["image"] == "0.png"  # the official format
+
+
+def test_several_pictures_names_and_scripts(tmp_path):
+    for number, name in enumerate(("a.b.PNG", "no suffix", "x.a-long-suffix", "照片.jpg")):
+        Image.new("RGB", (10 + number, 9), (number, 0, 0)).save(tmp_path / name, format="PNG")
+    images = {f"<image_{n:02d}>": tmp_path / name for n, name in enumerate(("照片.jpg", "no suffix", "a.b.PNG"))}
+    turns = ("user", "<image_01>\n<image_00> 这 <image_02>"), ("assistant", '\N{GRINNING FACE} \\ " é\n')
+    record = Record("../../\0 照", images, turns)
+    other = Record("plain", {"<image>": tmp_path / "x.a-long-suffix"}, (("user", "<image>"), ("assistant", "x")))
+    write_shards([record, other], tmp_path / "s")
+    back = {each.id: each for each in open_shards(tmp_path / "s")[0]}
+    assert same(back[record.id], record) and same(back["plain"], other)
+    assert list(back[record.id].images) == list(images)
+
+
+def test_a_writing_that_was_cut_off(records, folder, tmp_path, monkeypatch):
+    """Whole shards stay, the index is missing, and no draft is left; writing again mends it."""
+    wanted = {path.name: path.read_bytes() for path in folder.iterdir()}
+    real = webdataset.TarWriter.write
+
+    def full(self, sample):
+        if sample["__key__"] == "000025":
+            raise OSError(28, "No space left on device")
+        real(self, sample)
+
+    monkeypatch.setattr(webdataset.TarWriter, "write", full)
+    with pytest.raises(OSError, match=r"could not write .*shard-000002.tar: .*No space left on device"):
+        write_shards(records, tmp_path / "cut", per_shard=10)
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["shard-000000.tar", "shard-000001.tar"]
+    with pytest.raises(FileNotFoundError, match="not complete"):
+        open_shards(tmp_path / "cut")
+    monkeypatch.undo()
+    write_shards(records, tmp_path / "cut", per_shard=10)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == wanted
+
+
+def test_bad_calls(records, folder, tmp_path):
+    for wrong in (dict(records=[]), dict(records=records, per_shard=0)):
+        with pytest.raises(ValueError, match="there must be a record"):
+            write_shards(**wrong, folder=tmp_path / "x")
+    with pytest.raises(FileExistsError, match="holds shards already"):
+        write_shards(records, folder)
+    gone = Record("gone", {"<image>": tmp_path / "gone.png"}, records[0].turns)
+    with pytest.raises(OSError, match=r"gone.png"):
+        write_shards([gone], tmp_path / "x")
+    assert list((tmp_path / "x").iterdir()) == []
+    shards, _ = open_shards(folder)
+    for wrong in (dict(rank=2, size=2), dict(rank=-1), dict(start=-1), dict(size=0)):
+        with pytest.raises(ValueError, match="rank must be"):
+            shards.stream(**wrong)
+    with pytest.raises(ValueError, match="positions count from 0"):
+        shards.sample(-1)
+
+
+# ---- order, ranks, resume
+
+
+def test_each_epoch_has_every_record_once(folder):
+    shards, _ = open_shards(folder)
+    epochs = [ids(shards.sample(position) for position in range(e * 48, e * 48 + 48)) for e in range(3)]
+    assert all(len(set(epoch)) == 48 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [shards.sample(position, seed=1).id for position in range(48)] != epochs[0]
+
+
+def test_shards_are_read_one_after_the_other(folder, monkeypatch):
+    """That is what they are for: an epoch opens each shard once, although records inside of it are mixed."""
+    shards, _ = open_shards(folder)
+    opened = []
+    real = open
+
+    def watched(path, *args):
+        opened.append(path.name)
+        return real(path, *args)
+
+    monkeypatch.setattr("builtins.open", watched)
+    firsts = ids(islice(shards.stream(), 48))
+    monkeypatch.undo()
+    assert Counter(opened) == {f"shard-{i:06d}.tar": 1 for i in range(5)}
+    assert opened != sorted(opened)
+    place = {record.id: number for number, record in enumerate(shards)}
+    numbers = [place[name] for name in firsts[:8]]
+    assert numbers != sorted(numbers)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+def test_ranks_share_without_loss_or_double(folder, size):
+    shards, _ = open_shards(folder)
+    alone = ids(islice(shards.stream(seed=3), 96))
+    parts = [
+        ids(islice(shards.stream(seed=3, rank=rank, size=size), len(range(rank, 96, size)))) for rank in range(size)
+    ]
+    assert [name for part in parts for name in part] != alone or size == 1
+    assert [parts[position % size][position // size] for position in range(96)] == alone
+    assert Counter(name for part in parts for name in part) == Counter(alone)
+
+
+def test_resume_anywhere_with_any_number_of_ranks(folder):
+    """Two processes stop in the middle of an epoch, three others go on: one integer is all they need."""
+    shards, _ = open_shards(folder)
+    wanted = ids(islice(shards.stream(), 144))
+    rng = random.Random(0)
+    for _ in range(10):
+        seen, used = [], 0
+        while used < 144:
+            size, rounds = rng.randint(1, 4), rng.randint(1, 20)
+            fresh, _ = open_shards(folder)  # nothing else survives
+            ranks = [fresh.stream(start=used, rank=rank, size=size) for rank in range(size)]
+            seen += ids(next(rank) for _ in range(rounds) for rank in ranks)
+            used += size * rounds
+        assert seen[:144] == wanted
+
+
+def test_the_order_depends_on_nothing_but_the_seed(folder):
+    """Other processes, other machines and later versions must agree on it, so it stands here."""
+    shards, _ = open_shards(folder)
+    place = {record.id: number for number, record in enumerate(shards)}
+    assert [place[shards.sample(position, seed=7).id] for position in range(12)] == GOLDEN
+
+
+def test_training_from_shards_is_training_from_files(records, folder):
+    """The same records in the same order: the same losses to the last bit, and a resumed training, too."""
+    shards, _ = open_shards(folder)
+    by_id = {record.id: record for record in records}
+    stage, processor = (
+        Stage("mine", "answer", {"resampler": 1e-3}, {}, steps=3, batch=2),
+        Processor.from_pretrained("nano"),
+    )
+
+    def losses(samples):
+        return [step.loss for step in train(start(), processor, stage, samples=samples)]
+
+    from_shards = losses(shards.sample)
+    assert from_shards == losses(lambda number: by_id[shards.sample(number).id])
+    assert len(set(from_shards)) == 3
+    assert all(torch.isfinite(torch.tensor(from_shards)))
+
+
+# ---- damage
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {member.name: member for member in tar}
+
+
+@pytest.mark.parametrize("kind", ["png", "json"])
+def test_one_damaged_record_is_skipped_counted_and_named(folder, kind):
+    whole = ids(open_shards(folder)[0])
+    path = folder / "shard-000002.tar"
+    member = members(path)[f"000023.{'0.png' if kind == 'png' else 'json'}"]
+    content = path.read_bytes()[member.offset_data :][: member.size]
+    # In the text: the last letter of the last answer. The entry is still JSON, and only the checksum can tell.
+    flip(path, member.offset_data + (member.size // 2 if kind == "png" else content.rindex(b'"}]') - 1))
+    shards, report = open_shards(folder)
+    assert (report.total, report.skipped, len(shards)) == (48, 1, 47)
+    assert report.text() == (
+        f"{folder}: 48 records, 47 good, 1 skipped (shard-000002 1)\n"
+        "  record 23, shard-000002.tar: the bytes have changed since they were written; "
+        "copy or download the shard again, or write it anew"
+    )
+    assert ids(shards) == whole[:23] + whole[24:]
+    for size in (1, 2, 3):
+        seen = [
+            name for r in range(size) for name in ids(islice(shards.stream(rank=r, size=size), len(range(r, 47, size))))
+        ]
+        assert sorted(seen) == sorted(ids(shards))
+
+
+def test_every_flipped_bit_is_found_or_harmless(folder, tmp_path):
+    """60 random bits in a shard: either no record is different, or those that are are reported."""
+    path = folder / "shard-000000.tar"
+    content = path.read_bytes()
+    whole = list(open_shards(folder)[0])
+    rng = random.Random(0)
+    skipped = 0
+    for _ in range(60):
+        path.write_bytes(content)
+        flip(path, rng.randrange(len(content)))
+        shards, report = open_shards(folder)
+        bad = {problem.number for problem in report.problems}
+        assert len(shards) == 48 - report.skipped and bad <= set(range(10))
+        kept = [record for number, record in enumerate(whole) if number not in bad][: 10 - len(bad)]
+        assert all(same(a, b) for a, b in zip(shards, kept))
+        skipped += bool(bad)
+    assert skipped > 30
+
+
+def test_a_damaged_name_takes_along_what_lies_behind(folder):
+    path = folder / "shard-000001.tar"
+    flip(path, members(path)["000015.0.png"].offset + 2)
+    shards, report = open_shards(folder)
+    assert {problem.number for problem in report.problems} == set(range(15, 20))
+    assert len(shards) == 43 and "it is not in the shard" in report.problems[0].what
+
+
+def test_half_a_shard(folder):
+    path = folder / "shard-000004.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[: members(path)["000044.json"].offset_data + 5])
+    _, report = open_shards(folder)
+    assert {problem.number for problem in report.problems} == {44, 45, 46, 47}
+    assert "reading stopped: unexpected end of data" in report.problems[1].what
+    for nothing in (b"", b"\0" * 20, b"no tar file" * 100):
+        path.write_bytes(nothing)
+        assert open_shards(folder)[1].skipped == 8
+
+
+def test_shards_of_something_else(folder):
+    with webdataset.TarWriter(str(folder / "shard-000000.tar"), encoder=False) as tar:
+        for number, content in enumerate((b"[]", b'{"id": 1}', b"[" * 100_000, b'{"crc32": 0, "image": [], "id": 1}')):
+            tar.write({"__key__": f"{number:06d}", "json": content})
+        tar.write({"__key__": "000004", "txt": b"x"})
+        tar.write({"__key__": "surprise", "json": b"{}"})
+        tar.write({"__key__": "000033", "json": b"{}"})  # a number of another shard
+    _, report = open_shards(folder)
+    assert {problem.number for problem in report.problems} == set(range(10))
+    assert Counter(problem.what for problem in report.problems) == {
+        "the bytes have changed since they were written": 5,
+        "it is not in the shard": 5,
+    }
+
+
+def test_a_record_that_comes_twice_counts_once(folder):
+    path = folder / "shard-000000.tar"
+    with open(path, "rb") as file:
+        found = list(
+            webdataset.tariterators.group_by_keys(
+                webdataset.tariterators.tar_file_expander([{"url": "x", "stream": file}])
+            )
+        )
+    with webdataset.TarWriter(str(path), encoder=False) as tar:
+        for sample in [*found, {**found[3], "__key__": "000001"}]:
+            tar.write({key: value for key, value in sample.items() if key == "__key__" or key[0] != "_"})
+    shards, report = open_shards(folder)
+    assert report.skipped == 0 and len(set(ids(shards))) == 48
+
+
+def test_damage_after_opening_is_named(folder):
+    shards, _ = open_shards(folder)
+    path = folder / "shard-000000.tar"
+    flip(path, members(path)["000003.json"].offset_data + 5)
+    with pytest.raises(ValueError, match=r"record 3 of .*shard-000000.tar was damaged since"):
+        shards[3]
+    assert shards[2].id
+
+
+def test_a_shard_is_missing(folder):
+    shards, _ = open_shards(folder)
+    (folder / "shard-000003.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard-000003\.tar"):
+        open_shards(folder)
+    with pytest.raises(FileNotFoundError, match=r"shard-000003\.tar"):
+        list(shards)
+
+
+def test_no_record_is_good(folder):
+    for path in folder.glob("*.tar"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no record is good. .*48 records, 0 good, 48 skipped"):
+        open_shards(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"shards": 5}',
+        '{"shards": []}',
+        '{"shards": [5]}',
+        '{"shards": [{"file": "shard-000000.tar"}]}',
+        '{"shards": [{"file": "shard-000000.tar", "records": 0}]}',
+        '{"shards": [{"file": "shard-000000.tar", "records": "10"}]}',
+        '{"shards": [{"file": "../shard-000000.tar", "records": 10}]}',
+        '{"shards": [{"file": 5, "records": 10}]}',
+    ],
+)
+def test_an_index_that_is_none(folder, text):
+    (folder / INDEX).write_text(text)
+    with pytest.raises(ValueError, match=r"index.json (is not|must hold)"):
+        open_shards(folder)
+
+
+# ---- the command
+
+
+def test_the_command(tmp_path, capsys):
+    assert main(["shards", str(EXAMPLE), "--out", str(tmp_path / "s"), "--per-shard", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "48 records, 48 good, 0 skipped" in out and "48 records, 3 tar files" in out and str(tmp_path / "s") in out
+    assert len(open_shards(tmp_path / "s")[0]) == 48
+    assert main(["shards", str(EXAMPLE), "--out", str(tmp_path / "s")]) == 1
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "s" / "shard-000003.tar").exists()
+
+
+def test_the_command_leaves_out_and_reports_bad_records(tmp_path, capsys):
+    entries = json.loads(EXAMPLE.read_text())[:3]
+    entries[1]["conversations"] = []
+    entries[2]["image"] = "../x.png"
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    entries[0]["image"] = "a.png"
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps(entries))
+    assert main(["shards", str(path), "--out", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    assert "3 records, 1 good, 2 skipped" in out and "record 1" in out and "leaves the folder" in out
+    assert len(open_shards(tmp_path / "s")[0]) == 1
+    half = (tmp_path / "a.png").read_bytes()[:-40]
+    (tmp_path / "a.png").write_bytes(half)  # pictures are decoded before they are written
+    assert main(["shards", str(path), "--out", str(tmp_path / "t")]) == 1
+    assert "no good record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "words"),
+    [
+        ("missing.json", [], "missing.json"),
+        ("bad.json", [], "no good record"),
+        ("good", ["--per-shard", "0"], "one or more in a shard"),
+        ("good", ["--out", "FILE"], "FILE"),
+    ],
+)
+def test_the_command_says_one_clear_error(tmp_path, capsys, file, options, words):
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "FILE").write_text("")
+    source = EXAMPLE if file == "good" else tmp_path / file
+    options = [str(tmp_path / word) if word == "FILE" else word for word in options]
+    assert main(["shards", str(source), "--out", str(tmp_path / "s"), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and "Traceback" not in error
