@@ -1,0 +1,76 @@
+"""The checkpoints of the course: they load, hold only what their stage changed, and still earn their grades."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from minicpmv_ref import MiniCPMV, Processor
+from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.learn.data import TOPICS, draw
+from minicpmv_ref.learn.evaluate import answers, share_of_words
+from minicpmv_ref.learn.stages import STAGES, stage_named
+from minicpmv_ref.learn.train import DATA_VERSION
+
+METRICS = json.loads((BUNDLED / "metrics.json").read_text(encoding="utf-8"))
+PARTIAL = {"nano-stage-1": "stage-1", "nano-stage-2": "stage-2", "nano-stage-3": "stage-3"}
+
+
+@pytest.fixture(scope="module")
+def nano_answers():
+    model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+    return lambda samples, **options: answers(model, processor, [s.prompt for s in samples], **options)
+
+
+def test_the_metrics_say_how_the_weights_were_made():
+    assert METRICS["command"].startswith("python3 lab.py train --profile")
+    assert METRICS["data_version"] == DATA_VERSION
+    assert list(METRICS["stages"]) == [stage.name for stage in STAGES]
+
+
+@pytest.mark.parametrize("folder", PARTIAL)
+def test_a_stage_holds_only_what_it_trained(folder):
+    with safe_open(BUNDLED / folder / "model.safetensors", framework="pt") as file:
+        names = list(file.keys())
+        assert {file.get_slice(name).get_dtype() for name in names} == {"BF16"}
+    assert {name.split(".")[0] for name in names} == set(stage_named(PARTIAL[folder]).rates)
+    whole = MiniCPMV.from_pretrained(folder)
+    assert all(p.dtype == torch.float32 for p in whole.parameters())
+
+
+def test_all_weights_together_are_small():
+    assert sum(file.stat().st_size for file in BUNDLED.rglob("*.safetensors")) < 35e6
+
+
+def exact(samples, said):
+    return sum(text == sample.answer for text, sample in zip(said, samples)) / len(samples)
+
+
+def near(share, recorded, n):
+    """Within three standard errors of the recorded share: other items, another machine."""
+    spread = 3 * (max(recorded * (1 - recorded), 0.01) / n) ** 0.5
+    return abs(share - recorded) <= spread
+
+
+def test_nano_still_describes(nano_answers):
+    samples = [draw(f"again/{i}", "caption", "test") for i in range(100)]
+    assert near(exact(samples, nano_answers(samples)), METRICS["grades"]["nano"]["caption"], 100)
+
+
+def test_nano_still_answers(nano_answers):
+    samples = [draw(f"again/{i}", "question", "test", topic=topic) for topic in TOPICS for i in range(20)]
+    assert near(exact(samples, nano_answers(samples)), METRICS["grades"]["nano"]["question"], 140)
+
+
+def test_nano_still_reads_in_slices_and_only_in_slices(nano_answers):
+    samples = [draw(f"again/{i}", "read", "test") for i in range(40)]
+    wanted = [sample.answer for sample in samples]
+    grades = METRICS["grades"]["nano"]
+    assert near(share_of_words(nano_answers(samples), wanted), grades["read"], 40)
+    assert near(share_of_words(nano_answers(samples, max_slice_nums=1), wanted), grades["read one view"], 40)
+
+
+def test_each_stage_is_better_at_its_own_job():
+    stages = METRICS["stages"]
+    assert all(stage["held_out_after"] < stage["held_out_before"] for stage in stages.values())
