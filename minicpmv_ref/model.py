@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .checkpoint import WEIGHTS, read_tensors, write_checkpoint
+from .checkpoint import read_tensors, write_checkpoint
 from .config import BUNDLED, LLMConfig, MiniCPMVConfig, find_folder, read_config
 from .processor import Batch, Processor, check_slots
 from .resampler import Resampler
@@ -60,8 +60,7 @@ class MiniCPMV(nn.Module):
                 checkpoints are stored in bfloat16 and come as float32: not every CPU multiplies bfloat16.
 
         Returns:
-            The model, in evaluation mode. As long as "nano" has no weight file, its weights are seeded random numbers
-            and its answers are noise.
+            The model, in evaluation mode.
 
         Raises:
             OSError, ValueError: something is missing, surplus, misshapen or damaged; the message names it.
@@ -72,8 +71,6 @@ class MiniCPMV(nn.Module):
         """
         folder = find_folder(path)
         config = read_config(folder)
-        if os.fspath(path) == "nano" and not (folder / WEIGHTS).exists():
-            return cls.seeded(config)
         with torch.device("meta"):  # names and shapes first; no memory is taken until the files are read
             model = cls(config)
         shapes = {name: tensor.shape for name, tensor in model._own_tensors().items()}

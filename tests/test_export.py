@@ -10,7 +10,6 @@ import pytest
 
 from minicpmv_ref import MiniCPMV, Processor, load_image
 from minicpmv_ref.__main__ import MIXTURES, ROOT, main
-from minicpmv_ref.config import find_folder
 from minicpmv_ref.deploy import gguf, llamacpp
 
 SAMPLE = str(ROOT / "data_samples" / "images" / "temple.jpg")
@@ -161,14 +160,6 @@ def test_phone_hands_over_and_prints(stand_in, capsys):
     assert "\x1b" not in out and "red one" in out, "control characters do not reach the terminal"
     count = len(Processor.from_pretrained("nano").tokenizer("a \x1b[31m red one").input_ids)
     assert f"decoding {count} tokens in 250.0 ms: {count / 0.25:.0f} tokens/s" in out
-
-
-def test_phone_says_when_the_model_is_not_trained(stand_in, capsys, monkeypatch):
-    from minicpmv_ref import checkpoint
-
-    assert main(["phone", SAMPLE, "Color?"]) == 0
-    trained = (find_folder("nano") / checkpoint.WEIGHTS).exists()
-    assert ("not trained yet" in capsys.readouterr().out) != trained
 
 
 def test_phone_without_the_extra_says_what_to_install(monkeypatch, capsys):

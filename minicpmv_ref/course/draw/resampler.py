@@ -48,11 +48,11 @@ def place_reader(kind: str = "places"):
 
 @cache
 def nano_reader():
-    """(vision transformer, resampler, trained?) of the nano model; seeded random weights until it is trained.
+    """(vision transformer, resampler) of the nano model.
 
     The LLM is left out: that saves the seconds that it takes to import transformers.
     """
-    import torch
+    from safetensors.torch import load_file
 
     from minicpmv_ref.checkpoint import WEIGHTS
     from minicpmv_ref.config import find_folder, read_config
@@ -60,19 +60,12 @@ def nano_reader():
     from minicpmv_ref.vision import VisionTransformer
 
     folder = find_folder("nano")
-    config = read_config(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)  # as MiniCPMV.seeded
-        parts = {"vpm": VisionTransformer(config.vision), "resampler": Resampler(config.resampler)}
-    trained = (folder / WEIGHTS).exists()
-    if trained:
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / WEIGHTS)
-        for name, part in parts.items():
-            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-            part.load_state_dict(own, strict=True)
-    return *(part.eval().requires_grad_(False) for part in parts.values()), trained
+    config, tensors = read_config(folder), load_file(folder / WEIGHTS)
+    parts = {"vpm": VisionTransformer(config.vision), "resampler": Resampler(config.resampler)}
+    for name, part in parts.items():
+        own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        part.load_state_dict(own, strict=True)
+    return tuple(part.eval().requires_grad_(False) for part in parts.values())
 
 
 @lru_cache(maxsize=8)
@@ -94,7 +87,7 @@ def attention_of(name: str, kind: str):
     image = load_sample(name)
     plan = plan_slices(image.size, nano.slicing if kind == "nano" else SliceConfig())
     if kind == "nano":
-        eye, reader, _ = nano_reader()
+        eye, reader = nano_reader()
         features = eye(normalize_views(image, plan))
     else:
         reader = place_reader(kind)

@@ -43,8 +43,6 @@ class AttentionByHover(Panel):
     def describe(self, picture, reader, head):
         plan, weights = draw.attention_of(picture, reader)
         whose = draw.READERS[reader]
-        if reader == "nano":
-            whose += ", trained" if draw.nano_reader()[2] else ", not trained yet: random weights"
         cut = f" and {plan.num_slices} slices of {{}} x {{}}".format(*plan.patch_grids[-1]) if plan.grid else ""
         seen = [draw.patches_seen(query) for query in draw.one_head(weights[0], head)]
         heads = "the mean of 2 heads" if head == "mean" else f"head {head}"

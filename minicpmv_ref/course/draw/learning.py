@@ -1,0 +1,320 @@
+"""Lesson 07: the world that nano learns from, and the stages: what learns, from what, at which resolution."""
+
+import json
+from functools import lru_cache
+from typing import NamedTuple
+
+from minicpmv_ref.slicing import plan_slices, slice_image
+
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, fit, preview, text_width
+
+WORLD_KINDS = {  # (words in a menu, key)
+    "caption": "caption",
+    "question": "question",
+    "crop": "crop",
+    "document": "read",
+}
+OWNERS = {"this course": "ours", "the paper": "paper"}  # (words in a menu, key)
+PART_NAMES = {"vpm": "ViT", "resampler": "resampler", "llm": "LLM"}
+KIND_NAMES = {"read": "document", "lookup": "look up", "find": "crop, look up"}  # the others are called as in `draw`
+MEANINGS = {
+    "start-text": "practice on pictures spelled in words, line by line",
+    "start-chat": "the same practice as a conversation",
+    "start-vit": "which caption belongs to which picture?",
+    "stage-1": "the resampler learns to speak to the LLM",
+    "stage-2": "the ViT learns details at full resolution",
+    "stage-3": "eyes and resampler learn to read slices",
+    "sft-1": "everything learns to give short answers",
+    "sft-2": "everything learns long answers, too",
+}
+
+
+# ---- the world
+
+
+@lru_cache(maxsize=256)
+def world_item(kind: str, seed: int):
+    """A training sample of the world, and its views as nano's slicer cuts them: (Sample, [PIL images])."""
+    from minicpmv_ref.config import nano
+    from minicpmv_ref.learn import data
+
+    sample = data.draw(f"lesson 07/{seed}", kind)
+    return sample, slice_image(sample.image, nano.slicing)
+
+
+def world_sample(kind: str, seed: int, view: int = 1, words: bool = False) -> Canvas:
+    """One sample: the whole picture, one of its views, and what is said about it.
+
+    Args:
+        kind: "caption", "question", "crop" or "read".
+        seed: draws another sample.
+        view: number of the view at the right, from 1: the overview, then the slices row by row.
+        words: show the view spelled in words, one cell for each of the 16 visual tokens.
+    """
+    from minicpmv_ref.config import nano
+    from minicpmv_ref.learn.data import spell
+
+    sample, views = world_item(kind, seed)
+    canvas, plan = Canvas(), plan_slices(sample.image.size, nano.slicing)
+    width, height = sample.image.size
+    canvas.text(8, 20, f"the picture: {width} x {height}", bold=True)
+    x, y, w, h = fit(sample.image.size, (8, 32, 300, 266))
+    canvas.image(x, y, w, h, preview(sample.image, 600))
+    for left, top, right, bottom in plan.boxes:
+        kx, ky = w / plan.refined_size[0], h / plan.refined_size[1]
+        canvas.rect(x + left * kx, y + top * ky, (right - left) * kx, (bottom - top) * ky, stroke=SKY)
+    if view > 1:
+        left, top, right, bottom = plan.boxes[view - 2]
+        canvas.rect(x + left * kx, y + top * ky, (right - left) * kx, (bottom - top) * ky, stroke=RED, line=3)
+    else:
+        canvas.rect(x, y, w, h, stroke=RED, line=3)
+
+    shown = views[view - 1]
+    name = "overview" if view == 1 else f"slice {view - 1} of {len(views) - 1}"
+    name += ", in words" if words else f": {shown.width} x {shown.height}"
+    canvas.text(350, 20, name, bold=True)
+    box, cell = (350, 32, 266, 266), 66.5
+    if words:
+        for place, slot in enumerate(spell(sample)[view - 1]):
+            cx, cy = box[0] + place % 4 * cell, box[1] + place // 4 * cell
+            canvas.rect(cx, cy, cell, cell, "none" if slot == (".",) else "#FFF3D6", PALE)
+            for line, word in enumerate(slot):
+                middle = cy + cell / 2 + 5 + 15.5 * (line - (len(slot) - 1) / 2)
+                canvas.text(cx + cell / 2, middle, word.strip(), 14, align="middle")
+    else:
+        canvas.image(*fit(shown.size, box), shown, smooth=False)
+    canvas.rect(*box, stroke=RED, line=3)
+
+    question, answer = sample.messages[0]["content"][1], sample.answer
+    canvas.text(8, 326, question, color=BLUE)
+    for line, text in enumerate(_lines(answer, 624)):
+        canvas.text(8, 349 + 21 * line, text, bold=True)
+    return canvas
+
+
+def _lines(text: str, width: float) -> list[str]:
+    """Break a text into lines of bold words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer, bold=True) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+# ---- the stages
+
+
+class PaperStage(NamedTuple):
+    """What the paper says about a stage; it gives no learning rates, no batch sizes and no steps.
+
+    learns: parts. data: millions of samples, or None where the paper gives no number. side: of a view in pixels.
+    """
+
+    learns: tuple
+    data: dict
+    side: int | None
+    views: str
+
+
+# Section 4 and tables 1 and 2 of the paper.
+PAPER_STAGES = {
+    "start-text": PaperStage((), {}, None, "an LLM as released"),
+    "start-chat": PaperStage((), {}, None, "an LLM as released"),
+    "start-vit": PaperStage((), {}, None, "a SigLIP as released"),
+    "stage-1": PaperStage(("resampler",), {"captions": 200}, 224, "one view"),
+    "stage-2": PaperStage(("vpm",), {"captions": 200}, 448, "one view"),
+    "stage-3": PaperStage(("vpm", "resampler"), {"captions": None, "OCR": None}, 448, "and slices"),
+    "sft-1": PaperStage(
+        ("vpm", "resampler", "llm"),
+        {
+            **{"captions": 0.56, "VQA": 1.4, "knowledge": 0.06, "grounding": 0.57},
+            **{"reasoning": 0.135, "math": 0.125, "OCR": 1.7, "chat": 0.78},
+        },
+        448,
+        "and slices",
+    ),
+    "sft-2": PaperStage(
+        ("vpm", "resampler", "llm"),
+        {"part 1 again": 0.4, "OCR": 0.69, "instructions": 1.9, "text only": None},
+        448,
+        "and slices",
+    ),
+}
+
+
+@lru_cache
+def part_sizes(whose: str) -> dict:
+    """Parameters of each part: of nano ("ours"), or of MiniCPM-Llama3-V 2.5 ("paper")."""
+    import torch
+
+    from minicpmv_ref.config import nano, v2_5
+    from minicpmv_ref.model import MiniCPMV
+
+    with torch.device("meta"):  # shapes without memory
+        model = MiniCPMV(nano if whose == "ours" else v2_5)
+    return {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PART_NAMES}
+
+
+def stage_losses(metrics=None) -> dict:
+    """Learning curves.
+
+    Args:
+        metrics: {stage: [(step, loss), ...]}; or the path of the metrics.jsonl of a training run; or None: those of
+            the shipped checkpoints, if they are there.
+
+    Returns:
+        {stage: [(step, loss), ...]}; of a stage that was trained twice, the second time.
+    """
+    if isinstance(metrics, dict):
+        return metrics
+    if metrics is None:
+        shipped = SAMPLES.parent / "checkpoints" / "metrics.json"
+        if not shipped.is_file():
+            return {}
+        stages = json.loads(shipped.read_text(encoding="utf-8"))["stages"]
+        return {name: [tuple(point) for point in stage["loss"]] for name, stage in stages.items()}
+    curves = {}
+    with open(metrics, encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            if "loss" in row:
+                curve = curves.setdefault(row["stage"], [])
+                if curve and row["step"] <= curve[-1][0]:
+                    curve.clear()
+                curve.append((row["step"], row["loss"]))
+    return curves
+
+
+def stage_shares(name: str, whose: str) -> dict:
+    """{kind of sample: share of the stage's samples from 0 to 1, or None where the paper gives no number}."""
+    from minicpmv_ref.learn.stages import stage_named
+
+    data = stage_named(name).mixture if whose == "ours" else PAPER_STAGES[name].data
+    total = sum(amount or 0 for amount in data.values())
+    return {KIND_NAMES.get(kind, kind): amount and amount / total for kind, amount in data.items()}
+
+
+def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) -> Canvas:
+    """One stage: the parts with their sizes and learning rates, the samples, the resolution, the curves.
+
+    Args:
+        name: of the stage.
+        whose: "ours" or "paper".
+        percent: of the samples that are done.
+        losses: [(step, loss), ...] of this stage.
+    """
+    from minicpmv_ref.config import nano
+    from minicpmv_ref.learn.stages import STAGES, stage_named
+    from minicpmv_ref.learn.train import rate_at
+
+    stage, paper, ours = stage_named(name), PAPER_STAGES[name], whose == "ours"
+    canvas = Canvas()
+    canvas.text(8, 20, f"{name}: {MEANINGS[name]}", bold=True)
+    learns = stage.rates if ours else dict.fromkeys(paper.learns)
+    blind = ("vpm", "resampler")
+    idle = {"raw": blind, "spelled": blind, "contrast": ("resampler", "llm")}.get(stage.objective, ())
+    if not ours and idle:
+        idle = tuple(PART_NAMES)
+    released = stage.rates if not ours and not learns else ()
+    highest = max(rate for each in STAGES for rate in each.rates.values())
+    now = rate_at(round(percent / 100 * stage.steps), stage.steps)
+    for number, (part, title) in enumerate(PART_NAMES.items()):
+        x, y, w, h = 8 + 214 * number, 34, 190, 92
+        color = GREEN if part in learns else PALE if part not in idle else "white"
+        canvas.rect(x, y, w, h, color, GRAY)
+        ink = "white" if part in learns else INK if part not in idle else GRAY
+        canvas.text(x + 10, y + 24, title, bold=True, color=ink)
+        canvas.text(x + w - 10, y + 24, _short(part_sizes(whose)[part]), 15, color=ink, align="right")
+        if part in learns and ours:
+            rate = learns[part] * now
+            words = f"learns, rate {rate:.1e}"
+            canvas.rect(x + 10, y + 66, w - 20, 12, stroke="white")
+            canvas.rect(x + 10, y + 66, (w - 20) * rate / highest, 12, "white")
+        else:
+            words = "learns, rate not given" if part in learns else "not in use" if part in idle else "frozen"
+            if part in released:
+                words = "taken as released"
+        canvas.text(x + 10, y + 52, words, 15, color=ink)
+        if number < 2:
+            canvas.path([(x + w + 4, y + h / 2), (x + w + 20, y + h / 2)], INK, 2)
+            canvas.path([(x + w + 13, y + h / 2 - 6), (x + w + 20, y + h / 2), (x + w + 13, y + h / 2 + 6)], INK, 2)
+
+    canvas.text(8, 154, "what it practices on", bold=True)
+    shares = stage_shares(name, whose)
+    for row, (kind, share) in enumerate(shares.items()):
+        y = 164 + 22 * row
+        canvas.text(112, y + 14, kind, 14, align="right")
+        if share is None:
+            canvas.text(120, y + 14, "no number given", 14, GRAY)
+        else:
+            canvas.rect(120, y, 130 * share, 17, BLUE)
+            canvas.text(126 + 130 * share, y + 14, f"{share:.0%}", 14)
+    if not shares:
+        canvas.text(8, 178, "nothing: it is " + paper.views, 14)
+    canvas.text(8, 366, _amount(stage, paper, ours, percent), 14)
+
+    side, views = _resolution(stage, paper, ours, nano)
+    if side or ours:
+        canvas.text(330, 154, "resolution", bold=True)
+    if side:
+        full = nano.slicing.scale_resolution if ours else 448
+        canvas.rect(330, 164, 44, 44, stroke=PALE, line=2)
+        canvas.rect(330, 208 - 44 * side / full, 44 * side / full, 44 * side / full, ORANGE)
+        canvas.text(386, 182, f"{side} x {side} pixels", 14)
+        canvas.text(386, 202, views, 14)
+    elif ours:
+        canvas.text(330, 182, "no pixels: pictures come in words", 14)
+    _curves(canvas, stage, ours, percent, losses, rate_at)
+    return canvas
+
+
+def _curves(canvas, stage, ours, percent, losses, rate_at):
+    """The learning rate and, if there is one, the loss, over the steps of a stage."""
+    left, top, wide, high = 346, 240, 240, 100
+    canvas.path([(left, top), (left, top + high), (left + wide, top + high)], GRAY, 1)
+    canvas.text(left + wide, top + high + 20, "end", 14, align="right")
+    canvas.text(left, top + high + 20, "start", 14)
+    if not ours:
+        canvas.text(left + 8, 262, "The paper gives no rates,", 14, GRAY)
+        canvas.text(left + 8, 282, "no batch sizes and no steps.", 14, GRAY)
+        canvas.dot(left + wide * percent / 100, top + high, fill=GRAY)
+        return
+    canvas.text(330, 232, "learning rate", 14, ORANGE, bold=True)
+    height = lambda share: top + high * (1 - share)  # noqa: E731
+    rates = [rate_at(round(p / 100 * stage.steps), stage.steps) for p in range(101)]
+    canvas.path([(left + wide * p / 100, height(rate)) for p, rate in enumerate(rates)], ORANGE, 2)
+    canvas.dot(left + wide * percent / 100, height(rates[percent]), fill=ORANGE)
+    if losses:
+        canvas.text(456, 232, "loss", 14, BLUE, bold=True)
+        last, most = max(step for step, _ in losses) or 1, max(loss for _, loss in losses)
+        points = [(left + wide * step / last, height(loss / most)) for step, loss in losses]
+        canvas.path(points, BLUE, 2)
+        canvas.text(points[-1][0] + 8, min(points[-1][1] + 5, top + high), f"{losses[-1][1]:.2f}", 14, BLUE)
+        canvas.text(500, 232, f"from {losses[0][1]:.2f}", 14, BLUE)
+
+
+def _short(count: int) -> str:
+    return (
+        f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M" if count >= 1e7 else f"{count / 1e6:.2f} M"
+    )
+
+
+def _amount(stage, paper, ours, percent) -> str:
+    if ours:
+        return f"{stage.steps:,} steps of {stage.batch}: {stage.steps * stage.batch:,} samples"
+    total = sum(amount for amount in paper.data.values() if amount is not None)
+    return f"{total * percent / 100:.3g} of {total:.3g} million samples" if total else ""
+
+
+def _resolution(stage, paper, ours, config):
+    """(side of a view in pixels, words about the views); (None, ...) if no picture is seen."""
+    if not ours:
+        return paper.side, paper.views
+    full = config.slicing.scale_resolution
+    if stage.objective in ("raw", "spelled"):
+        return None, ""
+    if stage.objective == "contrast":
+        return full, "and half of it in turn"
+    return (full // 2, "one view") if stage.half else (full, "and slices" if "read" in stage.mixture else "one view")
