@@ -74,3 +74,10 @@ def test_nano_still_reads_in_slices_and_only_in_slices(nano_answers):
 def test_each_stage_is_better_at_its_own_job():
     stages = METRICS["stages"]
     assert all(stage["held_out_after"] < stage["held_out_before"] for stage in stages.values())
+
+
+def test_the_readme_says_what_the_metrics_say():
+    columns = ["caption", "question", "question blind", "crop", "read", "read one view", "read anywhere"]
+    readme = (BUNDLED.parent.parent / "README.md").read_text(encoding="utf-8")
+    for name, grades in METRICS["grades"].items():
+        assert f"| `{name}` | " + " | ".join(f"{grades[column]:.1%}" for column in columns) + " |" in readme
