@@ -163,7 +163,7 @@ def _nano_that_shows_attention():
 
 
 @lru_cache(maxsize=8)
-def watch_answer(picture: str, question: str = "What is this?", most: int = 12) -> dict:
+def watch_answer(picture: str, question: str = "Describe the picture.", most: int = 12) -> dict:
     """Let nano answer greedily and record where it looks.
 
     Returns:

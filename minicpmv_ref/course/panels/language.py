@@ -71,9 +71,9 @@ class AnswerAttention(Panel):
         stretch: colors from the least to the most of this state.
     """
 
-    pictures = ("chart.png", "cat.jpg", "shapes.png", "numbers.png", "station_sign.png", "screenshot.png")
+    pictures = ("shapes.png", "numbers.png", "chart.png", "cat.jpg", "station_sign.png", "screenshot.png")
 
-    def __init__(self, picture="chart.png", token=1, layer=0, stretch=True):
+    def __init__(self, picture="shapes.png", token=1, layer=0, stretch=True):
         watched = draw.watch_answer(picture)
         layers = [("mean of all", 0), *((f"layer {n}", n) for n in range(1, 1 + len(watched["slots"])))]
         super().__init__(
