@@ -556,7 +556,7 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
     (
         "dpo",
         dpo,
-        "Align a model: sample answers, check their claims, train on pairs; with controls, and figures of all.",
+        "Make a model careless, then align it: sample answers, check claims, train on pairs; with controls.",
         option("--profile", choices=("fast", "cpu", "gpu"), default="fast", help="how much (default: fast, seconds)"),
         option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
         option("--run", default="main", metavar="NAME", help='a control, or "all" (default: "main", without controls)'),

@@ -6,47 +6,79 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import lively
+from tiny import lively, tiny_config, tiny_processor
 
-from minicpmv_ref import MiniCPMV, Processor, nano
+from minicpmv_ref import MiniCPMV, nano
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import align as module
 from minicpmv_ref.learn.align import (
-    ANSWERS,
     PROFILES,
     REPORT,
+    RUNS,
+    SUMMARY,
     Alignment,
     align,
     apply_changes,
     choose_pairs,
     collect,
+    describe,
     digest,
+    experiment,
+    make_careless,
     measure,
+    outcome,
     pictures,
+    train_labeler,
+    write_json,
 )
-from minicpmv_ref.learn.data import caption, draw
-from minicpmv_ref.learn.rlaif import append_records, read_records
+from minicpmv_ref.learn.data import TOPICS, caption, draw
+from minicpmv_ref.learn.rlaif import (
+    append_records,
+    ask_claim,
+    ask_yes_no,
+    hallucination,
+    is_true,
+    read_records,
+    wilson,
+)
 from minicpmv_ref.learn.words import LANGUAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = Alignment(pictures=20, answers=4, max_new_tokens=8, steps=3, batch=4, lr=1e-3, test_pictures=3)
+TINY = Alignment(
+    pictures=20,
+    answers=4,
+    max_new_tokens=8,
+    steps=3,
+    batch=4,
+    lr=1e-3,
+    test_pictures=3,
+    questions=1,
+    watched=2,
+    careless_steps=1,
+    labeler_steps=1,
+    labeler="truth",
+)
+
+
+def small() -> MiniCPMV:
+    return MiniCPMV.seeded(tiny_config("2.6"))
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return Processor.from_pretrained("nano")
+    return tiny_processor("2.6")
 
 
 @pytest.fixture
 def model():
-    return MiniCPMV.seeded(nano)
+    return small()
 
 
 @pytest.fixture(scope="module")
 def finished(processor, tmp_path_factory):
     """A run that was not disturbed: (figures, folder, the aligned model)."""
-    folder, model, lines = tmp_path_factory.mktemp("run"), MiniCPMV.seeded(nano), []
-    figures = align(model, processor, TINY, folder=folder, report=lines.append)
+    folder, model, lines = tmp_path_factory.mktemp("run"), small(), []
+    figures = align(model, processor, TINY, folder=folder, report=lines.append, answers=folder)
     assert [line.split(":")[0] for line in lines] == ["before", "labeler", "pairs", "training", "after"]
     return figures, folder, model
 
@@ -54,12 +86,17 @@ def finished(processor, tmp_path_factory):
 def test_every_step_of_the_pipeline_leaves_its_figures(finished):
     figures, folder, model = finished
     assert figures["config"]["pictures"] == 20 and figures["base"] != digest(model)
-    assert figures["pairs"]["built"] >= figures["pairs"]["kept"] > 0
-    assert len(figures["training"]) == 3
-    assert figures["training"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert figures["training"][-1]["loss"] < figures["training"][0]["loss"]
-    assert figures["labeler"]["accuracy"].value == 1.0  # the truth agrees with itself
-    records = read_records(folder / ANSWERS)
+    (found,) = figures["rounds"]
+    assert found["pairs"]["built"] >= found["pairs"]["kept"] > 0
+    assert len(found["training"]) == 3
+    assert found["training"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert found["training"][-1]["loss"] < found["training"][0]["loss"]
+    assert [point["step"] for point in found["curve"]] == [0, 1, 2, 3]
+    assert set(found["curve"][0]) == {"step", "response", "mention", "recall", "words"}
+    assert found["labeler"]["accuracy"].value == 1.0  # the truth agrees with itself
+    (path,) = folder.glob("*.jsonl")
+    assert path.name == f"{digest(small())}-truth-0.jsonl"
+    records = read_records(path)
     assert len(records) == 21 and all(len(record["answers"]) == 4 for record in records[1:])
     assert json.loads((folder / REPORT).read_text()) == json.loads(json.dumps(figures))
 
@@ -71,6 +108,7 @@ def test_only_the_language_model_changes_and_only_changes_are_written(finished, 
 
     written = load_file(folder / "model.safetensors")
     assert written and all(name.startswith("llm.") for name in written)
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}  # and so the aligned model is measured
     for name, tensor in model._own_tensors().items():
         assert torch.equal(aligned._own_tensors()[name], tensor) == (name not in written)
     apply_changes(model, folder)
@@ -82,7 +120,8 @@ def test_only_the_language_model_changes_and_only_changes_are_written(finished, 
 
 def test_a_run_repeats_itself_and_goes_on_where_it_was_cut(finished, processor, model, tmp_path):
     figures, folder, aligned = finished
-    whole = (folder / ANSWERS).read_bytes()
+    (kept,) = folder.glob("*.jsonl")
+    whole = kept.read_bytes()
     lines = whole.splitlines(keepends=True)
     for cut in (
         0,
@@ -94,36 +133,37 @@ def test_a_run_repeats_itself_and_goes_on_where_it_was_cut(finished, processor, 
     ):
         path = tmp_path / f"{cut}.jsonl"
         path.write_bytes(whole[:cut])
-        records = collect(model, processor, pictures(TINY, "train", model), TINY, "truth", path)
+        records = collect(model, processor, pictures(TINY, "train", model), TINY, path=path)
         assert path.read_bytes() == whole
         assert records == read_records(path)[1:]
-    (tmp_path / ANSWERS).write_bytes(whole[:700])
-    again = align(model, processor, TINY, folder=tmp_path)
+    (tmp_path / kept.name).write_bytes(whole[:700])
+    again = align(model, processor, TINY, folder=tmp_path, answers=tmp_path)
     assert again == figures and digest(model) == digest(aligned)
 
 
 def test_answers_of_another_run_are_refused(finished, processor, model, tmp_path):
     _, folder, aligned = finished
     samples = pictures(TINY, "train", model)
-    for changed, config, labeler in (
-        (aligned, TINY, "truth"),
-        (model, replace(TINY, temperature=0.5), "truth"),
-        (model, replace(TINY, seed=1), "truth"),
-        (model, replace(TINY, language="fr"), "truth"),
-        (model, TINY, "self"),
+    (kept,) = folder.glob("*.jsonl")
+    for changed, config in (
+        (aligned, TINY),
+        (model, replace(TINY, temperature=0.5)),
+        (model, replace(TINY, seed=1)),
+        (model, replace(TINY, language="fr")),
+        (model, replace(TINY, labeler="self")),
     ):
         with pytest.raises(ValueError, match="another run"):
-            collect(changed, processor, samples, config, labeler, folder / ANSWERS)
-    records = read_records(folder / ANSWERS)
-    append_records(tmp_path / ANSWERS, [records[0], records[2]])
+            collect(changed, processor, samples, config, path=kept)
+    records, path = read_records(kept), tmp_path / "a.jsonl"
+    append_records(path, [records[0], records[2]])
     with pytest.raises(ValueError, match="line 2: not the answers to picture 0"):
-        collect(model, processor, samples, TINY, "truth", tmp_path / ANSWERS)
+        collect(model, processor, samples, TINY, path=path)
     del records[1]["truths"]
     append_records(tmp_path / "b.jsonl", records[:2])
     with pytest.raises(ValueError, match="line 2: not the answers to picture 0"):
-        collect(model, processor, samples, TINY, "truth", tmp_path / "b.jsonl")
+        collect(model, processor, samples, TINY, path=tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="line 12: not the answers to picture 10"):
-        collect(model, processor, samples[:10], TINY, "truth", folder / ANSWERS)
+        collect(model, processor, samples[:10], TINY, path=kept)
 
 
 def test_pictures_are_those_of_the_split(model):
@@ -131,10 +171,13 @@ def test_pictures_are_those_of_the_split(model):
     assert (len(train), len(test)) == (50, 40)
     assert not any(sample.held_out for sample in train) and all(sample.held_out for sample in test)
     assert [s.key for s in pictures(replace(TINY, seed=1), "train", model)] != [s.key for s in train[:20]]
+    small = replace(TINY, pictures=10)
+    rounds = [[sample.key for sample in pictures(small, "train", model, number)] for number in (0, 1)]
+    assert rounds[0] + rounds[1] == [sample.key for sample in train[:20]]
     assert pictures(replace(TINY, language="zh", kind="long"), "test", model)[0].language == "zh"
 
 
-def test_measuring_uses_greedy_and_sampled_answers(processor, model, monkeypatch):
+def test_measuring_uses_greedy_and_sampled_answers_and_questions(processor, model, monkeypatch):
     samples, seen = pictures(replace(TINY, test_pictures=40), "test", model), []
 
     def answer(model, processor, prompts, n, *, seed, **sampling):
@@ -144,10 +187,21 @@ def test_measuring_uses_greedy_and_sampled_answers(processor, model, monkeypatch
         ]
 
     monkeypatch.setattr(module, "sample_answers", answer)
-    figures = measure(model, processor, samples, TINY)
-    assert {name: figures[name]["recall"].value for name in figures} == dict(greedy=1, sampled=1)
+    asked = []
+    monkeypatch.setattr(
+        module, "answer_all", lambda m, p, prompts, **how: asked.append(prompts) or ["yes"] * len(prompts)
+    )
+    figures = measure(model, processor, samples, replace(TINY, questions=10))
+    assert {way: figures[way]["recall"].value for way in ("greedy", "sampled")} == dict(greedy=1, sampled=1)
+    assert figures["said"]["greedy"] == figures["said"]["sampled"] == [sample.answer for sample in samples]
     greedy, sampled = dict(temperature=0.0, max_new_tokens=8), dict(temperature=1, top_p=1, top_k=100, max_new_tokens=8)
     assert seen == [(32, 1, 0, greedy), (8, 1, 32, greedy), (32, 1, 0, sampled), (8, 1, 32, sampled)]
+    (prompts,) = asked
+    wanted = [draw(f"align-0/{i}", "question", "test", topic=topic, view=56) for topic in TOPICS for i in range(10)]
+    assert [prompt[0]["content"][1] for prompt in prompts] == [sample.prompt[0]["content"][1] for sample in wanted]
+    assert figures["questions"] == wilson(sum(sample.answer == "yes" for sample in wanted), 70)
+    said, graded = describe(model, processor, samples, TINY)
+    assert said == figures["said"]["greedy"] and graded == figures["greedy"]
 
 
 def test_every_chunk_is_sampled_with_a_seed_of_its_own(processor, model, monkeypatch):
@@ -182,19 +236,105 @@ def test_pairs_prefer_what_is_true(model):
         choose_pairs([record], samples, TINY)
 
 
-@pytest.mark.parametrize("labeler", ["self", "stronger"])
+def test_controls_choose_other_pairs(model):
+    sample = draw(1)
+    short, long = "red star.", "red star, blue star, green star, red circle, blue circle."
+    claims = ["red star", "blue star", "green star", "red circle", "blue circle"]
+    record = dict(answers=[short, long, short], claims=claims, verdicts=[False, True, True, True, False])
+
+    def chosen(**change):
+        pairs, counts = choose_pairs([record], [sample], replace(TINY, **change))
+        return {pair.chosen for pair in pairs}, counts
+
+    assert chosen(balance=False) == ({short}, dict(built=2, kept=2, rho=None, no_claims=0, pictures_without=0))
+    assert chosen()[1]["rho"] == pytest.approx(0.8)  # the chosen one has 2 words and the other 10
+    assert chosen(score="share")[0] == {long}
+    found = [chosen(score="random", seed=seed, balance=False) for seed in range(20)]
+    assert {short, long} == set().union(*(texts for texts, _ in found))
+    assert {counts["built"] for _, counts in found} == {2} and {counts["kept"] for _, counts in found} == {1, 2}
+
+
+@pytest.mark.parametrize("labeler", ["self", "trained"])
 def test_other_labelers(processor, model, labeler):
-    judge = "self" if labeler == "self" else (lively(MiniCPMV.seeded(nano)), processor)
-    records = collect(model, processor, pictures(TINY, "train", model), TINY, judge)
+    judge = (lively(small()), processor)
+    config = replace(TINY, labeler=labeler)
+    records = collect(model, processor, pictures(TINY, "train", model), config, judge)
     assert all(len(r["claims"]) == len(r["verdicts"]) == len(r["truths"]) for r in records)
+
+
+def test_a_labeler_learns_on_a_copy(processor, model):
+    before = digest(model)
+    judge, grades = train_labeler(model, processor, TINY)
+    assert digest(model) == before != digest(judge)
+    assert set(grades) == {"before", "after"} and all(
+        grade.low <= grade.value <= grade.high for grade in grades.values()
+    )
+    assert digest(train_labeler(model, processor, TINY)[0]) == digest(judge)
+
+
+def test_a_model_becomes_careless_in_its_language_model_only(processor, model):
+    before = digest(model)
+    config = replace(TINY, careless_steps=2)
+    policy, figures = make_careless(model, processor, config)
+    assert digest(model) == before and set(figures) == {"before"}
+    assert figures["before"]["greedy"] == describe(model, processor, pictures(config, "test", model), config)[1]
+    own, changed = model._own_tensors(), policy._own_tensors()
+    assert {name.split(".")[0] for name in own if not torch.equal(own[name], changed[name])} == {"llm"}
+    assert [p.requires_grad for p in policy.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert digest(make_careless(model, processor, config)[0]) == digest(policy)
+    assert digest(make_careless(model, processor, replace(config, seed=1))[0]) != digest(policy)
+
+
+def test_careless_training_sees_careless_captions_and_true_answers(processor, model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "train", lambda model, processor, stage, seed: seen.append((stage, seed)) or [])
+    make_careless(model, processor, replace(TINY, careless_steps=7, seed=5))
+    [(stage, seed)] = seen
+    assert seed == 5 and stage.steps == 7 and set(stage.rates) == {"llm"}
+    assert stage.mixture["careless"] > 0 and stage.mixture["question"] > 0 and len(stage.mixture) == 2
+
+
+def test_changes_are_counted_from_the_root(processor, model, tmp_path):
+    root = small()
+    with torch.no_grad():
+        model.llm.model.layers[0].mlp.up_proj.weight.add_(0.1)  # the policy differs from its root, and so it begins
+        start = digest(model)
+    figures = align(model, processor, TINY, folder=tmp_path, base="nano", root=root)
+    assert (figures["base"], figures["policy"]) == (digest(root), start)
+    apply_changes(root, tmp_path)
+    assert digest(root) == digest(model)
+
+
+def test_rounds_ask_the_model_as_it_is_by_then(processor, model, tmp_path):
+    config = replace(TINY, rounds=2, steps=4, pictures=40)
+    figures = align(model, processor, config, answers=tmp_path)
+    assert [len(found["training"]) for found in figures["rounds"]] == [2, 2]
+    assert len({path.name.split("-")[0] for path in tmp_path.glob("*.jsonl")}) == 2  # two policies
+    assert all(len(read_records(path)) == 21 for path in tmp_path.glob("*.jsonl"))
+    for found in figures["rounds"]:
+        assert found["training"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)  # a new reference
+
+
+@pytest.mark.parametrize("change", [dict(vision=True), dict(sft=True), dict(beta=0.01)])
+def test_controls_reach_the_training(processor, model, monkeypatch, change):
+    seen = []
+    monkeypatch.setattr(module, "train_dpo", lambda *args, **how: seen.append(how) or [dict(loss=1, margin=0)])
+    align(model, processor, replace(TINY, **change))
+    assert {name: seen[0][name] for name in change} == change
 
 
 def test_impossible_runs(processor, model, tmp_path):
     with pytest.raises(ValueError, match="labeler must be"):
-        align(model, processor, TINY, "nobody")
+        replace(TINY, labeler="nobody")
+    with pytest.raises(ValueError, match="score one of"):
+        replace(TINY, score="none")
+    with pytest.raises(ValueError, match="needs a judge"):
+        align(model, processor, replace(TINY, labeler="trained"))
     with pytest.raises(ValueError, match="no pairs"):
         align(model, processor, replace(TINY, answers=1), folder=tmp_path)
-    assert digest(model) == digest(MiniCPMV.seeded(nano))
+    with pytest.raises(ValueError, match="no run 'everything'"):
+        experiment(model, processor, TINY, tmp_path, only="everything")
+    assert digest(model) == digest(small())
 
 
 def test_damaged_changes_are_refused(finished, model, tmp_path):
@@ -217,22 +357,137 @@ def test_damaged_changes_are_refused(finished, model, tmp_path):
 
 def test_the_digest_sees_every_weight(model):
     before = digest(model)
-    assert before == digest(MiniCPMV.seeded(nano)) and len(before) == 16
+    assert before == digest(small()) and len(before) == 16
     with torch.no_grad():
         model.vpm.post_layernorm.bias[-1] += 1e-3
     assert digest(model) != before
     assert digest(model.bfloat16()) != before
 
 
+# ---- the experiment
+
+
+@pytest.fixture(scope="module")
+def experimented(processor, tmp_path_factory):
+    """Two runs with two seeds each: (summary, folder, lines)."""
+    folder, model, lines = tmp_path_factory.mktemp("experiment"), small(), []
+    judge = lively(small()), processor
+    options = dict(seeds=(0, 1), judge=judge, base="nano", report=lines.append)
+    experiment(model, processor, TINY, folder, only="main", **options)
+    summary = experiment(model, processor, TINY, folder, only="beta 0.3", **options)
+    return summary, folder, lines
+
+
+def test_every_result_is_a_file_and_is_not_measured_again(experimented, processor, model):
+    summary, folder, _ = experimented
+    assert {path.stem for path in folder.glob("*.json")} == {
+        *("before-0", "before-1", "main-0", "main-1", "beta-0.3-0", "beta-0.3-1", "summary")
+    }
+    config = {name: json.loads((folder / f"{name}.json").read_text())["config"] for name in ("main-1", "beta-0.3-1")}
+    assert config["main-1"]["seed"] == config["beta-0.3-1"]["seed"] == 1
+    assert {k for k in config["main-1"] if config["main-1"][k] != config["beta-0.3-1"][k]} == {"beta"}
+    seen, judge = [], (lively(small()), processor)
+    again = experiment(model, processor, TINY, folder, only="main", seeds=(0, 1), judge=judge, report=seen.append)
+    assert not seen and json.dumps(again) == json.dumps(summary)
+    assert json.loads((folder / SUMMARY).read_text()) == json.loads(json.dumps(summary))
+    with pytest.raises(ValueError, match="another model or config"):
+        experiment(model, processor, replace(TINY, lr=1e-4), folder, only="main", judge=judge)
+    with pytest.raises(ValueError, match="another model or config"):
+        experiment(judge[0], processor, TINY, folder, only="main", judge=judge)
+
+
+def test_the_summary_pools_all_seeds(experimented, model):
+    summary, folder, _ = experimented
+    assert list(summary["runs"]) == ["main", "beta 0.3"]
+    found = [json.loads((folder / f"main-{seed}.json").read_text()) for seed in (0, 1)]
+    run = summary["runs"]["main"]
+    scenes = [s.facts for seed in (0, 1) for s in pictures(replace(TINY, seed=seed), "test", model)]
+    for when in ("before", "after"):
+        for way in ("greedy", "sampled"):
+            said = found[0][when]["said"][way] + found[1][when]["said"][way]
+            figures = hallucination(said, scenes)
+            assert {name: figure["all"] for name, figure in run[when][way].items()} == figures
+            assert run[when][way]["words"]["each"] == [each[when][way]["words"][0] for each in found]
+        hits = sum(each[when]["questions"][0] * 7 for each in found)
+        assert run[when]["questions"]["all"] == wilson(round(hits), 14)
+    assert run["pairs"] == [each["rounds"][0]["pairs"]["kept"] for each in found]
+    assert run["curve"] == [found[0]["rounds"][0]["curve"]]
+    assert [point["step"] for point in run["training"][0]] == [1, 2, 3]
+    margins = [step["margin"] for step in found[0]["rounds"][0]["training"]]
+    assert [point["margin"] for point in run["training"][0]] == pytest.approx(margins, abs=1e-4)
+    table = outcome(summary).splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == [
+        *("careful", "before", "main", "beta 0.3"),
+        "not run: " + ", ".join(name for name in RUNS if name not in ("main", "beta 0.3")),
+    ]
+
+
+def test_long_histories_become_means_of_neighbors():
+    thin = module._thinned([{"loss": i} for i in range(7)], most=3)
+    assert thin == [{"step": 3, "loss": 1.0}, {"step": 6, "loss": 4.0}, {"step": 7, "loss": 6.0}]
+
+
+def test_examples_are_answers_with_what_the_judge_said(processor, model, monkeypatch):
+    def answer(model, processor, prompts, n, **how):
+        return [["red star.", "blue star top left.", "no idea."][:n] for _ in prompts]
+
+    monkeypatch.setattr(module, "sample_answers", answer)
+    monkeypatch.setattr(module, "EXAMPLES", 2)
+    judge = lively(small()), processor
+    config = replace(TINY, answers=3)
+    for seed in range(5):  # until the judge likes one claim and not the other
+        found = module.examples(model, processor, replace(config, seed=seed), judge, None)
+        if found:
+            break
+    assert 1 <= len(found) <= 2
+    for shown in found:
+        sample = draw(shown["seed"], view=56)
+        assert shown["answers"] == ["red star.", "blue star top left.", "no idea."]
+        assert [claim for claim, *_ in shown["claims"]] == ["red star", "blue star top left", "no idea"]
+        assert shown["claims"][2] == ["no idea", None, None, False]
+        for claim, p_yes, p_no, true in shown["claims"][:2]:
+            question = ask_claim(claim)
+            (yes,), (no,) = (p.tolist() for p in ask_yes_no(*judge, sample.image, [question]))
+            assert (p_yes, p_no) == pytest.approx((yes, no), rel=1e-3)
+            assert true == is_true(claim, sample.facts)
+
+
+def test_the_labeler_is_trained_once(processor, model, tmp_path, monkeypatch):
+    config, trained = replace(TINY, labeler="trained"), []
+    real = module.train_labeler
+    monkeypatch.setattr(module, "train_labeler", lambda *args: trained.append(1) or real(*args))
+    first, second = (module._kept(module.train_labeler, model, processor, config, tmp_path, print) for _ in range(2))
+    assert trained == [1] and digest(first) == digest(second)
+    with pytest.raises(ValueError, match="another model or config"):
+        module._kept(module.train_labeler, model, processor, replace(config, labeler_steps=2), tmp_path, print)
+
+
+def test_every_run_changes_something_that_exists():
+    assert RUNS["main"] == {}
+    for name, change in RUNS.items():
+        changed = replace(Alignment(), **change)
+        assert (changed == Alignment()) == (name == "main")
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path):
+    write_json(tmp_path / "a" / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a" / "x.json", {"a": math.nan})
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"a": 1}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(PROFILES, "fast", TINY)
+    monkeypatch.setitem(PROFILES, "fast", replace(TINY, labeler="trained"))
     monkeypatch.setattr(MiniCPMV, "from_pretrained", lambda path: MiniCPMV.seeded(nano))
     folder = tmp_path / "run"
     assert main(["dpo", "--folder", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "before: greedy" in out and "alignment" in out and str(folder) in out
-    assert {"answers.jsonl", "config.json", "model.safetensors", "report.json", "tokenizer.json"} <= {
-        path.name for path in folder.iterdir()
+    assert "labeler: near misses judged right" in out and "before: greedy" in out and "alignment" in out
+    assert str(folder / SUMMARY) in out and "questions" in out
+    assert {"config.json", "model.safetensors", "report.json", "tokenizer.json"} <= {
+        path.name for path in (folder / "nano-dpo").iterdir()
     }
-    assert main(["dpo", "--folder", str(folder), "--seed", "1"]) == 1
-    assert "another run" in capsys.readouterr().err
+    assert json.loads((folder / "nano-dpo" / "config.json").read_text())["base"] == "nano"
+    assert main(["dpo", "--folder", str(folder), "--run", "nothing"]) == 1
+    assert "no run 'nothing'" in capsys.readouterr().err

@@ -202,19 +202,14 @@ def test_noisy_captions_are_true_but_worse():
 
 def test_careless_captions_have_mistakes_of_habit_and_of_chance():
     say = LANGUAGES["en"]
-    things, right, tired, repeated, shorter, count = 0, 0, 0, 0, 0, 600
-    for i in range(count):
+    things, right, tired, repeated = 0, 0, 0, 0
+    for i in range(600):
         sample = draw(i, "careless")
         scene = sample.facts.things
         assert sample.messages[0]["content"][1] == say.describe
         told = sample.answer.removesuffix(".").split(", ")
         true = data.caption(sample.facts, say).removesuffix(".").split(", ")
-        assert 1 <= len(told) <= len(true) and len(true) - len(told) <= 1
-        shorter += len(told) < len(true)
-        assert len(true) > 1 or len(told) == 1
-        if len(told) < len(true):
-            continue
-        for number, (said, real) in enumerate(zip(told, true)):
+        for number, (said, real) in enumerate(zip(told, true, strict=True)):
             if number == len(scene) - 1 > 1:
                 if scene[-1].color != scene[-2].color:
                     tired += 1
@@ -223,8 +218,7 @@ def test_careless_captions_have_mistakes_of_habit_and_of_chance():
                 things += 1
                 right += said == real
     assert 0.85 < right / things < 0.95  # one in eight is drawn anew, and some of these are right again
-    assert 0.7 < repeated / tired < 0.9
-    assert 0.06 < shorter / count < 0.13  # of three quarters: a single thing is always named
+    assert 0.65 < repeated / tired < 0.87
     assert draw(3, "careless").answer == draw(3, "careless").answer
 
 

@@ -335,13 +335,13 @@ def test_rates_batches_and_references_belong_together(learner, monkeypatch):
     reference = torch.arange(10.0).view(2, 5)
     seen = []
 
-    def step(model, optimizer, batch, reference, beta):
+    def step(model, optimizer, batch, reference, beta, sft):
         places = [
             next(i for i, p in enumerate(prepared) if torch.equal(p.chosen, row[row != -100]))
             for row in batch.labels[0]
         ]
         assert reference.tolist() == [[float(i) for i in places], [i + 5.0 for i in places]]
-        assert beta == 0.7
+        assert beta == 0.7 and not sft
         seen.append((optimizer.param_groups[0]["lr"], places))
         return {}
 
@@ -353,6 +353,43 @@ def test_rates_batches_and_references_belong_together(learner, monkeypatch):
     order = [place for _, places in seen for place in places]
     assert all(sorted(order[i : i + 5]) == list(range(5)) for i in range(0, 80, 5))  # every epoch has every pair
     assert len({tuple(order[i : i + 5]) for i in range(0, 80, 5)}) > 5  # in another order
+
+
+def test_somebody_may_watch(learner, monkeypatch):
+    model, prepared = learner
+    seen = []
+    monkeypatch.setattr(dpo, "dpo_step", lambda *args: seen.append("step") or {})
+    train_dpo(model, prepared, steps=2, batch_size=2, watch=seen.append)
+    assert seen == [0, "step", 1, "step", 2]
+
+
+def test_control_vision_learns_too(learner):
+    model, prepared = learner
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    history = train_dpo(model, prepared, steps=4, batch_size=5, lr=1e-3, vision=True)
+    changed = {name.split(".")[0] for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {"vpm", "resampler", "llm"}
+    frozen = train_dpo(twin, prepared, steps=4, batch_size=5, lr=1e-3)
+    assert history[0]["chosen"] == pytest.approx(frozen[0]["chosen"], rel=1e-4)  # the same visual tokens, made anew
+    assert history[-1]["loss"] < history[0]["loss"] and history[-1] != frozen[-1]
+
+
+def test_control_sft_raises_the_chosen_answers_by_the_usual_loss(learner):
+    model, prepared = learner
+    batch = pair_batch(prepared)
+    batch_logps = pair_logps(model, batch)
+    tokens = (batch.labels[0] != -100).sum()
+    model.zero_grad()
+    (-batch_logps[0].sum() / tokens).backward()
+    wanted = torch.cat([p.grad.flatten() for p in model.llm.parameters()])
+    still = torch.optim.SGD(model.llm.parameters(), lr=0.0)
+    figures = dpo_step(model, still, batch, reference_logps(model, prepared), sft=True)
+    assert figures["loss"] == pytest.approx(-batch_logps[0].sum().item() / tokens.item(), rel=1e-5)
+    found = torch.cat([p.grad.flatten() for p in model.llm.parameters()])
+    torch.testing.assert_close(found, wanted / wanted.norm(), atol=1e-5, rtol=1e-4)
+    history = train_dpo(model, prepared, steps=8, batch_size=5, lr=1e-3, sft=True)
+    assert history[-1]["chosen"] > history[0]["chosen"]
 
 
 def test_a_batch_is_never_larger_than_the_pairs(learner):

@@ -330,6 +330,147 @@ def divides_without_a_floor(n):
 # lesson 07
 
 
+def averages_over_all_pairs(logits, match):
+    return -torch.nn.functional.logsigmoid(torch.where(match, logits, -logits)).mean().item()
+
+
+def looks_at_the_pairs_that_match(logits, match):
+    return -torch.nn.functional.logsigmoid(logits[match]).sum().item() / len(logits)
+
+
+def believes_in_the_diagonal(logits, match):
+    signed = torch.where(torch.eye(len(logits)) == 1, logits, -logits)
+    return -torch.nn.functional.logsigmoid(signed).sum().item() / len(logits)
+
+
+def forgets_the_constant(parts, name):
+    return name.split(".")[0] in parts
+
+
+def answers_for_what_is_frozen(parts, name):
+    return name.split(".")[0] not in parts
+
+
+def starts_at_zero(step, steps):
+    return min(1, step / (0.03 * steps)) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+
+def ends_at_zero(step, steps):
+    return min(1, (step + 1) / (0.03 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def never_warms_up(step, steps):
+    return 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
+
+
+# lesson 07b
+
+
+def forgets_that_twice_is_too_often(names, texts):
+    return [name for name in names if not any(name in text for text in texts)]
+
+
+def looks_at_the_first_question_only(names, texts):
+    return [name for name in names if texts[0].count(name) != 1]
+
+
+def counts_texts_that_have_it(names, texts):
+    return [name for name in names if sum(name in text for text in texts) != 1]
+
+
+def forgets_grouped_heads(config, rank):
+    return config.llm.num_hidden_layers * rank * 8 * config.llm.hidden_size
+
+
+def counts_corrections_in_full(config, rank):
+    llm = config.llm
+    keys = llm.num_key_value_heads * llm.head_width
+    return llm.num_hidden_layers * 2 * llm.hidden_size * (llm.hidden_size + keys)
+
+
+def forgets_the_output_projection(config, rank):
+    llm = config.llm
+    keys = llm.num_key_value_heads * llm.head_width
+    return llm.num_hidden_layers * rank * (2 * llm.hidden_size + 2 * (llm.hidden_size + keys))
+
+
+def multiplies_in_the_order_of_names(W, A, B, alpha):
+    return W + alpha / len(A) * A @ B
+
+
+def forgets_to_scale(W, A, B, alpha):
+    return W + B @ A
+
+
+def forgets_the_rank(W, A, B, alpha):
+    return W + alpha * B @ A
+
+
+def divides_by_the_wrong_side(W, A, B, alpha):
+    return W + alpha / len(B) * B @ A
+
+
+# lesson 08
+
+
+def forgets_to_shift(logits, labels):
+    wanted = labels != -100
+    return logits.log_softmax(dim=-1)[wanted].gather(1, labels[wanted, None]).sum().item()
+
+
+def takes_the_average(logits, labels):
+    wanted = labels[1:] != -100
+    return logits[:-1].log_softmax(dim=-1)[wanted].gather(1, labels[1:][wanted, None]).mean().item()
+
+
+def scores_the_prompt_too(logits, labels):
+    targets = labels[1:].clamp(min=0)
+    return logits[:-1].log_softmax(dim=-1).gather(1, targets[:, None]).sum().item()
+
+
+def sums_logits(logits, labels):
+    wanted = labels[1:] != -100
+    return logits[:-1][wanted].gather(1, labels[1:][wanted, None]).sum().item()
+
+
+def forgets_the_half(differences):
+    n = len(differences)
+    return -sum(differences) / n, sum(max(0, -d) for d in differences) / n
+
+
+def takes_the_right_order_for_the_wrong_one(differences):
+    n = len(differences)
+    return -sum(differences) / n / 2, sum(max(0, d) for d in differences) / n
+
+
+def means_first(differences):
+    mean = sum(differences) / len(differences)
+    return -mean / 2, max(0, -mean)
+
+
+def keeps_by(shortening, difference):
+    def kept_pairs(lengths):
+        best = None
+        for rho in (0.02 * i for i in range(50)):
+            stay = [(c, r) for c, r in lengths if shortening(c, r) <= rho]
+            if stay and (best is None or difference(stay) < best[0]):
+                best = difference(stay), stay
+        return best[1] if best else []
+
+    return kept_pairs
+
+
+def apart(stay):
+    chosen, rejected = (sum(side) for side in zip(*stay))
+    return abs(chosen - rejected) / rejected
+
+
+drops_the_long_ones = keeps_by(lambda c, r: (c - r) / r, apart)
+drops_both = keeps_by(lambda c, r: abs(c - r) / r, apart)
+divides_by_the_chosen = keeps_by(lambda c, r: (r - c) / c, apart)
+likes_short_ones = keeps_by(lambda c, r: (r - c) / r, lambda stay: sum(c - r for c, r in stay))
+
+
 # lesson 10
 
 
@@ -421,6 +562,15 @@ WRONG = {  # checker: wrong answers
     "best_line": [fits_unweighted, weighs_twice, allows_a_low_above_zero, clips_the_low_only],
     "six_bits": [ignores_the_corners, swaps_scales_and_lows, puts_the_corners_below],
     "richer_layers": [counts_thirds_from_zero, rounds_the_last_eighth_first, divides_without_a_floor],
+    "sigmoid_loss": [averages_over_all_pairs, looks_at_the_pairs_that_match, believes_in_the_diagonal],
+    "learns": [forgets_the_constant, answers_for_what_is_frozen],
+    "rate": [starts_at_zero, ends_at_zero, never_warms_up],
+    "misplaced": [forgets_that_twice_is_too_often, looks_at_the_first_question_only, counts_texts_that_have_it],
+    "lora_parameters": [forgets_grouped_heads, counts_corrections_in_full, forgets_the_output_projection],
+    "merged": [multiplies_in_the_order_of_names, forgets_to_scale, forgets_the_rank, divides_by_the_wrong_side],
+    "answer_logp": [forgets_to_shift, takes_the_average, scores_the_prompt_too, sums_logits],
+    "beta_limits": [forgets_the_half, takes_the_right_order_for_the_wrong_one, means_first],
+    "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones],
     "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
     "way_to_load": [adds_both_working_memories, looks_at_weights_only, always_takes_turns],
     "tokens_per_second": [reads_weights_only, gives_seconds],

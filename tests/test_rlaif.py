@@ -31,6 +31,7 @@ from minicpmv_ref.learn.rlaif import (
     read_records,
     sample_answers,
     score_response,
+    score_share,
     split_claims,
     wilson,
 )
@@ -132,8 +133,12 @@ def test_truth_knows_objects_places_and_numbers():
 @everywhere
 def test_claims_become_the_questions_of_the_world(language):
     say = LANGUAGES[language]
-    asked = {ask_claim(say.a_thing_at(c, s, 2), language) for c in PAINT for s in SHAPES}
-    assert asked == {say.ask_exist(c, s, True)[0] for c in PAINT for s in SHAPES}
+    for placed in (None, 0, 1, 2, 3):
+        for c in PAINT:
+            for s in SHAPES:
+                claim = say.thing(c, s) if placed is None else say.a_thing_at(c, s, placed)
+                assert ask_claim(claim, language) == say.ask_exist(c, s, True, placed)[0]
+                assert read_claim(ask_claim(claim, language)) == Claim(c, s, placed)  # the question asks the same
     assert ask_claim(split_claims(say.there_are[1])[0], language) is None  # nobody asks for a number by yes or no
 
 
@@ -180,7 +185,7 @@ def test_a_model_is_asked_each_question_once_and_nothing_asked_is_not_valid(monk
     monkeypatch.setattr(rlaif, "ask_yes_no", answer)
     label = partial(label_by_model, None, None)
     samples = [draw(0), draw(1), draw(2)]
-    claims = [["red star top left", "hello", "a red star", "blue star"], [], ["hello"]]
+    claims = [["red star", "hello", "a red star", "blue star"], [], ["hello"]]
     assert label(samples, claims) == [[True, False, True, False], [], [False]]
     assert asked == [(["Is there a blue star?", "Is there a red star?"], "en")]
 
@@ -192,6 +197,13 @@ def test_words_that_begin_alike_are_refused(models, processors, monkeypatch):
 
 
 # --- Score and pair ------------------------------------------------------------------------------------------------
+
+
+def test_a_share_forgives_long_answers():
+    short, long = [True, False], [True] * 8 + [False] * 2
+    assert score_response(short) > score_response(long) and score_share(short) < score_share(long)
+    assert score_share([True] * 3) == 0 and score_share([False] * 3) == -1
+    assert build_pairs([score_share(short), score_share(long)], 0.01) == [(1, 0)]
 
 
 def test_scores_and_pairs_are_those_of_the_published_code():
@@ -218,7 +230,7 @@ def test_two_pairs_at_most_drawn_from_all():
     assert {pair for pairs in drawn for pair in pairs} == everything
     assert build_pairs(scores, seed=5) == build_pairs(scores, seed=5)
     assert build_pairs([-1, -1, None]) == [] == build_pairs([])
-    for bad in (dict(min_difference=0), dict(max_pairs=0)):
+    for bad in (dict(min_difference=0), dict(min_difference=math.nan), dict(max_pairs=0)):
         with pytest.raises(ValueError, match="at least 1"):
             build_pairs(scores, **bad)
 

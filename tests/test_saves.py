@@ -118,8 +118,12 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_nothing_had_happened(tmp_
 def test_a_signal_saves_after_its_step(samples, whole, tmp_path, number, code, step):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 
+    asked = []
+
     def sample(index):
-        if index == 2 * step - 1:
+        asked.append(index)
+        estimates = index < ANSWER.batch  # the first samples are asked for once before, to estimate the memory
+        if index == 2 * step - 1 and asked.count(index) == 1 + estimates:
             signal.raise_signal(number)  # in the middle of a step
         return samples[index]
 
@@ -437,7 +441,7 @@ def test_a_crash_while_grading_loses_nothing(two_stages, tmp_path, monkeypatch):
             quick_run(tmp_path / "cut")
     assert not (tmp_path / "cut/stage-1/model.safetensors").exists()  # it does not count as done
     model, lines = quick_run(tmp_path / "cut")
-    assert lines[1].startswith("stage-1: goes on after step 2, from ") and "read 0.50" in lines[3]
+    assert lines[1].startswith("stage-1: goes on after step 2, from ") and "read 0.50" in lines[4]
     assert same(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
@@ -445,11 +449,12 @@ def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
     want, _ = quick_run(tmp_path / "whole")
 
     def interrupted(*args, real=trainer.draw_samples):
-        sample, (stage, _, split, _) = real(*args), args
+        sample, (stage, _, split, _), asked = real(*args), args, []
 
         def drawn(number):
-            if stage.name == "sft-1" and split == "train" and number == 1:
-                signal.raise_signal(signal.SIGTERM)
+            asked.append(number)
+            if stage.name == "sft-1" and split == "train" and number == 1 and asked.count(1) == 2:
+                signal.raise_signal(signal.SIGTERM)  # not while the memory is estimated
             return sample(number)
 
         return drawn
@@ -473,8 +478,15 @@ def test_the_command_says_how_to_go_on(two_stages, tmp_path, monkeypatch, capsys
     monkeypatch.setitem(PROFILES, "fast", SHORT)
 
     def interrupted(*args, real=trainer.draw_samples):
-        sample, split = real(*args), args[2]
-        return lambda number: (split == "train" and signal.raise_signal(signal.SIGTERM)) or sample(number)
+        sample, split, asked = real(*args), args[2], []
+
+        def drawn(number):
+            asked.append(number)
+            if split == "train" and len(asked) > 1:  # the first time, the memory is estimated
+                signal.raise_signal(signal.SIGTERM)
+            return sample(number)
+
+        return drawn
 
     with monkeypatch.context() as context:
         context.setattr(trainer, "draw_samples", interrupted)

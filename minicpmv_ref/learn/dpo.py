@@ -6,7 +6,8 @@ A pair is one prompt with two answers. The model reads the prompt once, and both
 
 So the prompt, visual tokens and all, is read once for both. Vision tower and resampler stay frozen: pictures are
 encoded once for all epochs. So is the reference: log-probabilities of the model before training, not a second model.
-Left out: trainable vision, LoRA, averaged or weighted log-probabilities, other losses.
+Two controls break with this: `vision` trains all parts, and `sft` imitates the chosen answers without any reference.
+Left out: LoRA, averaged or weighted log-probabilities, other losses.
 n pairs, B pairs of a batch, T tokens of a row, P of its prompt, A of an answer, V vocabulary.
 
 Three parts: 1. the loss, from logits   2. pairs as the model reads them   3. training
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -152,6 +153,7 @@ class Prepared:
     bounds: torch.Tensor  # (views, 2): where the slots of each view stand in the prompt
     plans: list  # a SlicePlan for each image
     visual: torch.Tensor  # (views, Q, D)
+    views: tuple = ()  # (pictures and slices, their patch grids): what `visual` was made of
 
 
 @torch.no_grad()
@@ -191,8 +193,8 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Sequence[Pair]) -> lis
         if id(pair.prompt) not in encoded:
             encoded[id(pair.prompt)] = model.encode_images(batch.images[0], batch.patch_grids[0])
         bounds = batch.image_bounds[0] - (batch.attention_mask[0] == 0).sum().cpu()  # without the padding
-        visual = encoded[id(pair.prompt)]
-        prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], visual))
+        visual, views = encoded[id(pair.prompt)], (batch.images[0], batch.patch_grids[0])
+        prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], visual, views))
     return prepared
 
 
@@ -350,6 +352,9 @@ def train_dpo(
     beta: float = 0.1,
     seed: int = 0,
     reference: torch.Tensor | None = None,
+    vision: bool = False,
+    sft: bool = False,
+    watch: Callable[[int], object] = lambda step: None,
 ) -> list[dict[str, float]]:
     """Train the language model on pairs. The vision tower and the resampler are not touched.
 
@@ -364,6 +369,9 @@ def train_dpo(
         beta: of `dpo_loss`.
         seed: of the shuffling.
         reference: (2, n) from `reference_logps`; None scores the model as it comes.
+        vision: a control: train the vision tower and the resampler as well.
+        sft: a control: imitate the chosen answers, with the usual loss per token, and ignore the rejected ones.
+        watch: called with the number of steps taken: 0 before the first, then after each.
 
     Returns:
         For each step: loss, margin (mean of chosen minus rejected reward), accuracy (share of pairs with a positive
@@ -388,9 +396,11 @@ def train_dpo(
     reference = reference_logps(model, pairs) if reference is None else reference
     if tuple(reference.shape) != (2, len(pairs)):
         raise ValueError(f"the reference of {len(pairs)} pairs is (2, {len(pairs)}), got {tuple(reference.shape)}")
-    optimizer = torch.optim.AdamW(model.llm.parameters(), lr=lr, weight_decay=0.01)
+    learning = model.parameters() if vision else model.llm.parameters()
+    optimizer = torch.optim.AdamW((p for p in learning if p.requires_grad), lr=lr, weight_decay=0.01)
     warmup = max(1, round(0.05 * steps))
     rng, queue, history = random.Random(seed), [], []
+    watch(0)
     for step in range(steps):
         if step < warmup:
             rate = lr * (step + 1) / warmup
@@ -402,7 +412,10 @@ def train_dpo(
             queue += rng.sample(range(len(pairs)), len(pairs))
         chosen, queue = queue[:batch_size], queue[batch_size:]
         batch = pair_batch([pairs[i] for i in chosen])
-        history.append(dpo_step(model, optimizer, batch, reference[:, chosen], beta))
+        if vision:
+            batch.visual = torch.cat([model.encode_images(*pairs[i].views) for i in chosen])
+        history.append(dpo_step(model, optimizer, batch, reference[:, chosen], beta, sft))
+        watch(step + 1)
     return history
 
 
@@ -412,6 +425,7 @@ def dpo_step(
     batch: PairBatch,
     reference: torch.Tensor,
     beta: float = 0.1,
+    sft: bool = False,
 ) -> dict[str, float]:
     """Take one step.
 
@@ -420,6 +434,7 @@ def dpo_step(
         batch: from `pair_batch`.
         reference: (2, B), this batch's part of `reference_logps`.
         beta: of `dpo_loss`.
+        sft: as for `train_dpo`; the other figures are still those of DPO.
 
     Returns:
         The figures of the step, see `train_dpo`.
@@ -429,6 +444,8 @@ def dpo_step(
     """
     policy = pair_logps(model, batch).sum(dim=2)
     loss, chosen, rejected = dpo_loss(*policy, *reference, beta)
+    if sft:
+        loss = -policy[0].sum() / (batch.labels[0] != -100).sum()
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)

@@ -117,7 +117,7 @@ def ask_claim(claim: str, language: str = "en") -> str | None:
     """Turn a claim into a question that is answered by yes or no.
 
     The paper's second model does this: "modify the given declarative sentence into a general question", adding
-    nothing. The questions of this world ask whether an object is there, not where, so a wrong place goes unnoticed.
+    nothing. A place that the claim names is asked for, too.
 
     Args:
         claim: from `split_claims`.
@@ -128,14 +128,14 @@ def ask_claim(claim: str, language: str = "en") -> str | None:
 
     Example:
         >>> ask_claim("a red circle at the top left"), ask_claim("hello")
-        ('Is there a red circle?', None)
+        ('Is there a red circle at the top left?', None)
 
     Source: RLHF-V/RLAIF-V, utils/llama3_8b_inference.py, wrap_prompt_changeq_to_list.
     """
     meaning = read_claim(claim)
     if meaning is None or meaning.shape is None:
         return None
-    return LANGUAGES[language].ask_exist(meaning.color, meaning.shape, True)[0]
+    return LANGUAGES[language].ask_exist(meaning.color, meaning.shape, True, meaning.place)[0]
 
 
 # ---- 2. Conquer: a labeler takes samples and, for each, a list of claims; it returns a verdict for each claim
@@ -280,8 +280,18 @@ def score_response(verdicts: Sequence[bool]) -> int:
     return sum(map(bool, verdicts)) - len(verdicts)
 
 
+def score_share(verdicts: Sequence[bool]) -> float:
+    """Score an answer by the share of its rejected claims instead: a long answer may then be wrong more often.
+
+    Example:
+        >>> score_share([True, False, True, False]), score_share([True])
+        (-0.5, 0.0)
+    """
+    return score_response(verdicts) / len(verdicts)
+
+
 def build_pairs(
-    scores: Sequence[int | None], min_difference: int = 1, max_pairs: int = 2, seed: int | str = 0
+    scores: Sequence[float | None], min_difference: float = 1, max_pairs: int = 2, seed: int | str = 0
 ) -> list[tuple[int, int]]:
     """Pair the answers to one picture and one instruction.
 
@@ -295,7 +305,7 @@ def build_pairs(
         [(chosen index, rejected index), ...]
 
     Raises:
-        ValueError: a min_difference or max_pairs below 1.
+        ValueError: a min_difference that is not above 0, or max_pairs below 1.
 
     Example:
         >>> build_pairs([-1, 0, -1, None])
@@ -303,8 +313,8 @@ def build_pairs(
 
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py and get_preference_pairs.py, diff=1, sample_num=2.
     """
-    if min_difference < 1 or max_pairs < 1:
-        raise ValueError(f"min_difference and max_pairs must be at least 1, got {min_difference} and {max_pairs}")
+    if not min_difference > 0 or max_pairs < 1:
+        raise ValueError(f"min_difference must be above 0 and max_pairs at least 1, got {min_difference}, {max_pairs}")
     scored = [(i, score) for i, score in enumerate(scores) if score is not None]
     pairs = []
     for (i, a), (j, b) in combinations(scored, 2):
