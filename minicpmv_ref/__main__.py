@@ -158,7 +158,7 @@ def train(args):
         if not args.checkpoint:
             raise CommandError("--data needs --from CHECKPOINT, the model to start from")
     else:
-        own = ("checkpoint", "held_out", "steps", "batch", "root", "strict")
+        own = ("checkpoint", "held_out", "steps", "batch", "rate", "root", "strict")
         refuse(args, *own, why="belong to --data FILE.json, your own data")
     from .learn.parallel import join
     from .learn.saves import Stopped
@@ -183,7 +183,8 @@ def train(args):
             if args.data:
                 from .learn.records import train_on
 
-                sizes = {name: getattr(args, name) for name in ("steps", "batch") if getattr(args, name) is not None}
+                sizes = ("steps", "batch", "rate")
+                sizes = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
                 how |= dict(root=args.root, strict=args.strict)
                 train_on(args.data, args.checkpoint, folder, args.held_out, **sizes, **how)
                 report(f'ask it: lab.py ask IMAGE "QUESTION" --model {folder}')
@@ -522,8 +523,9 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
             "--from", dest="checkpoint", metavar="CHECKPOINT", help='with --data: the model to start from, or "nano"'
         ),
         option("--held-out", metavar="FILE.json", help="with --data: records that are only measured"),
-        option("--steps", type=int, metavar="N", help="with --data: optimizer steps (default: 60)"),
+        option("--steps", type=int, metavar="N", help="with --data: optimizer steps (default: 40)"),
         option("--batch", type=int, metavar="N", help="with --data: records of one step (default: 8)"),
+        option("--rate", type=float, metavar="X", help="with --data: factor on the learning rates (default: 0.03)"),
         option("--root", metavar="FOLDER", help="with --data: where picture paths start (default: the file's folder)"),
         option("--strict", action="store_true", help="with --data: stop at bad records instead of skipping them"),
         option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE, or runs/ and the data's name)"),

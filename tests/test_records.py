@@ -739,6 +739,8 @@ def test_the_command_says_what_is_wrong_with_your_data(files, checkpoint, tmp_pa
     assert "6 records, 5 good, 1 skipped (image 1)" in err and "record 5 (id 'bad'), image: there is no file" in err
     assert command(files, checkpoint, out, "--steps", "0") == 1
     assert "at least one step and one record in it, got steps=0, batch=8" in capsys.readouterr().err
+    assert command(files, checkpoint, out, "--rate", "0") == 1
+    assert "rate must be a number above 0, got 0.0" in capsys.readouterr().err
     files[1].write_text("[]")
     assert command(files, checkpoint, out) == 1
     assert "test.json holds no good record" in capsys.readouterr().err
