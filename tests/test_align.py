@@ -95,7 +95,7 @@ def test_every_step_of_the_pipeline_leaves_its_figures(finished):
     assert set(found["curve"][0]) == {"step", "response", "mention", "recall", "words"}
     assert found["labeler"]["accuracy"].value == 1.0  # the truth agrees with itself
     (path,) = folder.glob("*.jsonl")
-    assert path.name == f"{digest(small())}-truth-0.jsonl"
+    assert path.name == f"{digest(small())}-truth-0-20.jsonl"
     records = read_records(path)
     assert len(records) == 21 and all(len(record["answers"]) == 4 for record in records[1:])
     assert json.loads((folder / REPORT).read_text()) == json.loads(json.dumps(figures))
@@ -297,7 +297,7 @@ def test_careless_training_sees_careless_captions_and_true_answers(processor, mo
 def test_changes_are_counted_from_the_root(processor, model, tmp_path):
     root = small()
     with torch.no_grad():
-        model.llm.model.layers[0].mlp.up_proj.weight.add_(0.1)  # the policy differs from its root, and so it begins
+        model.vpm.post_layernorm.bias.add_(0.1)  # the policy differs from its root, in what DPO does not change
         start = digest(model)
     figures = align(model, processor, TINY, folder=tmp_path, base="nano", root=root)
     assert (figures["base"], figures["policy"]) == (digest(root), start)
@@ -313,6 +313,12 @@ def test_rounds_ask_the_model_as_it_is_by_then(processor, model, tmp_path):
     assert all(len(read_records(path)) == 21 for path in tmp_path.glob("*.jsonl"))
     for found in figures["rounds"]:
         assert found["training"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)  # a new reference
+
+
+def test_fewer_pictures_of_the_same_model_have_a_file_of_their_own(processor, model, tmp_path):
+    align(small(), processor, replace(TINY, pictures=40), answers=tmp_path)
+    align(model, processor, replace(TINY, rounds=2, steps=4, pictures=40), answers=tmp_path)
+    assert sorted(len(read_records(path)) for path in tmp_path.glob("*.jsonl")) == [21, 21, 41]
 
 
 @pytest.mark.parametrize("change", [dict(vision=True), dict(sft=True), dict(beta=0.01)])

@@ -237,11 +237,11 @@ CURVE = ("response", "mention", "recall", "words")
 
 
 def _answers_path(folder, model, config, judge) -> Path | None:
-    """Named by who answers, who checks, and the seed: runs that share all three share the file."""
+    """Named by who answers, who checks, the seed, and how many pictures: runs that share all four share the file."""
     if folder is None:
         return None
     checker = digest(judge[0]) if config.labeler == "trained" else config.labeler
-    return Path(folder) / f"{digest(model)}-{checker}-{config.seed}.jsonl"
+    return Path(folder) / f"{digest(model)}-{checker}-{config.seed}-{config.pictures}.jsonl"
 
 
 def apply_changes(model: MiniCPMV, folder: str | os.PathLike) -> None:

@@ -1,0 +1,268 @@
+"""Lesson 08: from answers to pairs, the loss that learns from pairs, and what it did to the nano model."""
+
+import json
+import math
+from functools import cache
+
+from PIL import Image
+
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, text_width
+
+RECORDED = SAMPLES.parent / "alignment.json"  # the summary of `python3 lab.py dpo --profile cpu --run all`
+CHECKERS = {"the labeler": "labeler", "the truth": "truth"}  # (words in a menu, key)
+BETAS = (0.01, 0.1, 0.3, 1.0)
+RATIO = 20  # nats: how far an answer's log-probability moves at most in `dpo_landscape`
+TRAITS = {  # (words in a menu, key): what a curve can show
+    "false mentions": "mention",
+    "false answers": "response",
+    "recall": "recall",
+    "words": "words",
+}
+ROWS = 4  # claims that fit into the table
+
+
+@cache
+def recorded() -> dict:
+    """The recorded run, see `minicpmv_ref.learn.align.summarize`."""
+    return json.loads(RECORDED.read_text(encoding="utf-8"))
+
+
+# ---- claims and pairs
+
+
+@cache
+def example(scene: int, checker: str = "labeler") -> dict:
+    """One recorded picture, from 1, with all that follows from its answers.
+
+    Returns:
+        {"sample", "answers", "claims": for each answer [(claim, p_yes, p_no, verdict, true?), ...], "scores", "pairs":
+        those that may be made, "drawn": those that are, all as (chosen, rejected)}.
+    """
+    import torch
+
+    from minicpmv_ref.learn.data import draw
+    from minicpmv_ref.learn.rlaif import build_pairs, is_valid, score_response, split_claims
+
+    shown = recorded()["examples"][scene - 1]
+    known = {}
+    for claim, p_yes, p_no, true in shown["claims"]:
+        valid = p_yes is not None and bool(is_valid(torch.tensor(p_yes), torch.tensor(p_no)))
+        known[claim] = (claim, p_yes, p_no, valid if checker == "labeler" else true, true)
+    claims = [[known[claim] for claim in split_claims(answer)] for answer in shown["answers"]]
+    scores = [score_response([verdict for *_, verdict, _ in own]) if own else None for own in claims]
+    return {
+        "sample": draw(shown["seed"]),
+        "answers": shown["answers"],
+        "claims": claims,
+        "scores": scores,
+        "pairs": build_pairs(scores, max_pairs=len(scores) ** 2),
+        "drawn": build_pairs(scores, seed=shown["seed"].removeprefix("align-")),
+    }
+
+
+def claim_ladder(answer: int, scene: int, checker: str) -> Canvas:
+    """One answer with its claims, and the pairs that it enters. `answer` and `scene` count from 1."""
+    canvas, shown = Canvas(), example(scene, checker)
+    chosen, claims = answer - 1, shown["claims"][answer - 1]
+    canvas.image(8, 8, 132, 132, shown["sample"].image, smooth=False)
+    canvas.rect(8, 8, 132, 132, stroke=INK)
+    canvas.text(154, 22, f"answer {answer}, score {_signed(shown['scores'][chosen])}", bold=True)
+    for row, line in enumerate(_wrap(shown["answers"][chosen] or "(empty)", 478, 14)[:2]):
+        canvas.text(154, 42 + 18 * row, line, 14)
+    canvas.text(154, 86, "its claims", 14, GRAY)
+    canvas.text(404, 86, "p(yes), p(no)", 14, GRAY)
+    for row, (claim, p_yes, p_no, verdict, true) in enumerate(claims[:ROWS]):
+        y = 94 + 27 * row
+        canvas.text(154, y + 14, _wrap(claim, 244, 14)[0], 14)
+        if p_yes is None:
+            canvas.text(404, y + 14, "no question", 14, GRAY)
+        else:
+            for part, (p, color) in enumerate(((p_yes, BLUE), (p_no, ORANGE))):
+                canvas.rect(404, y + 2 + 9 * part, max(1, 66 * p), 8, color)
+            canvas.text(476, y + 14, f"{p_yes:.2f}, {p_no:.2f}", 14)
+        word = "valid" if verdict else "rejected"
+        canvas.text(632, y + 14, word, 14, INK if verdict == true else RED, "right", verdict != true)
+    if len(claims) > ROWS:
+        canvas.text(154, 216, f"and {len(claims) - ROWS} more", 14, GRAY)
+    if any(verdict != true for *_, verdict, true in claims):
+        canvas.text(632, 216, "red: the labeler is wrong", 14, RED, "right")
+    _ladder(canvas, shown, chosen, checker)
+    return canvas
+
+
+def _ladder(canvas, shown, chosen, checker):
+    scores, drawn = shown["scores"], shown["drawn"]
+    lowest = min([-1, *(score for score in scores if score is not None)])
+    spots = {}
+    for number, score in enumerate(scores):
+        spots[number] = (60 + 58 * number, 258 + 84 * (score if score is not None else 0) / lowest)
+    canvas.text(8, 236, f"scores of the answers by the {checker}, and their pairs", bold=True)
+    levels = range(0, lowest - 1, -1) if lowest > -5 else (0, lowest)
+    for level in levels:
+        y = 258 + 84 * level / lowest
+        canvas.text(8, y + 5, _signed(level), 14)
+        canvas.path([(40, y), (600, y)], PALE, 1)
+    for better, worse in shown["pairs"]:
+        if chosen in (better, worse) and (better, worse) not in drawn:
+            canvas.path([spots[better], spots[worse]], SKY, 1.5)
+    for better, worse in drawn:
+        canvas.path([spots[better], spots[worse]], GREEN, 5)
+    for number, (x, y) in spots.items():
+        if scores[number] is not None:
+            canvas.dot(x, y, 9 if number == chosen else 7, BLUE if number == chosen else GRAY)
+        canvas.text(x, 374, number + 1, 14, INK, "middle", number == chosen)
+
+
+def _signed(score) -> str:
+    return "none" if score is None else f"{score}".replace("-", "\N{MINUS SIGN}")
+
+
+def _wrap(text, width, size):
+    """Lines of at most `width` pixels; a word that is longer is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer, size) <= width:
+            lines[-1] = longer
+            continue
+        while text_width(word, size) > width:
+            word = word[:-1]
+        lines = [*lines, word] if lines[-1] else [word]
+    return lines
+
+
+# ---- the loss
+
+
+def preference(chosen: float, rejected: float, beta: float) -> tuple[float, float, float]:
+    """(margin of the rewards, loss, gradient weight) of one pair, from its two log-ratios in nats."""
+    margin = beta * (chosen - rejected)
+    loss = math.log1p(math.exp(-margin)) if margin > -30 else -margin
+    return margin, loss, beta / (1 + math.exp(margin))
+
+
+def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
+    """The loss as a curve over the difference of the log-ratios, and as a surface over both."""
+    canvas = Canvas()
+    margin, loss, weight = preference(chosen, rejected, beta)
+    left, wide, top, high, most = 44, 320, 34, 200, 2 * RATIO
+    largest = max(2.0, preference(-RATIO, RATIO, beta)[1])
+    place = lambda x, value: (left + wide * (x + most) / (2 * most), top + high * (1 - value / largest))  # noqa: E731
+    canvas.text(left, 20, "loss over the difference of log-ratios", 14, bold=True)
+    for value in (0, math.log(2), largest) if largest < 20 else (0, largest):  # log 2 would sit on 0
+        y = place(0, value)[1]
+        canvas.path([(left, y), (left + wide, y)], PALE, 1)
+        canvas.text(left - 6, y + 5, f"{value:.2g}", 14, GRAY, "right")
+    canvas.path([place(0, 0), place(0, largest)], PALE, 1)
+    xs = [most * (i / 80 - 1) for i in range(161)]
+    canvas.path([place(x, preference(x, 0, beta)[1]) for x in xs], BLUE, 3)
+    x = chosen - rejected
+    run = min(14, 0.3 * largest / weight)  # nats to each side
+    canvas.path([place(x - run, loss + weight * run), place(x + run, loss - weight * run)], RED, 2)
+    canvas.dot(*place(x, loss), 8, RED)
+    for value, align in ((-most, "left"), (0, "middle"), (most, "right")):
+        canvas.text(place(value, 0)[0], top + high + 18, _signed(value), 14, GRAY, align)
+
+    canvas.text(404, 20, "loss over both log-ratios", 14, bold=True)
+    box = (424, top, 200, 200)
+    canvas.image(*box, _surface(beta), smooth=False)
+    canvas.rect(*box, stroke=INK)
+    spot = (box[0] + 200 * (rejected + RATIO) / (2 * RATIO), box[1] + 200 * (1 - (chosen + RATIO) / (2 * RATIO)))
+    canvas.dot(*spot, 8, RED)
+    canvas.text(418, top + 12, _signed(RATIO), 14, GRAY, "right")
+    canvas.text(418, top + 200, _signed(-RATIO), 14, GRAY, "right")
+    canvas.text(524, top + high + 18, "rejected", 14, GRAY, "middle")
+    canvas.text(418, top + 106, "chosen", 14, GRAY, "right")
+
+    def number(value):
+        return f"({_signed(value)})" if value < 0 else f"{value}"
+
+    lines = (
+        f"margin = \N{GREEK SMALL LETTER BETA} (chosen \N{MINUS SIGN} rejected) = "
+        f"{beta:g} \N{MULTIPLICATION SIGN} ({_signed(chosen)} \N{MINUS SIGN} {number(rejected)}) = "
+        + _signed(f"{margin:.3g}"),
+        f"loss = \N{MINUS SIGN}log \N{GREEK SMALL LETTER SIGMA}(margin) = {loss:.4g}",
+        f"gradient weight = \N{GREEK SMALL LETTER BETA} \N{GREEK SMALL LETTER SIGMA}(\N{MINUS SIGN}margin) = "
+        f"{weight:.3g}",
+    )
+    for row, line in enumerate(lines):
+        canvas.text(left, 288 + 28 * row, line)
+    canvas.text(left, 370, "blue: below log 2; orange: above, the pair is in the wrong order", 14, GRAY)
+    return canvas
+
+
+@cache
+def _surface(beta, cells=100):
+    """Loss by color: blue below log 2, orange above; white is log 2."""
+    import numpy as np
+
+    steps = ((np.arange(cells) + 0.5) / cells * 2 - 1) * RATIO
+    loss = np.logaddexp(0, -beta * (steps[::-1, None] - steps[None, :]))
+    blue, orange = (np.array(list(bytes.fromhex(color[1:])), float) for color in (BLUE, ORANGE))
+    share = np.where(loss < math.log(2), 1 - loss / math.log(2), np.minimum(1, (loss - math.log(2)) / 2))[..., None]
+    colors = 255 + share * (np.where((loss < math.log(2))[..., None], blue, orange) - 255)
+    return Image.fromarray(colors.round().astype(np.uint8))
+
+
+# ---- what training did
+
+
+def alignment_curves(run: str, trait: str, point: int) -> Canvas:
+    """Margin of the rewards and a trait of the descriptions against the steps; gray is the main run.
+
+    `point` counts the moments at which descriptions were graded, from 0.
+    """
+    canvas, runs = Canvas(), recorded()["runs"]
+    graded = _joined(runs[run], "curve")
+    step, value = graded[min(point, len(graded) - 1)]["step"], graded[min(point, len(graded) - 1)][trait]
+    words = next(words for words, key in TRAITS.items() if key == trait)
+    plots = (
+        (44, f"reward margin, {run}", "training", "margin", None),
+        (372, f"{words}, {run}", "curve", trait, (step, value)),
+    )
+    for left, title, kind, name, mark in plots:
+        lines = [(GRAY, runs["main"])] * (run != "main") + [(BLUE, runs[run])]
+        points = [[(p["step"], p[name]) for p in _joined(each, kind) if p[name] is not None] for _, each in lines]
+        flat = [point for line in points for point in line]
+        most = max(1, max(x for x, _ in flat))
+        low, high = min(0.0, *(y for _, y in flat)), max(0.1, *(y for _, y in flat))
+        place = lambda x, y, left=left, most=most, low=low, high=high: (  # noqa: E731
+            left + 240 * x / most,
+            310 - 250 * (y - low) / (high - low),
+        )
+        canvas.text(left, 24, title, 14, bold=True)
+        for level in {low, high, 0.0}:
+            canvas.path([place(0, level), place(most, level)], PALE, 1)
+            if -0.1 * high < level < 0:  # its label would cover that of 0
+                continue
+            canvas.text(left - 6, place(0, level)[1] + 5, _signed(f"{level:.2g}"), 14, GRAY, "right")
+        for (color, _), line in zip(lines, points):
+            canvas.path([place(*each) for each in line], color, 3)
+        canvas.path([place(min(step, most), low), place(min(step, most), high)], ORANGE, 2)
+        if mark and mark[1] is not None:
+            canvas.dot(*place(*mark), 8, RED)
+        canvas.text(left, 330, "0", 14, GRAY)
+        canvas.text(left + 240, 330, f"{most} steps", 14, GRAY, "right")
+    canvas.text(44, 364, "choose a control to see both" if run == "main" else "gray: the main run", 14, GRAY)
+    return canvas
+
+
+def _joined(run: dict, kind: str) -> list[dict]:
+    """Rounds one behind the other."""
+    points, start = [], 0
+    for part in run[kind]:
+        points += [{**point, "step": start + point["step"]} for point in part]
+        start = points[-1]["step"]
+    return points
+
+
+def curve_words(run: str, trait: str, point: int) -> str:
+    """What `alignment_curves` shows, in words."""
+    graded = _joined(recorded()["runs"][run], "curve")
+    first, here = graded[0], graded[min(point, len(graded) - 1)]
+    name = next(words for words, key in TRAITS.items() if key == trait)
+
+    def said(value):
+        return "nothing to count" if value is None else f"{value:.1f}" if trait == "words" else f"{value:.1%}"
+
+    return f"Run {run}, step {here['step']}: {name} {said(here[trait])}, before the first step {said(first[trait])}."

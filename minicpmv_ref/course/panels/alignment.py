@@ -1,0 +1,103 @@
+"""Lesson 08: claims and pairs, the loss, and what it did."""
+
+from .. import draw
+from ..panel import Panel, choice, slider
+
+
+class ClaimsToPairs(Panel):
+    """Ten answers to one picture: claims, verdicts, scores, and the pairs that come out.
+
+    Args:
+        answer: which of the answers is divided into claims, from 1.
+        scene: which of the recorded pictures, from 1.
+        checker: "labeler" or "truth": whose verdicts count.
+    """
+
+    def __init__(self, answer=1, scene=1, checker="labeler"):
+        scenes = draw.recorded()["examples"]
+        super().__init__(
+            {
+                "answer": slider("answer", answer, 1, len(scenes[0]["answers"])),
+                "scene": slider("picture", scene, 1, len(scenes)),
+                "checker": choice("who checks", draw.CHECKERS.items(), checker),
+            }
+        )
+        self.controls["checker"].style.button_width = "94px"
+
+    def draw(self, **state):
+        return draw.claim_ladder(**state)
+
+    def describe(self, answer, scene, checker):
+        shown = draw.example(scene, checker)
+        claims, score = shown["claims"][answer - 1], shown["scores"][answer - 1]
+        if score is None:
+            return f"Answer {answer} of 10 makes no claim, so it has no score and enters no pair."
+        roles = [
+            sum(pair[side] == answer - 1 for pair in shown[kind]) for kind in ("pairs", "drawn") for side in (0, 1)
+        ]
+        return (
+            f"Answer {answer} of 10 makes {_count(len(claims), 'claim')}, {-score} of them rejected: score {score}. "
+            f"It could be chosen in {_count(roles[0], 'pair')} and rejected in {roles[1]}; of the "
+            f"{_count(len(shown['drawn']), 'pair')} drawn, it is chosen in {roles[2]} and rejected in {roles[3]}."
+        )
+
+
+class PreferenceLoss(Panel):
+    """The loss of one pair, from how far training has moved its two answers.
+
+    Args:
+        chosen, rejected: log-ratios in nats: log-probability under the policy minus that under the reference.
+        beta: how much they count.
+    """
+
+    def __init__(self, chosen=-2, rejected=-7, beta=0.1):
+        super().__init__(
+            {
+                "chosen": slider("chosen log-ratio", chosen, -draw.RATIO, draw.RATIO),
+                "rejected": slider("rejected log-ratio", rejected, -draw.RATIO, draw.RATIO),
+                "beta": choice("beta", draw.BETAS, beta),
+            }
+        )
+
+    def draw(self, **state):
+        return draw.dpo_landscape(**state)
+
+    def describe(self, chosen, rejected, beta):
+        margin, loss, weight = draw.preference(chosen, rejected, beta)
+        order = "right" if margin > 0 else "wrong" if margin < 0 else "no"
+        return (
+            f"Margin {margin:.3g}, loss {loss:.4g}: the pair is in {'the ' if margin else ''}{order} order. "
+            f"One nat more of chosen minus rejected lowers the loss by about {weight:.3g}."
+        )
+
+
+class AlignmentRuns(Panel):
+    """Recorded runs of the experiment: margin of the rewards, and a trait of the descriptions, against the steps.
+
+    Args:
+        point: which of the moments at which descriptions were graded, from 0; beyond the last it is the last.
+        run: one of the recorded runs.
+        trait: "mention", "response", "recall" or "words".
+    """
+
+    def __init__(self, point=0, run="main", trait="mention"):
+        runs = draw.recorded()["runs"]
+        most = max(sum(map(len, run["curve"])) for run in runs.values()) - 1  # runs of many rounds have more
+        super().__init__(
+            {
+                "point": slider("moment", point, 0, most),
+                "run": choice("run", runs, run),
+                "trait": choice("what", draw.TRAITS.items(), trait),
+            }
+        )
+        self.controls["trait"].style.button_width = "94px"
+
+    def draw(self, **state):
+        return draw.alignment_curves(**state)
+
+    def describe(self, point, run, trait):
+        return draw.curve_words(run, trait, point)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
