@@ -25,6 +25,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from minicpmv_ref.checkpoint import replacing
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, RUNS = ROOT / "experiments/results", ROOT / "docs/claims.md", ROOT / "runs/experiments"
 NAMES = (
@@ -221,6 +223,5 @@ def as_json(value):
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as (draft,):
+        draft.write_text(text, encoding="utf-8")

@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -153,18 +155,43 @@ def write_checkpoint(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drafts = {name: folder / f".{name}.{os.getpid()}.part" for name in (WEIGHTS, CONFIG)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = ({"base": base} if base else {}) | config.to_dict()
     try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, drafts[WEIGHTS], metadata={"format": "pt"})
-        data = ({"base": base} if base else {}) | config.to_dict()
-        drafts[CONFIG].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        for name, draft in drafts.items():
-            os.replace(draft, folder / name)
+        with replacing(folder / WEIGHTS, folder / CONFIG) as (weights, settings):
+            save_file(tensors, weights, metadata={"format": "pt"})
+            settings.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except SafetensorError as error:
         raise OSError(f"could not write {folder / WEIGHTS}: {error}") from error
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Write files whole or not at all: they take their names when all of them are complete.
+
+    Args:
+        paths: of the files, in the order in which they get their names.
+
+    Yields:
+        A temporary path beside each: write there. If the block fails, these are removed and nothing is replaced.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with replacing(path) as (draft,):
+        ...     _ = draft.write_text("whole")
+        ...     path.exists()
+        False
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('whole', 1)
+    """
+    drafts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
+    try:
+        yield drafts
+        for draft, path in zip(drafts, paths):
+            os.replace(draft, path)
     finally:
-        for draft in drafts.values():
+        for draft in drafts:
             draft.unlink(missing_ok=True)
 
 

@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 
+from ..checkpoint import replacing
 from ..config import LLMConfig, MiniCPMVConfig
 from .gguf_reader import padded, read_gguf, tensor_bytes
 from .kquant import FORMATS, quantize
@@ -307,7 +308,6 @@ def export(
         if path.exists() and not force:
             raise FileExistsError(f"{path} is there already; force=True replaces it")
     folder.mkdir(parents=True, exist_ok=True)
-    drafts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
     total, done = llm_plan.total_bytes + eye_plan.total_bytes, 0
 
     def report(name: str, size: int) -> None:
@@ -316,14 +316,9 @@ def export(
         if progress:
             progress(name, done, total)
 
-    try:
-        _write(drafts[0], ARCHITECTURES[config.llm.family], llm_keys, llm_plan, _llm_weights(model), report)
-        _write(drafts[1], "clip", _vision_keys(config, eye_kind), eye_plan, _vision_weights(model), report)
-        for draft, path in zip(drafts, paths):
-            os.replace(draft, path)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+    with replacing(*paths) as (llm, eyes):
+        _write(llm, ARCHITECTURES[config.llm.family], llm_keys, llm_plan, _llm_weights(model), report)
+        _write(eyes, "clip", _vision_keys(config, eye_kind), eye_plan, _vision_weights(model), report)
     return paths
 
 

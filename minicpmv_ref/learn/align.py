@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint import WEIGHTS, write_checkpoint
+from ..checkpoint import WEIGHTS, replacing, write_checkpoint
 from ..model import MiniCPMV
 from ..processor import Processor
 from .data import TOPICS, Sample, draw
@@ -506,9 +506,9 @@ def write_json(path: str | os.PathLike, data: dict) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    draft.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as (draft,):
+        draft.write_text(text, encoding="utf-8")
 
 
 # ---- 3. The experiment

@@ -23,6 +23,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..checkpoint import replacing
 from ..config import read_json
 from ..model import MiniCPMV
 
@@ -213,17 +214,12 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
     tensors = {PREFIX + name: t.cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
     # With the weights go the base they need and the settings they were made with: a file beside may be another one's.
     metadata = {"format": "pt", "settings": settings, "base": _base(model), "base_weights": _fingerprint(model)}
-    drafts = {name: folder / f".{name}.{os.getpid()}.part" for name in (SETTINGS, WEIGHTS)}
     try:
-        drafts[SETTINGS].write_text(settings, encoding="utf-8")
-        save_file(tensors, drafts[WEIGHTS], metadata=metadata)
-        for name, draft in drafts.items():
-            os.replace(draft, folder / name)
+        with replacing(folder / SETTINGS, folder / WEIGHTS) as (first, second):
+            first.write_text(settings, encoding="utf-8")
+            save_file(tensors, second, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"could not write {folder / WEIGHTS}: {error}") from error
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
 
 
 def _base(model: MiniCPMV) -> str:

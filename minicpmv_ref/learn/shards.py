@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from ..checkpoint import replacing
 from ..config import read_json
 from .records import ONE, Problem, Record, Report
 
@@ -99,15 +100,11 @@ def write_shards(
 @contextmanager
 def _replacing(path: Path):
     """A file under a temporary name, which takes its own name when it is complete."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(draft, "wb") as file:
+        with replacing(path) as (draft,), open(draft, "wb") as file:
             yield file
-        os.replace(draft, path)
     except OSError as error:
         raise OSError(f"could not write {path}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _members(record: Record) -> dict[str, bytes]:

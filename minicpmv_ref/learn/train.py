@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoint import WEIGHTS
+from ..checkpoint import WEIGHTS, replacing
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..prompt import answer_labels, image_bounds, image_layout
@@ -574,14 +574,11 @@ def _rows(log: Path) -> list[dict]:
 def _forget(log: Path, stage: str, step: int) -> None:
     """Take out what a stage wrote after a step: these steps are taken again."""
     rows = [row for row in _rows(log) if row["stage"] != stage or row.get("step", math.inf) <= step]
-    draft = log.with_name(f".{log.name}.part")
     try:
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(draft, log)
+        with replacing(log) as (draft,):
+            draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     except OSError as error:
         raise OSError(f"could not write {log}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def plot(folder: str | os.PathLike) -> Path:
@@ -616,7 +613,6 @@ def plot(folder: str | os.PathLike) -> Path:
         axis.set(title=name, xlabel="step", yscale="log")
     figure.axes[0].set_ylabel("loss")
     path = Path(folder) / "curves.png"
-    draft = path.with_name(f".{os.getpid()}.png")
-    figure.savefig(draft)
-    os.replace(draft, path)
+    with replacing(path) as (draft,):
+        figure.savefig(draft, format="png")
     return path
