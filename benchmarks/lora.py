@@ -24,6 +24,7 @@ from _timing import table
 
 from minicpmv_ref.config import BUNDLED
 from minicpmv_ref.learn.evaluate import answers, share_of_words
+from minicpmv_ref.learn.finetune import in_order, loss_on
 from minicpmv_ref.learn.lora import (
     WHOLE,
     add_lora,
@@ -34,7 +35,7 @@ from minicpmv_ref.learn.lora import (
     save_lora,
     training_bytes,
 )
-from minicpmv_ref.learn.records import loss_on, read_records, sample_at
+from minicpmv_ref.learn.records import read_records
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.learn.train import optimizer_for, train
 from minicpmv_ref.model import MiniCPMV
@@ -69,7 +70,7 @@ def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, hel
         model,
         processor,
         stage,
-        samples=lambda number: seen[sample_at(number, len(seen), args.seed)],
+        samples=in_order(seen, args.seed),
         optimizer=optimizer,
         half_precision=False,
     )

@@ -158,8 +158,8 @@ def train(args):
         if not args.checkpoint:
             raise CommandError("--data needs --from CHECKPOINT, the model to start from")
     else:
-        own = ("checkpoint", "held_out", "steps", "batch", "rate", "root", "strict")
-        refuse(args, *own, why="belong to --data FILE.json, your own data")
+        own = ("checkpoint", "held_out", "lora", "steps", "batch", "rate", "root", "strict")
+        refuse(args, *own, why="belong to --data, your own data")
     from .learn.parallel import join
     from .learn.saves import Stopped
     from .learn.stages import PROFILES
@@ -179,11 +179,14 @@ def train(args):
             machine = machine if world.size == 1 else f"{world.size} processes of {machine}"
             report(f"{what}, seed {args.seed}, {machine}; everything is written to {folder}")
             how = dict(seed=args.seed, device=device, report=report, progress=world.rank == 0, world=world)
-            how |= dict(pieces=args.pieces, checkpointing=args.checkpointing, compiled=args.compile)
+            how |= dict(shard=args.shard, pieces=args.pieces, checkpointing=args.checkpointing, compiled=args.compile)
+            # A GPU would wait for one core that slices pictures; a CPU has no core to spare.
+            spare = min(8, max(1, (os.cpu_count() or 1) // world.size - 1)) if device == "cuda" else 0
+            how |= dict(workers=spare if args.workers is None else args.workers)
             if args.data:
-                from .learn.records import train_on
+                from .learn.finetune import train_on
 
-                sizes = ("steps", "batch", "rate")
+                sizes = ("steps", "batch", "rate", "lora")
                 sizes = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
                 how |= dict(root=args.root, strict=args.strict)
                 train_on(args.data, args.checkpoint, folder, args.held_out, **sizes, **how)
@@ -518,11 +521,12 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         "Train the nano model from random weights, stage by stage; or, with --data, any model on your own data.",
         option("--profile", choices=("fast", "cpu", "gpu"), help="how long (default: fast, a minute)"),
         option("--stage", metavar="NAME", help="this stage alone, from the one before it in the folder"),
-        option("--data", metavar="FILE.json", help="your own data: a list of records, see the command records"),
+        option("--data", metavar="DATA", help="your own data: a JSON file as for records, or a folder of shards"),
         option(
             "--from", dest="checkpoint", metavar="CHECKPOINT", help='with --data: the model to start from, or "nano"'
         ),
-        option("--held-out", metavar="FILE.json", help="with --data: records that are only measured"),
+        option("--held-out", metavar="DATA", help="with --data: records that are only measured"),
+        option("--lora", type=int, metavar="RANK", help="with --data: adapters learn, and are merged at the end"),
         option("--steps", type=int, metavar="N", help="with --data: optimizer steps (default: 40)"),
         option("--batch", type=int, metavar="N", help="with --data: records of one step (default: 8)"),
         option("--rate", type=float, metavar="X", help="with --data: factor on the learning rates (default: 0.03)"),
@@ -532,6 +536,8 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--seed", type=int, default=0, help="of weights and samples"),
         option("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one"),
         option("--threads", type=int, metavar="N", help="CPU threads"),
+        option("--shard", action="store_true", help="under torchrun: each process holds a part of each tensor (FSDP)"),
+        option("--workers", type=int, metavar="N", help="processes that prepare samples (default: up to 8 for a GPU)"),
         option("--pieces", type=int, default=1, metavar="N", help="compute each step in N parts: less memory"),
         option("--checkpointing", action="store_true", help="compute each layer twice: far less memory"),
         option("--compile", action="store_true", help="let torch.compile fuse what it can"),

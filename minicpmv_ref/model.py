@@ -106,7 +106,10 @@ class MiniCPMV(nn.Module):
 
         Raises:
             OSError: the folder cannot be written; a checkpoint that was there before stays whole.
+            ValueError: LoRA adapters are in place; their names are not those of a checkpoint.
         """
+        if hasattr(self, "peft_config"):
+            raise ValueError("the model has adapters: save them with save_lora, or merge_lora before you save it whole")
         write_checkpoint(path, self.config, self._own_tensors())
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:

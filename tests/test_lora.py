@@ -12,6 +12,7 @@ from tiny import ask, lively, picture, several, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.learn.finetune import in_order
 from minicpmv_ref.learn.lora import (
     ADAPTED,
     SETTINGS,
@@ -28,7 +29,7 @@ from minicpmv_ref.learn.lora import (
     training_bytes,
 )
 from minicpmv_ref.learn.packing import pack_batch, packed_loss
-from minicpmv_ref.learn.records import read_records, sample_at
+from minicpmv_ref.learn.records import read_records
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.learn.train import train
 
@@ -203,9 +204,7 @@ def test_training_changes_what_learns_and_nothing_else():
     model, processor = add_lora(start(), rank=4, whole=("resampler",)), Processor.from_pretrained("nano")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = lora_optimizer(model, 1e-2, 1e-3)
-    steps = list(
-        train(model, processor, STAGE, samples=lambda i: records[sample_at(i, len(records))], optimizer=optimizer)
-    )
+    steps = list(train(model, processor, STAGE, samples=in_order(records), optimizer=optimizer))
     assert len(steps) == 4
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -226,7 +225,7 @@ def test_a_resumed_training_is_the_same(tmp_path):
             model,
             processor,
             STAGE,
-            samples=lambda i: records[sample_at(i, len(records))],
+            samples=in_order(records),
             optimizer=optimizer,
             done=done,
         )

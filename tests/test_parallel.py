@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from two_processes import SCENARIOS, STEPS, play, short
 
+from minicpmv_ref.learn.loader import Coming
 from minicpmv_ref.learn.parallel import Learner, World, backward, gather, join, spread, unshard, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -207,13 +209,13 @@ def test_more_processes_than_samples():
 
 
 class Line(torch.nn.Module):
-    """loss = mean of w * x over judged numbers; a sample is a list of them."""
+    """loss = mean of w * x over judged numbers; a sample is a list of them, and so prepared."""
 
     def __init__(self):
         super().__init__()
         self.w = torch.nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, samples, step):
+    def forward(self, samples):
         numbers = torch.tensor([x for sample in samples for x in sample])
         loss = (self.w * numbers).mean() if len(numbers) else self.w * 0
         return loss, 10 * len(samples), len(samples), len(numbers)
@@ -223,21 +225,22 @@ class Line(torch.nn.Module):
 def test_every_supervised_token_counts_the_same(pieces):
     """The mean of the pieces' means would be another number."""
     learner, samples = Line(), [[1.0], [2.0, 3.0, 4.0], [10.0]]
-    assert backward(learner, samples, 1, World(), pieces) == (pytest.approx(8.0), 30, 3)
+    parts = [samples[piece::pieces] for piece in range(pieces)]
+    assert backward(learner, parts, World()) == (pytest.approx(8.0), 30, 3)
     assert learner.w.grad.item() == pytest.approx(4.0)
 
 
 def test_pieces_that_cannot_be():
     for pieces in (0, 3):
         with pytest.raises(ValueError, match=f"pieces must be from 1 to the 2 samples of a process, got {pieces}"):
-            backward(Line(), [[1.0], [2.0]], 1, World(), pieces)
-    with pytest.raises(ValueError, match="step 5 has no supervised tokens"):
-        backward(Line(), [[]], 5, World())
+            Coming(None, None, 5, World(1, 2), pieces)  # two of five samples
+    with pytest.raises(ValueError, match="there are no supervised tokens"):
+        backward(Line(), [[[]]], World())
 
 
 def test_alone_nothing_is_spread_or_gathered():
-    learner = Learner(torch.nn.Linear(2, 2), lambda samples, step: (samples, step))
-    assert spread(learner, World()) is learner and learner(3, 4) == (3, 4)
+    learner = Learner(torch.nn.Linear(2, 2), SimpleNamespace(loss=lambda prepared: prepared * 2))
+    assert spread(learner, World()) is learner and learner(3) == 6
     assert unshard(learner) is learner
     x, y, keys = gather(*torch.ones(2, 3, 4), keys="abc")
     assert x.shape == y.shape == (3, 4) and keys == ["a", "b", "c"]

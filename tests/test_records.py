@@ -1,37 +1,28 @@
 """Your own data: every kind of bad record is named, good ones are what the official script shows, training resumes."""
 
-import copy
 import json
 import os
 import random
 import re
-import signal
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-import torch
 from make_records import main as make_records
 from PIL import Image
 from standins import byte_tokenizer, word_tokenizer
-from tiny import picture, tiny_model, tiny_processor
+from tiny import picture, tiny_processor
 
-from minicpmv_ref import MiniCPMV, Processor, load_image, nano, v2_0, v2_5, v2_6
+from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import ROOT, main
 from minicpmv_ref.learn import records as room
 from minicpmv_ref.learn.data import is_held_out
 from minicpmv_ref.learn.records import (
     RESERVED,
     Record,
-    fine_tune,
-    fingerprint,
-    loss_on,
     messages,
     read_records,
-    sample_at,
 )
-from minicpmv_ref.learn.stages import Stage
-from minicpmv_ref.learn.train import optimizer_for, train
 
 GOLDEN = json.loads((ROOT / "tests/golden/sft_labels.json").read_text())
 EXAMPLE = ROOT / "data_samples" / "records"
@@ -428,130 +419,6 @@ def test_each_picture_goes_to_its_own_placeholder(folder):
     assert one.messages[2]["content"][1] == "And?"
 
 
-# ---- training
-
-
-def test_every_epoch_shows_every_record_once_in_a_new_order():
-    order = [sample_at(i, 7, "s") for i in range(70)]
-    epochs = [tuple(order[i : i + 7]) for i in range(0, 70, 7)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and len(set(epochs)) > 5
-    assert [sample_at(i, 7, "s") for i in reversed(range(70))] == order[::-1]
-    assert [sample_at(i, 7, "t") for i in range(70)] != order
-    counts = [sum(sample_at(7 * e, 7, "s") == k for e in range(700)) for k in range(7)]
-    assert all(60 < count < 145 for count in counts)  # each record comes first about 100 times
-    for index, n in ((-1, 3), (0, 0)):
-        with pytest.raises(ValueError, match="index counts from 0"):
-            sample_at(index, n)
-
-
-@pytest.fixture
-def small(folder):
-    for i in range(5):
-        picture(60 + 30 * i, 50, i).save(folder / f"{i}.png")
-    path = write(
-        folder, *(good(id=i, image=f"{i}.png", conversations=talk("What?", "A cat" * (i + 1))) for i in range(5))
-    )
-    return read_records(path, strict=True)[0]
-
-
-STAGE = Stage("mine", "answer", {"resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(one, two):
-    return all(torch.equal(one[name], two[name]) for name in one)
-
-
-def fine_tuned(records, stage=STAGE, **options):
-    model = tiny_model("2.6")
-    steps = list(fine_tune(model, tiny_processor("2.6"), records, stage, half_precision=False, **options))
-    return model, steps
-
-
-def test_it_is_the_training_loop_on_other_samples(small):
-    """The weights are those of `train`, to the last bit, when its samples are the records in their order."""
-    order = [small[sample_at(i, 5, 3)] for i in range(12)]
-    model = tiny_model("2.6")
-    steps = list(train(model, tiny_processor("2.6"), STAGE, 3, samples=order.__getitem__, half_precision=False))
-    mine, my_steps = fine_tuned(small, seed=3)
-    assert same(weights(model), weights(mine))
-    assert [replaced[:5] for replaced in my_steps] == [step[:5] for step in steps]
-    assert not mine.training and not any(p.requires_grad for p in mine.vpm.parameters())
-
-
-def test_a_resumed_run_ends_as_the_uninterrupted_one(small, monkeypatch):
-    shown = []
-    monkeypatch.setattr(room, "messages", lambda record, real=room.messages: shown.append(record.id) or real(record))
-    whole, steps = fine_tuned(small)
-    uninterrupted = shown[:]
-    shown.clear()
-    model, processor = tiny_model("2.6"), tiny_processor("2.6")
-    optimizer = optimizer_for(model, STAGE)
-    run = fine_tune(model, processor, small, STAGE, optimizer=optimizer, half_precision=False)
-    losses = [next(run).loss for _ in range(3)]
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    again = tiny_model("2.6", seed=1)
-    again.load_state_dict(saved[0])
-    optimizer = optimizer_for(again, STAGE)
-    optimizer.load_state_dict(saved[1])
-    rest = list(fine_tune(again, processor, small, STAGE, optimizer=optimizer, done=3, half_precision=False))
-    assert [step.step for step in rest] == [4, 5, 6]
-    assert losses + [step.loss for step in rest] == [step.loss for step in steps]
-    assert [step.rate for step in rest] == [step.rate for step in steps[3:]]
-    assert same(weights(whole), weights(again))
-    assert shown == uninterrupted == [small[sample_at(i, 5, 0)].id for i in range(12)]
-
-
-def test_only_the_parts_of_the_stage_learn(small):
-    before, (model, _) = weights(tiny_model("2.6")), fine_tuned(small)
-    changed = {name.split(".")[0] for name, p in weights(model).items() if not torch.equal(p, before[name])}
-    assert changed == {"resampler", "llm"}
-
-
-def test_it_learns_and_the_loss_does_not_depend_on_the_batch(small):
-    stage = replace(STAGE, steps=30, batch=5, rates={"resampler": 3e-3, "llm": 3e-3})
-    model, processor = tiny_model("2.6"), tiny_processor("2.6")
-    before = loss_on(model, processor, small)
-    assert loss_on(model, processor, small, batch=1) == pytest.approx(before, rel=1e-5)
-    batch = processor([messages(record) for record in small])
-    assert model(batch).loss.item() == pytest.approx(before, rel=1e-5)
-    list(fine_tune(model, processor, small, stage, half_precision=False))
-    assert loss_on(model, processor, small) < 0.3 * before
-
-
-def test_what_cannot_be_trained_is_refused_before_the_first_step(small):
-    model, processor = tiny_model("2.6"), tiny_processor("2.6")
-    for records, stage, done, words in (
-        ([], STAGE, 0, "at least one record"),
-        (small, STAGE, 7, "done must be from 0 to 6"),
-        (small, STAGE, -1, "done must be from 0 to 6"),
-        (small, replace(STAGE, objective="contrast"), 0, 'the objective "answer"'),
-    ):
-        with pytest.raises(ValueError, match=words):
-            fine_tune(model, processor, records, stage, done=done)
-    assert list(fine_tune(model, processor, small, STAGE, done=6)) == []
-    with pytest.raises(ValueError, match="at least one record"):
-        loss_on(model, processor, [])
-
-
-def test_a_record_that_is_too_long_is_named_and_not_cut(small):
-    long = replace(small[0], id="novel", turns=(*small[0].turns[:1], ("assistant", "cat " * 2000)))
-    run = fine_tune(tiny_model("2.6"), tiny_processor("2.6"), [long], STAGE)
-    with pytest.raises(ValueError, match=r"mine, step 1, one of the samples novel, novel: the prompt has \d+ tokens"):
-        next(run)
-
-
-def test_a_loss_that_is_not_finite_stops_with_its_step(small):
-    model = tiny_model("2.6")
-    with torch.no_grad():
-        model.resampler.query.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"mine, step 1: the loss is nan; its samples: \d, \d"):
-        next(fine_tune(model, tiny_processor("2.6"), small, STAGE))
-
-
 def test_records_that_are_too_long_for_a_model_are_found_up_front(folder):
     long = good(id="novel", conversations=talk("What?", "cat " * 2000))
     cut = (folder / "b.jpg").read_bytes()
@@ -625,135 +492,3 @@ def test_the_command_prints_the_report(folder, capsys):
     assert "but the model takes 2048" in capsys.readouterr().out
     assert main(["records", str(folder / "no.json")]) == 1
     assert re.search(r"error: .*No such file.*no\.json", capsys.readouterr().err)
-
-
-# ---- the training command
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    tiny_model("2.6").save_pretrained(tmp_path / "tiny")
-    tiny_processor("2.6").save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
-def files(folder):
-    """my.json with one bad record of six, test.json with good ones."""
-    for i in range(5):
-        picture(60 + 30 * i, 50, i).save(folder / f"{i}.png")
-    entries = [good(id=i, image=f"{i}.png", conversations=talk("What?", "A cat" * (i + 1))) for i in range(5)]
-    path = write(folder, *entries, good(id="bad", image="no.png"))
-    (folder / "test.json").write_text(json.dumps([{**entries[0], "conversations": talk("And?", "A cat")}]))
-    return path, folder / "test.json"
-
-
-def command(files, checkpoint, out, *options):
-    data, test = files
-    where = ["--from", str(checkpoint), "--held-out", str(test), "--out", str(out), "--threads", "1"]
-    return main(["train", "--data", str(data), *where, *options])
-
-
-def loss_of(folder, file):
-    return loss_on(MiniCPMV.from_pretrained(folder), Processor.from_pretrained(folder), read_records(file)[0])
-
-
-def test_the_command_trains_on_your_data(files, checkpoint, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert command(files, checkpoint, out, "--steps", "12", "--batch", "2") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(f"my.json, seed 0, 1 CPU threads; everything is written to {out}")
-    assert lines[1].endswith("my.json: 6 records, 5 good, 1 skipped (image 1)") and "record 5 (id 'bad')" in lines[2]
-    assert lines[3].endswith("test.json: 1 records, 1 good, 0 skipped")
-    assert lines[4] == "records: vpm, resampler, llm for 12 steps of 2 samples"
-    assert lines[5].startswith("memory: about 0.")
-    before, after = map(float, re.search(r"held-out loss (\S+) -> (\S+) in \d+ s", lines[6]).groups())
-    assert before == pytest.approx(loss_of(checkpoint, files[1]), abs=1e-3)
-    assert after == pytest.approx(loss_of(out, files[1]), abs=1e-3) and after < before
-    assert lines[7] == f'ask it: lab.py ask IMAGE "QUESTION" --model {out}'
-    assert main(["ask", str(files[0].with_name("a.png")), "What?", "--model", str(out), "--max-new-tokens", "2"]) == 0
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 13))
-    assert [row["step"] for row in rows if "held_out" in row] == [10, 12]
-    assert (out / "curves.png").is_file() and not (out / "saves").exists()
-    assert command(files, checkpoint, out) == 1  # nothing is overwritten
-    assert "holds a checkpoint already; write somewhere else" in capsys.readouterr().err
-
-
-def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, monkeypatch, capsys):
-    options = ("--steps", "6", "--batch", "2")
-    assert command(files, checkpoint, tmp_path / "whole", *options) == 0
-
-    def interrupted(index, n, seed, real=sample_at):
-        if index == 7:
-            signal.raise_signal(signal.SIGINT)
-        return real(index, n, seed)
-
-    with monkeypatch.context() as context:
-        context.setattr(room, "sample_at", interrupted)
-        assert command(files, checkpoint, tmp_path / "cut", *options) == 130
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith("stopped after step 4; everything is saved in ") and said.endswith("goes on from there")
-    assert command(files, checkpoint, tmp_path / "cut", *options, "--seed", "1") == 1
-    assert "seed was 0 and is 1" in capsys.readouterr().err
-    picture(70, 50, 9).save(files[0].with_name("1.png"))  # another picture under the same name
-    assert command(files, checkpoint, tmp_path / "cut", *options) == 1
-    assert "belongs to another training: data was" in capsys.readouterr().err
-    picture(90, 50, 1).save(files[0].with_name("1.png"))
-    assert command(files, checkpoint, tmp_path / "cut", *options) == 0
-    assert "records: goes on after step 4, from " in capsys.readouterr().out
-    whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
-    assert same(weights(whole), weights(cut))
-
-
-def test_the_best_save_is_kept_if_it_is_not_the_last(files, checkpoint, tmp_path, monkeypatch):
-    losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(room, "loss_on", lambda *args: next(losses))
-    lines = []
-    result = room.train_on(
-        files[0], checkpoint, tmp_path / "out", files[1], steps=12, batch=1, report=lines.append, progress=False
-    )
-    kept = tmp_path / "out" / "saves" / "step-000010"
-    assert list(kept.parent.iterdir()) == [kept] and MiniCPMV.from_pretrained(kept)
-    assert f"the held-out loss was lowest in {kept}, which is kept" in lines[-1]
-    assert (result["held_out_before"], result["held_out_after"]) == (3.0, 2.0)
-
-
-def test_without_held_out_records_nothing_is_measured(files, checkpoint, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(["train", "--data", str(files[0]), "--from", str(checkpoint), "--out", str(out), "--steps", "1"]) == 0
-    assert "held-out" not in capsys.readouterr().out
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
-    assert [row["held_out"] for row in rows] == [None] and (out / "curves.png").is_file()
-
-
-def test_held_out_records_that_are_not_held_out_are_counted(files, checkpoint, tmp_path, capsys):
-    assert command((files[0], files[0]), checkpoint, tmp_path / "out", "--steps", "1", "--batch", "1") == 0
-    assert "5 of the held-out records are in the training data, too" in capsys.readouterr().out
-
-
-def test_the_command_says_what_is_wrong_with_your_data(files, checkpoint, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert command(files, checkpoint, out, "--strict") == 1
-    err = capsys.readouterr().err
-    assert "6 records, 5 good, 1 skipped (image 1)" in err and "record 5 (id 'bad'), image: there is no file" in err
-    assert command(files, checkpoint, out, "--steps", "0") == 1
-    assert "at least one step and one record in it, got steps=0, batch=8" in capsys.readouterr().err
-    assert command(files, checkpoint, out, "--rate", "0") == 1
-    assert "rate must be a number above 0, got 0.0" in capsys.readouterr().err
-    files[1].write_text("[]")
-    assert command(files, checkpoint, out) == 1
-    assert "test.json holds no good record" in capsys.readouterr().err
-    assert command(files, tmp_path / "nowhere", out) == 1
-    assert "nowhere" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_a_fingerprint_knows_ids_texts_and_pictures(small, folder):
-    first = small[0]
-    others = [replace(first, id="x"), replace(first, turns=first.turns[:1]), replace(first, images=small[1].images)]
-    prints = {fingerprint([record]) for record in (first, *others)} | {fingerprint(small), fingerprint(small[::-1])}
-    assert len(prints) == 6
-    moved = {"<image>": (folder / "0.png").rename(folder.parent / "0.png")}
-    before = fingerprint([replace(first, images=moved)])
-    assert before in prints  # where the folder stands does not matter

@@ -79,7 +79,8 @@ def same(one, two):
 
 def curve(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{key: row[key] for key in row if key not in ("tokens_per_s", "views_per_s", "seconds")} for row in rows]
+    speeds = ("tokens_per_s", "views_per_s", "tflops_per_s", "seconds")
+    return [{key: row[key] for key in row if key not in speeds} for row in rows]
 
 
 def steps_of(folder):

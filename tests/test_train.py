@@ -80,7 +80,7 @@ def test_raw_text_is_one_line_for_a_question_and_its_answer():
     model, stage = start(), short("start-text", turns=2)
     objective = objective_for(model, PROCESSOR, stage)
     sample = draw(0, "question", turns=2)
-    packed, _ = objective.packed([sample], step=0)
+    packed, _ = objective.prepare([sample], step=0)
     (one, yes), (two, no) = zip(
         [m["content"] for m in sample.messages[::2]], [m["content"] for m in sample.messages[1::2]]
     )
@@ -97,7 +97,7 @@ def test_raw_samples_do_not_see_each_other():
     with torch.no_grad():
         loss, tokens, views, _ = objective(samples, step=1)
         alone = [objective([sample], step=1) for sample in samples]
-        weights = [(objective.packed([sample], 1)[0].labels != -100).sum().item() for sample in samples]
+        weights = [(objective.prepare([sample], 1)[0].labels != -100).sum().item() for sample in samples]
     mean = sum(w * one[0].item() for w, one in zip(weights, alone)) / sum(weights)
     assert loss.item() == pytest.approx(mean, rel=1e-5)
     assert (tokens, views) == (sum(one[1] for one in alone), sum(one[2] for one in alone))
@@ -112,7 +112,7 @@ def test_half_resolution_is_one_small_view():
 def test_every_other_step_has_no_image_id():
     objective = objective_for(start(), PROCESSOR, stage_named("stage-2"))
     marker = PROCESSOR.tokenizer.convert_tokens_to_ids("<image_id>")
-    with_id, without = (objective.packed([draw(0), draw(1)], step)[0].input_ids for step in (0, 1))
+    with_id, without = (objective.prepare([draw(0), draw(1)], step)[0].input_ids for step in (0, 1))
     assert (with_id == marker).sum() == 2 and (without == marker).sum() == 0
 
 
@@ -346,7 +346,7 @@ def test_the_command_trains_and_draws_the_curves(tmp_path, monkeypatch, capsys):
             ["--data", "my.json", "--from", "nano", "--profile", "cpu", "--stage", "sft-1"],
             "--profile, --stage: these options belong to the small world, not to --data",
         ),
-        (["--from", "nano"], "--from: these options belong to --data FILE.json, your own data"),
+        (["--from", "nano"], "--from: these options belong to --data, your own data"),
         (
             ["--held-out", "a.json", "--steps", "3", "--batch", "2", "--root", "x", "--strict", "--stage", "sft-1"],
             "--held-out, --steps, --batch, --root, --strict: these options belong to --data",

@@ -14,6 +14,7 @@ import torch
 
 from minicpmv_ref import Processor, nano
 from minicpmv_ref.learn.data import Sample, blind
+from minicpmv_ref.learn.loader import Coming
 from minicpmv_ref.learn.parallel import Learner, World, backward, join, load_optimizer, spread, unshard, whole
 from minicpmv_ref.learn.stages import Stage, freeze, stage_named, start
 from minicpmv_ref.learn.train import draw_samples, objective_for, optimizer_for, train
@@ -71,7 +72,8 @@ def play(name: str, world: World, folder: Path) -> dict:
     if saved:
         load_optimizer(optimizer, saved["optimizer"])
     # One gradient apart: clipping and AdamW would hide a wrong factor.
-    backward(learner, [sample(i) for i in world.share(range(stage.batch))], 1, world, options.get("pieces", 1))
+    coming = Coming(objective, sample, stage.batch, world, options.get("pieces", 1))
+    backward(learner, coming[1][2], world)
     gradient = whole(torch.nn.utils.clip_grad_norm_(learner.parameters(), float("inf"))).item()
     seen.clear()
     given = dict(objective=objective, samples=sample, optimizer=optimizer, world=world, learner=learner, **options)

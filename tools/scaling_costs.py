@@ -14,6 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -21,6 +27,9 @@ from experiments.frame import machine  # noqa: E402
 from minicpmv_ref import plan_slices  # noqa: E402
 from minicpmv_ref.config import MiniCPMVConfig, SliceConfig, nano, v2_0, v2_5, v2_6  # noqa: E402
 from minicpmv_ref.deploy.memory import estimate, parameters  # noqa: E402
+from minicpmv_ref.learn.budget import Load, flops_by_part  # noqa: E402
+from minicpmv_ref.model import MiniCPMV  # noqa: E402
+from minicpmv_ref.processor import load_image, normalize_views  # noqa: E402
 
 MODELS = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
 EVERYTHING = ("vpm", "resampler", "llm")
@@ -92,7 +101,7 @@ STAGES = {
 
 
 def flops(config: MiniCPMVConfig, patches: list[int], text: int, trains=(), batch: int = 1) -> dict[str, int]:
-    """Count the operations of one step, forward and backward, by part.
+    """Count the operations of one step, forward and backward, by part. The LM head runs on every token.
 
     Args:
         config: a MiniCPMVConfig.
@@ -104,32 +113,12 @@ def flops(config: MiniCPMVConfig, patches: list[int], text: int, trains=(), batc
     Returns:
         {"vpm": ..., "resampler": ..., "llm": ...}; a multiplication and an addition are two operations.
     """
-    v, r, c = config.vision, config.resampler, config.llm
-    see, ask, speak = (part in trains for part in EVERYTHING)
-
-    def product(numbers: int, back: bool, learns: bool) -> int:
-        """A x W: `back` if A gets a gradient (passes it on), `learns` if W does. Each costs what forward cost."""
-        return 2 * numbers * (1 + back + learns)
-
     # The released 2.5 pads all views to the longest, and attends to the padding.
-    seen = [max(patches, default=0)] * len(patches) if v.position == "released_2_5" else patches
-    n, squares, d = sum(seen), sum(length**2 for length in seen), v.width
-    vpm = product(n * 3 * v.patch_size**2 * d, False, see)  # pixels get no gradient
-    vpm += v.layers * product(n * (4 * d * d + 2 * d * v.mlp_width) + 2 * squares * d, see, see)
-
-    n, q, e, into = sum(patches), r.num_queries, r.width, see or ask
-    resampler = product(n * v.width * e, see, ask)  # kv_proj
-    resampler += product(2 * n * e * e, into, ask)  # keys, values
-    resampler += product(q * n * e, into, ask)  # scores: constant queries need no gradient, keys do
-    resampler += product(q * n * e, into, into)  # their average over values
-    resampler += product(2 * len(patches) * q * e * e, into, ask)  # out_proj, proj
-    queries = product(q * e * e, ask, ask)  # once for all views of all samples
-
-    t, d, through = len(patches) * q + text, c.hidden_size, into or speak
-    layer = 2 * d * d + 2 * d * c.num_key_value_heads * c.head_width + 3 * d * c.intermediate_size
-    llm = product(t * (c.num_hidden_layers * layer + d * c.vocab_size), through, speak)
-    llm += c.num_hidden_layers * product(2 * t * t * d, through, through)  # the whole square, causal or not
-    return {"vpm": batch * vpm, "resampler": batch * resampler + queries, "llm": batch * llm}
+    seen = [max(patches, default=0)] * len(patches) if config.vision.position == "released_2_5" else patches
+    views, tokens = len(patches), len(patches) * config.resampler.num_queries + text
+    squares, padding = sum(length**2 for length in seen), sum(seen) - sum(patches)
+    load = Load(tokens, tokens, tokens**2, views, sum(patches), squares, padding)
+    return flops_by_part(config, Load(*(batch * count for count in load)), trains)
 
 
 def stage_flops(version: str, stage: Stage) -> float:
@@ -218,9 +207,6 @@ def patches_of(config: MiniCPMVConfig, slices: int) -> list[int]:
 
 def step(model, slices: int, text: int, trains, batch: int = 1) -> None:
     """One step, forward and backward, on zeros. Works on the meta device, too."""
-    import torch
-    import torch.nn.functional as F
-
     plan, like = plan_of(model.config, slices), model.resampler.query
     for part in EVERYTHING:
         getattr(model, part).requires_grad_(part in trains)
@@ -239,11 +225,6 @@ def step(model, slices: int, text: int, trains, batch: int = 1) -> None:
 
 def counted(config: MiniCPMVConfig, slices: int, text: int, trains, batch: int = 1) -> int:
     """The operations of a step as PyTorch counts them, on the meta device: attention is plain products there."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from minicpmv_ref.model import MiniCPMV
-
     with torch.device("meta"):
         model = MiniCPMV(config)
     with FlopCounterMode(display=False) as counter:
@@ -266,8 +247,6 @@ def cpu_seconds(calls: dict, rounds: int) -> dict[str, list[float]]:
 
 def measure(rounds: int = ROUNDS) -> dict:
     """Everything that the page needs a clock for."""
-    import torch
-
     torch.set_num_threads(1)
     found = {"rounds": rounds, "batch": BATCH, "text": TEXT, "counted": measure_counts()}
     found |= {"steps": measure_steps(rounds), "pictures": measure_pictures(rounds)}
@@ -286,10 +265,6 @@ def measure_counts() -> list[dict]:
 
 def measure_steps(rounds: int) -> dict:
     """CPU seconds of passes and of AdamW by size, of passes by slices, and of nano x 2 by freezing pattern."""
-    import torch
-
-    from minicpmv_ref.model import MiniCPMV
-
     models = {name: MiniCPMV.seeded(scaled(width)).train() for name, width in SIZES.items()}
     optimizers = {}
     for name, model in models.items():
@@ -312,10 +287,6 @@ def measure_steps(rounds: int) -> dict:
 
 def measure_pictures(rounds: int) -> dict[str, list[float]]:
     """CPU seconds of one picture of every stage: decode its JPEG, then slice and normalize."""
-    from PIL import Image
-
-    from minicpmv_ref.processor import load_image, normalize_views
-
     calls = {}
     for name, stage in STAGES.items():
         file = io.BytesIO()
@@ -333,9 +304,6 @@ def measure_pictures(rounds: int) -> dict[str, list[float]]:
 
 def measure_write(megabytes: int = 256) -> dict:
     """Seconds to write safetensors and to see them on the disk, by the clock on the wall."""
-    import torch
-    from safetensors.torch import save_file
-
     tensors, seconds = {"weights": torch.zeros(megabytes, 250_000)}, []
     (ROOT / "runs").mkdir(exist_ok=True)
     with TemporaryDirectory(dir=ROOT / "runs") as folder:  # on this disk, and git does not look there

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -48,14 +48,16 @@ class Load(NamedTuple):
     pairs: int  # tokens of a sample squared, summed: what attention meets
     views: int = 0  # that the ViT looks at
     patches: int = 0
-    patch_pairs: int = 0  # patches of a view squared, summed
+    patch_pairs: int = 0  # patches of a view, padding included, squared and summed
+    padding: int = 0  # patches that the released 2.5 adds to the shorter views; its ViT computes them, too
 
 
 def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
     """Count what a packed batch asks of the model.
 
     Args:
-        packed: from `pack_batch`. Empty pictures, of samples that are spelled in words, count nothing.
+        packed: from `pack_batch`. Empty pictures, of samples that are spelled in words, count nothing; neither does the
+            padding of 2.5.
         patch_size: pixels.
 
     Returns:
@@ -66,7 +68,7 @@ def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
         >>> from minicpmv_ref.learn.packing import pack_batch
         >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
         >>> load_of(pack_batch(Processor.from_pretrained("nano")([chat, chat]), [[0, 1]]))
-        Load(tokens=62, judged=10, pairs=1922, views=0, patches=0, patch_pairs=0)
+        Load(tokens=62, judged=10, pairs=1922, views=0, patches=0, patch_pairs=0, padding=0)
     """
     lengths = [end - start for borders in packed.borders for start, end in pairwise(borders)]
     views = [view for views in packed.images for view in views if view.ndim == 3]
@@ -77,6 +79,24 @@ def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
 
 
 def flops(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS) -> int:
+    """Count the FLOPs of one training step: the sum of `flops_by_part`.
+
+    Args:
+        config, load, learning: as for `flops_by_part`.
+
+    Returns:
+        FLOPs.
+
+    Example:
+        >>> from minicpmv_ref import nano
+        >>> load = Load(tokens=100, judged=10, pairs=10_000)
+        >>> flops(nano, load) / flops(nano, load, learning=())  # forward, and twice as much backward
+        3.0
+    """
+    return sum(flops_by_part(config, load, learning).values())
+
+
+def flops_by_part(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS) -> dict[str, int]:
     """Count the FLOPs of one training step: matrix products and attention, forward and backward.
 
     Norms, activations, rotary positions and the optimizer are left out, as usual. Attention counts in full, as
@@ -88,38 +108,45 @@ def flops(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS)
         learning: the parts that learn. A frozen part still passes the gradient on if a part before it learns.
 
     Returns:
-        FLOPs.
+        {"vpm": FLOPs, "resampler": FLOPs, "llm": FLOPs}
 
     Example:
         >>> from minicpmv_ref import nano
-        >>> load = Load(tokens=100, judged=10, pairs=10_000)
-        >>> flops(nano, load) / flops(nano, load, learning=())  # forward, and twice as much backward
-        3.0
+        >>> load = Load(tokens=100, judged=10, pairs=10_000, views=1, patches=64, patch_pairs=4096)
+        >>> forward, step = (flops_by_part(nano, load, parts) for parts in ([], ["resampler"]))
+        >>> {part: round(step[part] / forward[part], 1) for part in step}  # a frozen LLM still passes the gradient on
+        {'vpm': 1.0, 'resampler': 2.9, 'llm': 2.1}
 
     Source: Chowdhery et al., PaLM (2022), appendix B; checked against torch.utils.flop_counter.
     """
     v, r, c = config.vision, config.resampler, config.llm
-    d, e, w, kv = c.hidden_size, r.width, v.width, c.num_key_value_heads * c.head_width
-    sees, speaks = "vpm" in learning, "llm" in learning
-    bridges = "resampler" in learning and load.views > 0
-    sees = sees and load.views > 0
-    between, all_of_it = sees or bridges, sees or bridges or speaks
-    queries = load.views * r.num_queries
-    products = [  # (multiplications, does the left side have a gradient, does the right side)
-        (load.patches * 3 * v.patch_size**2 * w, False, sees),
-        (load.patches * v.layers * (4 * w * w + 2 * w * v.mlp_width), sees, sees),
-        (load.patch_pairs * v.layers * 2 * w, sees, sees),
-        (load.patches * w * e, sees, bridges),  # kv_proj
-        (load.patches * 2 * e * e, between, bridges),  # keys and values
-        ((load.views > 0) * r.num_queries * e * e, bridges, bridges),  # the queries are the same for all views
-        (load.patches * r.num_queries * e, bridges, between),  # queries meet keys
-        (load.patches * r.num_queries * e, between, between),  # weights meet values
-        (queries * 2 * e * e, between, bridges),  # out_proj and proj
-        (load.tokens * c.num_hidden_layers * (2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size), all_of_it, speaks),
-        (load.pairs * c.num_hidden_layers * 2 * d, all_of_it, all_of_it),
-        (load.judged * d * c.vocab_size, all_of_it, speaks),
-    ]
-    return sum(2 * count * (1 + left + right) for count, left, right in products)
+    w, e, d, kv = v.width, r.width, c.hidden_size, c.num_key_value_heads * c.head_width
+    sees, asks = (part in learning and load.views > 0 for part in ("vpm", "resampler"))
+    speaks = "llm" in learning
+    into, through = sees or asks, sees or asks or speaks  # is there a gradient behind the ViT, and is one in the LLM
+    seen, queries = load.patches + load.padding, load.views * r.num_queries
+    layer = 2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size
+    products = {  # (multiplications, does the left side have a gradient, does the right side)
+        "vpm": [
+            (seen * 3 * v.patch_size**2 * w, False, sees),  # pixels get no gradient
+            (seen * v.layers * (4 * w * w + 2 * w * v.mlp_width), sees, sees),
+            (load.patch_pairs * v.layers * 2 * w, sees, sees),
+        ],
+        "resampler": [
+            (load.patches * w * e, sees, asks),  # kv_proj
+            (load.patches * 2 * e * e, into, asks),  # keys and values
+            ((load.views > 0) * r.num_queries * e * e, asks, asks),  # the queries are the same for all views
+            (load.patches * r.num_queries * e, asks, into),  # queries meet keys
+            (load.patches * r.num_queries * e, into, into),  # weights meet values
+            (queries * 2 * e * e, into, asks),  # out_proj and proj
+        ],
+        "llm": [
+            (load.tokens * c.num_hidden_layers * layer, through, speaks),
+            (load.pairs * c.num_hidden_layers * 2 * d, through, through),
+            (load.judged * d * c.vocab_size, through, speaks),
+        ],
+    }
+    return {part: sum(2 * n * (1 + left + right) for n, left, right in rows) for part, rows in products.items()}
 
 
 def peak_of(card: str) -> float | None:
@@ -181,6 +208,11 @@ class Budget:
         forward = kept + self.accumulates * self.gradients
         back = self.copies + self.vision + self.gradients
         return always + max(forward, back, self.gradients + self.optimizer // 2)
+
+    def sharded(self, processes: int) -> Budget:
+        """What each of several processes needs that share out every tensor. What it borrows comes on top, by layers."""
+        shared = {name: getattr(self, name) // processes for name in ("weights", "gradients", "optimizer", "copies")}
+        return replace(self, **shared)
 
     def line(self, device: torch.device | str) -> str:
         """What the step needs and what the device has, in one line."""

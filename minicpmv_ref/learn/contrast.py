@@ -53,33 +53,45 @@ class Contrast(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
-    def vectors(self, samples: list[Sample], view: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode pictures and captions.
+    def inputs(self, samples: list[Sample], view: int | None = None) -> tuple:
+        """Turn samples into tensors. This needs no weights, so another process can do it.
 
         Args:
             samples: of one view each.
             view: side in pixels to which the pictures are scaled; None is the model's own.
 
         Returns:
-            Two Tensors (B, 128) of unit length.
+            (B views of 3 x H x W, token ids (B, T), their mask (B, T), keys that say which captions are the same).
         """
-        device = self.glances.device
         slicing = SliceConfig(view or self.slicing.scale_resolution, self.slicing.patch_size, max_slice_nums=1)
-        views = [normalize_views(s.image, plan_slices(s.image.size, slicing))[0].to(device) for s in samples]
-        keys, values = self.look(torch.stack(self.vpm(views))).chunk(2, dim=-1)  # (B, L, D) each
+        views = [normalize_views(s.image, plan_slices(s.image.size, slicing))[0] for s in samples]
+        texts = self.tokenizer([s.answer for s in samples], padding=True, padding_side="right", return_tensors="pt")
+        return views, texts.input_ids, texts.attention_mask, [sample.key for sample in samples]
+
+    def vectors(self, samples: list[Sample], view: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode pictures and captions: two Tensors (B, 128) of unit length."""
+        return self.encode(*self.inputs(samples, view)[:3])
+
+    def encode(self, views, ids, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from `inputs`."""
+        device = self.glances.device
+        ids, mask = ids.to(device), mask.to(device)
+        features = torch.stack(self.vpm([view.to(device) for view in views]))
+        keys, values = self.look(features).chunk(2, dim=-1)  # (B, L, D) each
         looks = (self.glances @ keys.mT / math.sqrt(keys.shape[-1])).softmax(dim=-1)  # (B, 4, L)
         image = self.image_vector(rearrange(looks @ values, "b g d -> b (g d)"))
 
-        texts = self.tokenizer([s.answer for s in samples], padding=True, padding_side="right", return_tensors="pt")
-        ids, mask = texts.input_ids.to(device), texts.attention_mask.to(device)
         x = self.text(self.words(ids) + self.places[: ids.shape[1]], src_key_padding_mask=mask == 0)
         text = self.text_vector((x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def forward(self, samples: list[Sample], view: int | None = None) -> torch.Tensor:
         """The sigmoid loss, a scalar: B * B yes/no questions. In training B counts the samples of all processes."""
-        image, text = self.vectors(samples, view)
-        image, text, keys = gather(image, text, keys=[sample.key for sample in samples])
+        return self.compare(*self.inputs(samples, view))
+
+    def compare(self, views, ids, mask, keys) -> torch.Tensor:
+        """The same from `inputs`."""
+        image, text, keys = gather(*self.encode(views, ids, mask), keys=keys)
         logits = image @ text.T * self.log_scale.exp() + self.bias
         # A small world repeats itself, so a caption may belong to two pictures of the batch.
         match = torch.tensor([[1.0 if a == b else -1.0 for b in keys] for a in keys], device=logits.device)

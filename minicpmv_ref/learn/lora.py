@@ -282,15 +282,48 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
         if has_lora(model):
             _take_off(model)
         raise ValueError(f"{folder / SETTINGS}: {error}") from error
+    try:
+        _set(model, tensors, folder)
+    except ValueError:
+        _take_off(model)
+        raise
+    return model
+
+
+def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
+    """Give the adapters that a model has the numbers of a saved one, as when a training goes on.
+
+    Args:
+        model: with adapters; changed in place, and only if nothing is wrong.
+        folder: from `save_lora`, of an adapter of the same kind.
+
+    Raises:
+        ValueError: a model without adapters, a damaged file, an adapter of another shape or kind.
+        OSError: a file is not there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> one, other = (add_lora(MiniCPMV.from_pretrained("nano"), rank=4, seed=seed) for seed in (0, 1))
+        >>> save_lora(one, folder)
+        >>> restore_lora(other, folder)
+        >>> name = "llm.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+        >>> torch.equal(one.get_parameter(name), other.get_parameter(name))
+        True
+    """
+    if not has_lora(model):
+        raise ValueError("the model has no adapters; load_lora puts saved ones onto it")
+    _set(model, _read_weights(Path(folder))[0], folder)
+
+
+def _set(model: MiniCPMV, tensors: dict[str, torch.Tensor], folder: str | os.PathLike) -> None:
     wanted = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:
-        _take_off(model)
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         what = f"{odd[0]} is {found.get(odd[0], 'missing')}, should be {wanted.get(odd[0], 'absent')}"
         raise ValueError(f"{folder} does not fit this model: {len(odd)} tensors are wrong; {what}")
     set_peft_model_state_dict(model, tensors)
-    return model
 
 
 # Fields of adapter_config.json that say what the adapter computes, and those that say where it came from. A file that

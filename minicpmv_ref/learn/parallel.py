@@ -149,16 +149,16 @@ class Learner(nn.Module):
 
     Args:
         model: a MiniCPMV.
-        objective: a function of (samples, step) that gives (loss, tokens, views, judged): the mean over `judged`
-            supervised tokens.
+        objective: from `objective_for`. Its `prepare(samples, step)` makes tensors, its `loss` makes of them (loss,
+            tokens, views, judged), where the loss is the mean over `judged` supervised tokens.
     """
 
     def __init__(self, model: MiniCPMV, objective):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, samples: list, step: int) -> tuple[torch.Tensor, int, int, int]:
-        return self.objective(samples, step)
+    def forward(self, prepared) -> tuple[torch.Tensor, int, int, int]:
+        return self.objective.loss(prepared)
 
 
 def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = False) -> nn.Module:
@@ -202,10 +202,8 @@ def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = F
 
 def backward(
     learner: nn.Module,
-    samples: Sequence,
-    step: int,
+    pieces: Sequence,
     world: World,
-    pieces: int = 1,
     half_precision: bool = False,
 ) -> tuple[float, int, int]:
     """Compute the loss of a global batch and leave its gradient in the parameters.
@@ -216,36 +214,33 @@ def backward(
 
     Args:
         learner: from `spread`; its gradients are None.
-        samples: this process's part of the batch.
-        step: passed on to the objective.
+        pieces: this process's part of the batch, prepared by the objective; as one piece, or in several, which go
+            forward and backward one after the other: less memory, the same gradient. A loss that compares all samples
+            with each other, as "contrast" does, takes one.
         world: from `join`.
-        pieces: so many forward and backward passes, one after the other, on as many parts of the samples: less memory,
-            the same gradient. A loss that compares all samples with each other, as "contrast" does, takes one.
         half_precision: True computes in bfloat16 where that is safe.
 
     Returns:
         (loss, tokens, views) of the global batch, the same in every process.
 
     Raises:
-        ValueError: fewer samples than pieces; nothing is supervised.
+        ValueError: nothing is supervised.
 
     Source: this project. Averaging means instead is the gradient accumulation bug that transformers had until 2024.
     """
-    if not 1 <= pieces <= len(samples):
-        raise ValueError(f"pieces must be from 1 to the {len(samples)} samples of a process, got {pieces}")
     device = next(learner.parameters()).device.type
     sums = [0.0, 0, 0, 0]
-    for piece in range(pieces):
+    for number, piece in enumerate(pieces, start=1):
         # DDP talks once a step, behind the last piece.
-        silent = isinstance(learner, DistributedDataParallel) and piece < pieces - 1
+        silent = isinstance(learner, DistributedDataParallel) and number < len(pieces)
         with learner.no_sync() if silent else nullcontext():
             with torch.autocast(device, torch.bfloat16, enabled=half_precision):
-                loss, tokens, views, judged = learner(samples[piece::pieces], step)
+                loss, tokens, views, judged = learner(piece)
             (loss * judged).backward()
         sums = [a + b for a, b in zip(sums, (loss.item() * judged, tokens, views, judged))]
     summed, tokens, views, judged = world.total(*sums)
     if not judged:
-        raise ValueError(f"step {step} has no supervised tokens")
+        raise ValueError("there are no supervised tokens")
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]
     # DDP and FSDP take the mean over processes of what we want the sum of.
     torch._foreach_mul_(gradients, world.size / judged)

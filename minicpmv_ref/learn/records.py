@@ -1,4 +1,4 @@
-"""Your own data: the JSON files of the official fine-tuning code, checked up front, as conversations and as training.
+"""Your own data: the JSON files of the official fine-tuning code, checked up front, as conversations.
 
     [{"id": "0",
       "image": "a.png",                             one picture, or {"<image_00>": "a.png", "<image_01>": "b.png"}
@@ -7,38 +7,27 @@
 
 Everything that can be wrong with a file is reported before training begins. The official code meets a bad record in
 the middle of training, logs "data fetch error" and silently takes another one at random: you never learn how much of
-your data it saw. Here a record is good and used, or bad and named. Left out: videos, system turns, URLs, JSON Lines.
+your data it saw. Here a record is good and used, or bad and named. `finetune.py` trains on the good ones.
+Left out: videos, system turns, URLs, JSON Lines.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..checkpoint import WEIGHTS
-from ..model import MiniCPMV
 from ..processor import Processor, load_image
 from ..prompt import MARKERS, SLOT
 from ..slicing import plan_slices
-from .packing import packed_loss
-from .parallel import ALONE
-from .saves import best_in, finish, saves_in
-from .stages import Stage, stage_named
-from .train import SAVES, Step, objective_for, train, train_stage
 
 ONE = "<image>"  # the placeholder where `image` is a path
 PLACEHOLDERS = re.compile(r"<image(?:_\d+)?>")
@@ -167,11 +156,8 @@ def read_records(
         record, flaws = _read(entry, root, pictures, looked)
         if name is not None and first_with.setdefault(name, number) != number:
             flaws.insert(0, ("id", f"record {first_with[name]} has the same id", "give each its own"))
-        if processor and not flaws:
-            try:
-                processor(record.messages)
-            except (OSError, ValueError) as error:
-                flaws.append(("", _reason(error), "mend it, or take the record out"))
+        if processor and not flaws and (flaw := misfit(record, processor)):
+            flaws.append(("", *flaw))
         problems += [Problem(number, name, *flaw) for flaw in flaws]
         if not flaws:
             records.append(record)
@@ -179,6 +165,15 @@ def read_records(
     if strict and problems:
         raise ValueError(report.text(5))
     return records, report
+
+
+def misfit(record: Record, processor: Processor) -> tuple[str, str] | None:
+    """Say why a processor cannot take a record, and how to mend that; None if it can."""
+    try:
+        processor(record.messages)
+    except (OSError, ValueError) as error:
+        return _reason(error), "mend it, or take the record out"
+    return None
 
 
 def _load(path: Path) -> tuple[list, list[Problem]]:
@@ -419,237 +414,3 @@ def _content(content: str, images: dict[str, Path]) -> str | list:
         if not last:
             parts.append(load_image(images[names[i]]))
     return parts
-
-
-# ---- 3. Training on records
-
-
-def sample_at(index: int, n: int, seed: int | str = 0) -> int:
-    """Say which of n records is the sample number `index` of a training, counted over all of its epochs.
-
-    The order depends on nothing but these three numbers: whoever resumes at sample 1000 sees what comes next.
-
-    Args:
-        index: from 0, without end.
-        n: records.
-        seed: of the order.
-
-    Returns:
-        The index of a record. Each epoch shows every record once, in an order of its own.
-
-    Raises:
-        ValueError: n below 1, or a negative index.
-
-    Example:
-        >>> [sample_at(i, 3) for i in range(6)]
-        [1, 2, 0, 2, 1, 0]
-    """
-    if n < 1 or index < 0:
-        raise ValueError(f"there must be a record, and index counts from 0; got {n=}, {index=}")
-    epoch, place = divmod(index, n)
-    return _shuffled(n, f"{seed}/{epoch}")[place]
-
-
-@lru_cache(maxsize=2)  # a batch may reach into the next epoch
-def _shuffled(n: int, seed: str) -> list[int]:
-    return random.Random(seed).sample(range(n), n)
-
-
-def fine_tune(
-    model: MiniCPMV,
-    processor: Processor,
-    records: Sequence[Record],
-    stage: Stage,
-    seed: int = 0,
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-    done: int = 0,
-    half_precision: bool | None = None,
-) -> Iterator[Step]:
-    """Train a model on records, in place, as `train` does on the synthetic world: every other step without image ids.
-
-    Args:
-        model, processor: they belong together. The parts that the stage does not name are frozen, and stay so.
-        records: from `read_records`. Their pictures are opened when their turn comes, again in each epoch.
-        stage: which parts learn and how fast, for how many steps of how many samples; its objective is "answer", and
-            its mixture is not read.
-        seed: of the order of the records.
-        optimizer: from `optimizer_for`, if you want to keep its state; None makes one.
-        done: steps that this model and this optimizer have behind them. The samples and the learning rate go on from
-            there, so a resumed run ends with the same weights as one that was never interrupted.
-        half_precision: True computes in bfloat16 where that is safe; None does so where the machine is faster then.
-
-    Yields:
-        A Step after each step, numbered from done + 1.
-
-    Raises:
-        ValueError: no records, another objective, a `done` that is not from 0 to the stage's steps; a record that is
-            too long for the model: it is named and never cut, for a cut may hit a picture or take all answers away.
-        FloatingPointError: the loss is not a finite number.
-
-    Example:
-        >>> from minicpmv_ref.config import BUNDLED
-        >>> from minicpmv_ref.learn.stages import start
-        >>> records, _ = read_records(BUNDLED.parent / "records" / "train.json")
-        >>> stage = Stage("mine", "answer", {"resampler": 1e-3}, mixture={}, steps=2, batch=2)
-        >>> [step.step for step in fine_tune(start(), Processor.from_pretrained("nano"), records, stage)]
-        [1, 2]
-    """
-    if stage.objective != "answer":
-        raise ValueError(f'records are trained with the objective "answer", got {stage.objective!r}')
-    if not records:
-        raise ValueError("there must be at least one record")
-    return train(
-        model,
-        processor,
-        stage,
-        seed,
-        samples=lambda number: records[sample_at(number, len(records), seed)],
-        optimizer=optimizer,
-        done=done,
-        half_precision=half_precision,
-    )
-
-
-def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], batch: int = 8) -> float:
-    """Compute the loss on records, such as those that the training does not see.
-
-    Args:
-        model, processor: they belong together.
-        records: at least one.
-        batch: records at a time; it changes memory and speed, not the result.
-
-    Returns:
-        Mean negative log-likelihood per supervised token of all records together, in nats.
-
-    Raises:
-        ValueError: no records, or a record that is too long for the model.
-    """
-    if not records:
-        raise ValueError("there must be at least one record")
-    objective = objective_for(model, processor, Stage("loss", "answer", {"llm": 0.0}, {}, steps=1))
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for begin in range(0, len(records), batch):
-            packed, _ = objective.packed(records[begin : begin + batch], step=0)
-            supervised = int((packed.labels != -100).sum())
-            total += packed_loss(model, packed).item() * supervised  # batches do not have equally many
-            count += supervised
-    return total / count
-
-
-# ---- 4. The command
-
-
-def train_on(
-    data: str | os.PathLike,
-    checkpoint: str | os.PathLike,
-    out: str | os.PathLike,
-    held_out: str | os.PathLike | None = None,
-    *,
-    steps: int = 40,
-    batch: int = 8,
-    rate: float = 0.03,
-    root: str | os.PathLike | None = None,
-    strict: bool = False,
-    seed: int = 0,
-    device: str = "cpu",
-    report=print,
-    progress: bool = True,
-    **how,
-) -> dict:
-    """Fine-tune a checkpoint on a file of records; what was cut off goes on from its last save.
-
-    Args:
-        data: the JSON file, checked before anything else happens.
-        checkpoint: a folder, or "nano".
-        out: where to write: the checkpoint, metrics.jsonl, and saves while it trains.
-        held_out: a JSON file that is only measured, before, after, and at each save.
-        steps, batch: optimizer steps, and records of each. All parts learn.
-        rate: factor on the learning rates of the stage "sft-2". That stage ended at 0.02, and a trained model forgets
-            at more than a few hundredths; random weights want 1.
-        root: where picture paths start, as for `read_records`.
-        strict: True refuses a file with any problem; False skips bad records and says how many.
-        seed: of the order of the records.
-        device: "cpu" or "cuda".
-        report, progress: as for `run`.
-        how: `world`, `pieces`, `checkpointing` and `compiled`, as for `train_stage`.
-
-    Returns:
-        {"stage": "records", "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}.
-
-    Raises:
-        ValueError: no good record; with `strict`, any problem; fewer than one step or record, or a rate that is not
-            above 0; a save in `out` that is of another training.
-        OSError: a file cannot be read or written; `out` holds a checkpoint already.
-        FloatingPointError, Stopped: as for `train_stage`.
-
-    Source: finetune/finetune.py of OpenBMB/MiniCPM-V. Three differences: its script for full fine-tuning leaves the LLM
-    frozen (tune_llm is false in it); it cuts long conversations, which may take away all answers or half a picture;
-    and its rates are those of a large model. For those of the data see `messages`.
-    """
-    if steps < 1 or batch < 1:
-        raise ValueError(f"there must be at least one step and one record in it, got {steps=}, {batch=}")
-    if not 0 < rate < math.inf:
-        raise ValueError(f"rate must be a number above 0, got {rate}")
-    out = Path(out)
-    if (out / WEIGHTS).is_file():
-        raise FileExistsError(f"{out} holds a checkpoint already; write somewhere else")
-    processor = Processor.from_pretrained(checkpoint)
-    options = {"root": root, "processor": processor, "strict": strict}
-    records = _good_records(data, report, **options)
-    tests = _good_records(held_out, report, **options) if held_out else []
-    if known := {_content_of(record) for record in records} & {_content_of(record) for record in tests}:
-        report(f"{len(known)} of the held-out records are in the training data, too: their loss says little")
-    model = MiniCPMV.from_pretrained(checkpoint).float().to(device)
-    rates = {part: rate * highest for part, highest in stage_named("sft-2").rates.items()}
-    stage = Stage("records", "answer", rates, mixture={}, steps=steps, batch=batch)
-    out.mkdir(parents=True, exist_ok=True)
-    result = train_stage(
-        model,
-        processor,
-        stage,
-        out / SAVES,
-        out / "metrics.jsonl",
-        held_out=(lambda _: loss_on(model, processor, tests)) if tests else None,
-        samples=lambda number: records[sample_at(number, len(records), seed)],
-        seed=seed,
-        settings={"from": os.fspath(checkpoint), "data": fingerprint(records), "held_out": fingerprint(tests)},
-        report=report,
-        progress=progress,
-        **how,
-    )
-    if how.get("world", ALONE).rank > 0:
-        return result  # the first process writes
-    last, best = saves_in(out / SAVES)[-1], best_in(out / SAVES)
-    better = best is not None and best != last
-    if better:
-        report(f"the held-out loss was lowest in {best}, which is kept: a checkpoint like the one in {out}")
-    finish(out, model, processor, out / SAVES, best=better)
-    return result
-
-
-def fingerprint(records: Sequence[Record]) -> str:
-    """Tell lists of records apart: by ids, texts, and names and sizes in bytes of their pictures.
-
-    Example:
-        >>> fingerprint([]) == fingerprint([]) != fingerprint([Record("0", {}, (("user", "Hi"),))])
-        True
-    """
-    digest = hashlib.sha256()
-    for record in records:
-        pictures = [(name, path.name, path.stat().st_size) for name, path in record.images.items()]
-        digest.update(repr((record.id, pictures, record.turns)).encode())
-    return digest.hexdigest()
-
-
-def _good_records(path, report, **options) -> list[Record]:
-    records, found = read_records(path, **options)
-    report(found.text())
-    if not records:
-        raise ValueError(f"{path} holds no good record")
-    return records
-
-
-def _content_of(record: Record) -> tuple:
-    return tuple((name, path.resolve()) for name, path in record.images.items()), record.turns

@@ -2,6 +2,7 @@
 
     saves/step-000120/
         config.json, model.safetensors, tokenizer.json, ...   a checkpoint like any other: ask it, or train from it
+                                                              (of LoRA the adapter alone: `load_lora` onto the base)
         training.safetensors                                  state of the optimizer and of the random numbers
         training.json                                         step, held-out loss, and what is trained on what
 
@@ -103,7 +104,12 @@ def write_save(
     draft = folder / f".{path.name}.part"
     try:
         _clear(folder)
-        model.save_pretrained(draft)
+        if hasattr(model, "peft_config"):
+            from .lora import save_lora  # peft takes seconds to import
+
+            save_lora(model, draft)
+        else:
+            model.save_pretrained(draft)
         processor.save_pretrained(draft)
         save_file(_state(model, optimizer, objective), draft / STATE)
         data = {"step": step, "held_out": held_out, "settings": settings or {}, "notes": notes or {}}
@@ -153,16 +159,22 @@ def read_save(
         raise ValueError(
             f"{path} belongs to another training: {'; '.join(changed)}. Go on with what was, or write somewhere else"
         )
+    adapters = hasattr(model, "peft_config")
     try:
-        weights, tensors = load_file(path / WEIGHTS), load_file(path / STATE)
+        weights, tensors = {} if adapters else load_file(path / WEIGHTS), load_file(path / STATE)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; if you remove it, the save before it counts") from error
-    if model.config.llm.tie_word_embeddings:
-        weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is of another model: {error}") from error
+    if adapters:
+        from .lora import restore_lora
+
+        restore_lora(model, path)
+    else:
+        if model.config.llm.tie_word_embeddings:
+            weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"]
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is of another model: {error}") from error
 
     names = _names(model, objective)
     learning = [p for group in optimizer.param_groups for p in group["params"]]

@@ -35,7 +35,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ..checkpoint import replacing
 from ..config import read_json
-from .records import ONE, Problem, Record, Report
+from ..processor import Processor
+from .records import ONE, Problem, Record, Report, misfit
 
 INDEX = "index.json"
 MEND = "copy or download the shard again, or write it anew"
@@ -134,11 +135,12 @@ def _checksum(entry: dict, pictures: dict[str, bytes]) -> int:
 # ---- 2. Reading
 
 
-def open_shards(folder: str | os.PathLike) -> tuple[Shards, Report]:
+def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -> tuple[Shards, Report]:
     """Read all shards once, and leave out what is damaged.
 
     Args:
         folder: from `write_shards`.
+        processor: of the model that you train, as for `read_records`; it leaves out records that are too long for it.
 
     Returns:
         (the good records, Report). A file that breaks off, or a name inside of it that cannot be read, takes along what
@@ -166,8 +168,12 @@ def open_shards(folder: str | os.PathLike) -> tuple[Shards, Report]:
     good, problems, first = {}, [], 0
     for name, n in tqdm(counts.items(), folder.name, disable=None, leave=False, delay=2):
         records, flaws = _read_shard(folder / name, first, n)
-        good[name] = (first, n, tuple(records))
         problems += [Problem(number, None, name, what, MEND) for number, what in sorted(flaws.items())]
+        for number, record in list(records.items()) if processor else ():
+            if flaw := misfit(record, processor):
+                problems.append(Problem(number, record.id, name, *flaw))
+                del records[number]
+        good[name] = (first, n, tuple(records))
         first += n
     report = Report(folder, first, tuple(problems))
     if report.skipped == report.total:
@@ -255,13 +261,15 @@ class Shards(Sequence):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Record:
-        """A record, in the order of the files.
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """A record, or a list of them, in the order of the files.
 
         Raises:
             ValueError: it was damaged since the shards were opened.
             OSError: the shard has gone.
         """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         name, number = self._places[index]
         record = self._read(name).get(number)
         if record is None:

@@ -195,12 +195,17 @@ def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
     Returns:
         The parameters that learn.
 
+    Raises:
+        ValueError: the model has LoRA adapters, which say by themselves what learns.
+
     Example:
         >>> model = MiniCPMV.seeded(nano)
         >>> learning = freeze(model, stage_named("stage-1"))
         >>> sum(p.numel() for p in learning) == sum(p.numel() for p in model.resampler.parameters())
         True
     """
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model has adapters: lora_optimizer knows what learns; or merge_lora before")
     for part in PARTS:
         for name, parameter in getattr(model, part).named_parameters():
             parameter.requires_grad_(part in stage.rates and name != "pos_embed")  # 2.0's pos_embed is a constant

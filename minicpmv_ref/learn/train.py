@@ -1,8 +1,9 @@
 """Training: one loop for every stage, and the command that runs the stages one after the other.
 
 A step draws fresh samples from the world, packs them, and takes one AdamW step. There is no data set, so there are no
-epochs; your own data comes from `records.py` and goes through the same loop. What is learned where stands in
-`stages.py`, how nothing is lost in `saves.py`, what several processes share in `parallel.py`.
+epochs; your own data comes from `finetune.py` and goes through the same loop. What is learned where stands in
+`stages.py`, how nothing is lost in `saves.py`, what several processes share in `parallel.py`, and how the next steps
+are prepared while this one computes in `loader.py`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from torch import nn
 
 from ..checkpoint import WEIGHTS, replacing
 from ..model import MiniCPMV
-from ..processor import Processor
+from ..processor import Batch, Processor
 from ..prompt import answer_labels, image_bounds, image_layout
 from ..slicing import plan_slices
-from .budget import budget, checkpointed, compile_layers
+from .budget import budget, checkpointed, compile_layers, flops, load_of, mfu, peak_of
 from .contrast import Contrast
 from .data import Sample, blind, numbered, spell
 from .evaluate import evaluate
+from .loader import Coming, prepared
 from .packing import PackedBatch, pack, pack_batch, packed_loss, sample_lengths
-from .parallel import ALONE, Learner, World, backward, spread, whole
+from .parallel import ALONE, Learner, World, backward, load_optimizer, spread, unshard, whole
 from .saves import Stopped, finish, read_save, saves_in, wait_for_step, write_save
 from .stages import PARTS, STAGES, Profile, Stage, freeze, scaled, start
 
@@ -51,6 +53,7 @@ class Step(NamedTuple):
     tokens: int  # of all samples, visual ones included
     views: int  # pictures and slices that were encoded
     seconds: float  # since the stage began
+    flops: int = 0  # of this process; 0 where they are not counted
 
 
 def train(
@@ -67,6 +70,7 @@ def train(
     world: World = ALONE,
     learner: nn.Module | None = None,
     pieces: int = 1,
+    workers: int = 0,
 ) -> Iterator[Step]:
     """Train a model for one stage, in place.
 
@@ -85,12 +89,14 @@ def train(
         world: from `join`, if several processes train together: each takes its share of every step's samples.
         learner: from `spread`, on this model and this objective; None replicates.
         pieces: compute the samples of a step in so many parts, one after the other, to save memory.
+        workers: processes that draw and slice the next steps' samples while this step computes; 0 does it in between.
 
     Yields:
         A Step after each step, numbered from done + 1. You may stop at any time.
 
     Raises:
-        ValueError: a `done` that is not from 0 to the stage's steps; a sample that is too long for the model.
+        ValueError: a `done` that is not from 0 to the stage's steps; fewer samples than pieces or processes; workers
+            on a system that cannot fork; a sample that is too long for the model.
         FloatingPointError: the loss or its gradient is not finite. The weights are still those before that step.
 
     Example:
@@ -112,24 +118,25 @@ def train(
     learner = learner or spread(Learner(model, objective), world)
     if stage.objective == "contrast":
         pieces = 1  # it compares all samples with each other
-    # A generator would raise only at its first step, so the check stands outside of it.
-    return _steps(model, stage, learner, samples, optimizer, done, half_precision, world, pieces)
+    # A generator would raise only at its first step, so the checks stand outside of it.
+    coming = Coming(objective, samples, stage.batch, world, pieces)
+    steps = prepared(coming, range(done + 1, stage.steps + 1), workers)
+    return _steps(model, stage, objective, learner, steps, optimizer, half_precision, world)
 
 
-def _steps(model, stage, learner, samples, optimizer, done, half_precision, world, pieces) -> Iterator[Step]:
+def _steps(model, stage, objective, learner, steps, optimizer, half_precision, world) -> Iterator[Step]:
     device = model.resampler.query.device
     if half_precision is None:
         half_precision = fast_bfloat16(device)
     learning = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
     began = time.perf_counter()
-    for step in range(done + 1, stage.steps + 1):
-        numbers = world.share(range((step - 1) * stage.batch, step * stage.batch))
-        batch = [samples(number) for number in numbers]
-        names = ", ".join(str(getattr(sample, "id", number)) for sample, number in zip(batch, numbers))
+    for step, names, pieces in steps:
         optimizer.zero_grad(set_to_none=True)
         try:
-            loss, tokens, views = backward(learner, batch, step, world, pieces, half_precision)
+            if isinstance(pieces, Exception):
+                raise pieces
+            loss, tokens, views = backward(learner, pieces, world, half_precision)
         except ValueError as error:
             raise ValueError(f"{stage.name}, step {step}, one of the samples {names}: {error}") from error
         norm = whole(nn.utils.clip_grad_norm_(learning, 1.0))
@@ -140,7 +147,8 @@ def _steps(model, stage, learner, samples, optimizer, done, half_precision, worl
         for group in optimizer.param_groups:
             group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
         optimizer.step()
-        yield Step(step, loss, rate, tokens, views, time.perf_counter() - began)
+        flops = sum(map(objective.flops, pieces))
+        yield Step(step, loss, rate, tokens, views, time.perf_counter() - began, flops)
     model.eval()
 
 
@@ -185,40 +193,57 @@ def fast_bfloat16(device: torch.device) -> bool:
     return bool(supported())
 
 
-# ---- one objective each: samples in, (loss, tokens, views, supervised tokens) out
+# ---- one objective each: samples become tensors in `prepare`, without the model; these become in `loss`
+# (loss, tokens, views, supervised tokens). Called, it does both.
 
 
 class _Answer:
     """Predict the answers."""
 
     def __init__(self, model: MiniCPMV, processor: Processor, stage: Stage):
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.stage = model, processor, stage
         self.view = model.config.slicing.scale_resolution  # side in pixels of what the world draws
         if stage.half:
             slicing = processor.config.slicing
             slicing = replace(slicing, scale_resolution=slicing.scale_resolution // 2, max_slice_nums=1)
             self.processor = Processor(processor.tokenizer, replace(processor.config, slicing=slicing))
 
-    def __call__(self, samples: list[Sample], step: int):
-        packed, samples = self.packed(samples, step)
-        return packed_loss(self.model, packed, self.visual(samples)), *_sizes(packed)
+    def __call__(self, samples: Sequence[Sample], step: int):
+        return self.loss(self.prepare(samples, step))
 
-    def packed(self, samples: list[Sample], step: int) -> tuple[PackedBatch, list[Sample]]:
-        # llama.cpp writes no <image_id>, the official code does: every other step learns without.
-        batch = self.processor([sample.messages for sample in samples], use_image_id=step % 2 == 0)
+    def prepare(self, samples: Sequence[Sample], step: int) -> tuple[PackedBatch, tuple | None]:
+        """A packed batch, and what says its pictures in words; None: the model looks at them."""
+        batch = self.batch(samples, step)
         lengths = sample_lengths(batch)
         (row,) = pack(lengths, sum(lengths))  # all in one row, equal lengths side by side
-        return pack_batch(batch, [row]).to(self.model.resampler.query.device), [samples[i] for i in row]
+        return pack_batch(batch, [row]), self.words([samples[i] for i in row])
 
-    def visual(self, samples: list[Sample]):
-        return None  # the model looks at the pictures
+    def batch(self, samples: Sequence[Sample], step: int) -> Batch:
+        # llama.cpp writes no <image_id>, the official code does: every other step learns without.
+        return self.processor([sample.messages for sample in samples], use_image_id=step % 2 == 0)
+
+    def words(self, samples: Sequence[Sample]) -> tuple | None:
+        return None
+
+    def loss(self, prepared):
+        packed, words = prepared
+        visual = None if words is None else say(self.model, *words)
+        tokens, views = sum(row[-1] for row in packed.borders), sum(map(len, packed.images))
+        judged = int((packed.labels != -100).sum())
+        return packed_loss(self.model, packed.to(self.model.resampler.query.device), visual), tokens, views, judged
+
+    def flops(self, prepared) -> int:
+        if hasattr(self.model, "peft_config"):
+            return 0  # adapters are not counted
+        config = self.model.config
+        return flops(config, load_of(prepared[0], config.slicing.patch_size), self.stage.rates)
 
 
 class _Spelled(_Answer):
     """Predict the answers from pictures that are spelled in words. The ViT does not run at all."""
 
-    def visual(self, samples: list[Sample]) -> torch.Tensor:
-        return spelled_tokens(self.model, self.processor, samples)
+    def words(self, samples: Sequence[Sample]) -> tuple:
+        return spelled_words(self.processor, samples)
 
 
 class _Raw(_Spelled):
@@ -228,11 +253,8 @@ class _Raw(_Spelled):
     looking things up is learned many times sooner than inside the chat template.
     """
 
-    def packed(self, samples: list[Sample], step: int) -> tuple[PackedBatch, list[Sample]]:
-        batch = self.processor.collate([self._line_by_line(sample, step) for sample in samples])
-        lengths = sample_lengths(batch)
-        (row,) = pack(lengths, sum(lengths))
-        return pack_batch(batch, [row]).to(self.model.resampler.query.device), [samples[i] for i in row]
+    def batch(self, samples: Sequence[Sample], step: int) -> Batch:
+        return self.processor.collate([self._line_by_line(sample, step) for sample in samples])
 
     def _line_by_line(self, sample: Sample, step: int) -> dict:
         config, tokenizer = self.processor.config, self.processor.tokenizer
@@ -264,7 +286,11 @@ def spelled_tokens(model: MiniCPMV, processor: Processor, samples: Sequence[Samp
     Returns:
         Tensor (B, 16, D): for all views of all samples, the sums of the embeddings of each slot's words.
     """
-    table = model.llm.get_input_embeddings()
+    return say(model, *spelled_words(processor, samples))
+
+
+def spelled_words(processor: Processor, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token ids of all slots' words in one row, and where each slot starts in it."""
     slots = [slot for sample in samples for view in spell(sample) for slot in view]
     ids = {word: processor.tokenizer(word, add_special_tokens=False).input_ids for slot in set(slots) for word in slot}
     split = [word for word, tokens in ids.items() if len(tokens) != 1]
@@ -274,8 +300,14 @@ def spelled_tokens(model: MiniCPMV, processor: Processor, samples: Sequence[Samp
     for slot in slots:
         tokens += [ids[word][0] for word in slot]
         ends.append(len(tokens))
-    tokens, starts = (torch.tensor(x, device=table.weight.device) for x in (tokens, ends[:-1]))
-    return F.embedding_bag(tokens, table.weight, starts, mode="sum").unflatten(0, (-1, 16))
+    return torch.tensor(tokens), torch.tensor(ends[:-1])
+
+
+def say(model: MiniCPMV, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Add up the embeddings of each slot's words."""
+    table = model.llm.get_input_embeddings().weight
+    tokens, starts = tokens.to(table.device), starts.to(table.device)
+    return F.embedding_bag(tokens, table, starts, mode="sum").unflatten(0, (-1, 16))
 
 
 class _Contrast(Contrast):
@@ -286,24 +318,27 @@ class _Contrast(Contrast):
         self.view = self.slicing.scale_resolution
         self.to(model.resampler.query.device)
 
-    def __call__(self, samples: list[Sample], step: int):
-        view = self.slicing.scale_resolution // (1 + step % 2)
-        return super().__call__(samples, view), 0, len(samples), 1
+    def forward(self, samples: Sequence[Sample], step: int):
+        return self.loss(self.prepare(samples, step))
+
+    def prepare(self, samples: Sequence[Sample], step: int) -> tuple:
+        return self.inputs(samples, self.slicing.scale_resolution // (1 + step % 2))
+
+    def loss(self, prepared):
+        return self.compare(*prepared), 0, len(prepared[0]), 1
+
+    def flops(self, prepared) -> int:
+        return 0  # the scaffolding is none of the model
 
 
 def objective_for(model: MiniCPMV, processor: Processor, stage: Stage):
-    """Build what a stage minimizes: a function of (samples, step) that gives (loss, tokens, views, judged).
+    """Build what a stage minimizes: called with (samples, step), it gives (loss, tokens, views, judged).
 
     The loss is a mean over the judged, the supervised tokens; "contrast" counts its whole batch as one.
     """
     return {"answer": _Answer, "spelled": _Spelled, "raw": _Raw, "contrast": _Contrast}[stage.objective](
         model, processor, stage
     )
-
-
-def _sizes(packed: PackedBatch) -> tuple[int, int, int]:
-    judged = int((packed.labels != -100).sum())
-    return sum(row[-1] for row in packed.borders), sum(len(views) for views in packed.images), judged
 
 
 def held_out_loss(objective, stage: Stage, n: int = 64, seed: int = 0) -> float:
@@ -351,7 +386,7 @@ def run(
         device: "cpu" or "cuda".
         report: takes one line of text at a time.
         progress: show a bar.
-        options: `world`, `pieces`, `checkpointing` and `compiled`, as for `train_stage`.
+        options: `world`, `shard`, `pieces`, `workers`, `checkpointing` and `compiled`, as for `train_stage`.
 
     Returns:
         The trained model.
@@ -393,6 +428,7 @@ def run(
             progress=progress,
             **options,
         )
+        model = unshard(model)
         if world.rank > 0:
             continue
         if stage.objective == "answer":
@@ -412,27 +448,35 @@ def train_stage(
     *,
     held_out: Callable | None = None,
     samples: Callable[[int], Sample] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    sparse: bool = False,
     seed: int = 0,
     settings: dict | None = None,
     every: int | None = None,
     report=print,
     progress: bool = True,
     world: World = ALONE,
+    shard: bool = False,
     pieces: int = 1,
+    workers: int = 0,
     checkpointing: bool = False,
     compiled: bool = False,
 ) -> dict:
     """Train one stage so that nothing is lost: it goes on from its last save, and saves again and again.
 
     Args:
-        model, processor, stage, samples, seed: as for `train`.
+        model, processor, stage, samples, optimizer, seed: as for `train`.
         saves: the folder of its saves; they stay there.
         log: the JSONL file of its metrics; other stages may have written to it before.
         held_out: from the objective to its held-out loss, which is asked for at each save.
+        sparse: True where samples may have no picture, as in data of your own.
         settings: what else must be the same for a training that goes on, the data for example.
         every: steps from one save to the next; None is a tenth of all steps, and ten at least.
         report, progress: as for `run`.
-        world, pieces: as for `train`. The first process alone writes; it needs the folder, the others read it.
+        world, pieces, workers: as for `train`. The first process alone writes; it needs the folder, the others read it.
+        shard: True lets each process hold a part of each tensor, see `parallel.spread`; at a save all of them build the
+            whole model once. Behind it the model is sharded, and `unshard` makes a whole one of it. "contrast" trains
+            the ViT alone and always replicates.
         checkpointing: compute each layer twice, see `budget.checkpointed`.
         compiled: let torch.compile fuse what it can, see `budget.compile_layers`; the first steps take long.
 
@@ -461,23 +505,35 @@ def train_stage(
     from tqdm import tqdm
 
     learning = ", ".join(part for part in PARTS if part in stage.rates)
+    if optimizer:
+        learning = f"{sum(p.numel() for group in optimizer.param_groups for p in group['params']):,} parameters"
     report(f"{stage.name}: {learning} for {stage.steps} steps of {stage.batch} samples")
     torch.manual_seed(seed)
+    shard = shard and stage.objective != "contrast"
     objective = objective_for(model, processor, stage)
-    optimizer = optimizer_for(model, stage, objective)
+    optimizer = optimizer or optimizer_for(model, stage, objective)
     if compiled:
         compile_layers(model)
     settings = {"stage": asdict(stage), "seed": seed, **(settings or {})}
     state: dict = {"seconds": 0.0, "row": 0.0, "recent": []}  # all seconds, those at the last row, steps since then
     done = 0
 
-    def measured() -> float | None:
+    def whole_now():
+        """Model, optimizer and objective as one process would have them; all processes must call this together."""
+        if not shard:
+            return model, optimizer, objective
+        plain = unshard(model)
+        its_optimizer = optimizer_for(plain, stage)
+        its_optimizer.load_state_dict(whole(optimizer.state_dict()))
+        return plain, its_optimizer, objective_for(plain, processor, stage)
+
+    def measured(model, objective) -> float | None:
         model.eval()  # no dropout, should there be any
         loss = held_out(objective) if held_out else None
         model.train()
         return loss
 
-    def save(held_out: float | None = None) -> Path:
+    def save(model, optimizer, objective, held_out: float | None = None) -> Path:
         if world.rank > 0:
             return saves
         options = {"settings": settings, "notes": state, "held_out": held_out}
@@ -487,7 +543,7 @@ def train_stage(
         done, state = read_save(found[-1], model, optimizer, objective, settings)
         report(f"{stage.name}: goes on after step {done}, from {found[-1]}")
     else:
-        state["before"] = state["after"] = measured()
+        state["before"] = state["after"] = measured(model, objective)
     log.parent.mkdir(parents=True, exist_ok=True)
     if world.rank == 0:
         _forget(log, stage.name, done)
@@ -496,39 +552,49 @@ def train_stage(
     sample = samples or draw_samples(stage, seed, "train", objective.view)
     probe = [sample(number) for number in range(min(8, stage.batch))]
     device = model.resampler.query.device
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     share = math.ceil(stage.batch / world.size)
-    report(budget(model, objective, probe, share, pieces, fast_bfloat16(device), checkpointing).line(device))
-    # Records of your own may lack pictures.
-    learner = spread(Learner(model, objective), world, sparse=samples is not None)
-    given = dict(objective=objective, samples=sample, optimizer=optimizer, done=done)
-    steps = train(model, processor, stage, seed, **given, world=world, learner=learner, pieces=pieces)
+    need = budget(model, objective, probe, share, pieces, fast_bfloat16(device), checkpointing)
+    report((need.sharded(world.size) if shard else need).line(device))
+    learner = spread(Learner(model, objective), world, shard, sparse)
+    if shard:  # its parameters are new ones
+        unsharded, optimizer = optimizer, optimizer_for(model, stage)
+        load_optimizer(optimizer, unsharded.state_dict())
+        del unsharded
+    given = dict(objective=objective, samples=sample, optimizer=optimizer, done=done, pieces=pieces, workers=workers)
+    steps = train(model, processor, stage, seed, **given, world=world, learner=learner)
     thrift = checkpointed(model) if checkpointing else nullcontext()
     bar = tqdm(total=stage.steps, initial=done, disable=not progress, unit="step")
     with thrift, wait_for_step() as caught, bar:
         while done < stage.steps:
             try:
                 step = next(steps)
-            except (FloatingPointError, ValueError, OSError):
-                report(f"{stage.name}: the state after step {done} is saved in {save()}")
+            except (FloatingPointError, ValueError, OSError) as error:
+                # A bad sample is one process's own trouble, and it cannot gather what is sharded by itself.
+                if not shard or isinstance(error, FloatingPointError):
+                    report(f"{stage.name}: the state after step {done} is saved in {save(*whole_now())}")
                 raise
             done, state["seconds"] = step.step, earlier + step.seconds - breaks
             began = time.perf_counter()
-            state["recent"].append((step.loss, step.tokens, step.views))
+            state["recent"].append((step.loss, step.tokens, step.views, step.flops))
             bar.update()
+            stopping = world.total(len(caught))[0] > 0  # all stop after the same step, or some would wait for ever
             saving = done % every == 0 or done == stage.steps
             if saving:
-                state["after"] = measured()
+                now = whole_now()
+                state["after"] = measured(now[0], now[2])
             if saving or done % max(1, stage.steps // 50) == 0:
-                row = _row(stage, step, state)
+                row = _row(stage, step, state, peak)
                 # Before the save: a row that the save does not know is forgotten, one that is missing would stay so.
                 if world.rank == 0:
                     _append(log, row | ({"held_out": state["after"]} if saving else {}))
                 bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}")
                 state |= {"row": state["seconds"], "recent": []}
             if saving:
-                save(state["after"])
-            if world.total(len(caught))[0]:  # all stop after the same step, or some would wait for ever
-                raise Stopped((caught or [signal.SIGTERM])[0], done, save())
+                save(*now, state["after"])
+                del now
+            if stopping:
+                raise Stopped((caught or [signal.SIGTERM])[0], done, save(*whole_now()))
             breaks += time.perf_counter() - began
     model.eval()
     before, after, seconds = state["before"], state["after"], state["seconds"]
@@ -537,11 +603,11 @@ def train_stage(
     return {"stage": stage.name, "held_out_before": before, "held_out_after": after, "seconds": seconds}
 
 
-def _row(stage: Stage, step: Step, state: dict) -> dict:
+def _row(stage: Stage, step: Step, state: dict, peak: float | None) -> dict:
     """One row of the log: means over the steps since the row before it."""
-    loss, tokens, views = (sum(each) for each in zip(*state["recent"]))
+    loss, tokens, views, flops = (sum(each) for each in zip(*state["recent"]))
     seconds = state["seconds"] - state["row"]
-    return {
+    row = {
         "stage": stage.name,
         "step": step.step,
         "loss": loss / len(state["recent"]),
@@ -550,6 +616,9 @@ def _row(stage: Stage, step: Step, state: dict) -> dict:
         "views_per_s": views / seconds,
         "seconds": state["seconds"],
     }
+    if flops:
+        row["tflops_per_s"] = flops / seconds / 1e12
+    return row | ({"mfu": mfu(flops, seconds, peak)} if flops and peak else {})
 
 
 def _append(log: Path, row: dict) -> None:

@@ -1,0 +1,96 @@
+"""The next steps' samples, drawn, sliced and packed while this step computes.
+
+A GPU takes a step of the larger model in less time than one CPU core needs to draw and slice its pictures. So worker
+processes do that ahead of time, through torch's DataLoader. What comes out is the same to the last bit, whatever their
+number: sample number i is sample number i, whoever draws it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+
+from .data import Sample
+from .parallel import World
+
+
+@dataclass(frozen=True)
+class Coming:
+    """The steps of a training as a list: coming[step], from 1, is what this process computes in that step.
+
+    Args:
+        objective: from `objective_for`; its `prepare` makes tensors of samples.
+        samples: from a number to the sample that is shown there.
+        batch: samples of a step, of all processes.
+        world: from `join`.
+        pieces: so many parts, which are computed one after the other.
+
+    Raises:
+        ValueError: fewer samples than pieces.
+    """
+
+    objective: Callable
+    samples: Callable[[int], Sample]
+    batch: int
+    world: World
+    pieces: int = 1
+
+    def __post_init__(self):
+        mine = len(self.world.share(range(self.batch)))
+        if not 1 <= self.pieces <= mine:
+            raise ValueError(f"pieces must be from 1 to the {mine} samples of a process, got {self.pieces}")
+
+    def __getitem__(self, step: int) -> tuple[int, str, list | Exception]:
+        """(step, names of the samples, what `prepare` made of each piece; or the error that came of it)."""
+        numbers = self.world.share(range((step - 1) * self.batch, step * self.batch))
+        names = list(map(str, numbers))
+        try:
+            batch = [self.samples(number) for number in numbers]
+            names = [str(getattr(sample, "id", number)) for sample, number in zip(batch, numbers)]
+            found = [self.objective.prepare(batch[piece :: self.pieces], step) for piece in range(self.pieces)]
+        except (ValueError, OSError) as error:
+            found = error  # handed on as it is: raised in here, a worker would make a long text of it
+        return step, ", ".join(names), found
+
+
+def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[int, str, list | Exception]]:
+    """Go through steps, and let other processes prepare what comes next.
+
+    Args:
+        coming: the steps.
+        steps: which of them.
+        workers: processes, each of which is two steps ahead; 0 prepares each step when it is asked for.
+
+    Returns:
+        An iterator over coming[step].
+
+    Raises:
+        ValueError: a negative number of workers; some, but this system cannot fork processes.
+    """
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    if workers == 0:
+        return map(coming.__getitem__, steps)
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError("workers need a system that can fork processes; without them (0) everything works, too")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    torch.multiprocessing.set_sharing_strategy("file_system")  # the other one keeps a file open for each picture
+    options = dict(num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_quiet, multiprocessing_context="fork")
+    # A generator of its own: it would draw from the one whose state is saved.
+    return iter(DataLoader(coming, batch_size=None, sampler=steps, generator=torch.Generator(), **options))
+
+
+def _as_it_is(x):
+    return x
+
+
+def _quiet(worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal. The main one saves and then stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

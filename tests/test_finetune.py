@@ -1,0 +1,385 @@
+"""Fine-tuning on your own data: the order of records, all parts or LoRA, files or shards, stopped and gone on with."""
+
+import copy
+import json
+import re
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import picture, tiny_model, tiny_processor
+
+from minicpmv_ref import MiniCPMV, Processor
+from minicpmv_ref.__main__ import main
+from minicpmv_ref.learn import finetune as room
+from minicpmv_ref.learn import records as reading
+from minicpmv_ref.learn.finetune import digest, in_order, loss_on, sample_at, train_on
+from minicpmv_ref.learn.lora import load_lora
+from minicpmv_ref.learn.records import messages, read_records
+from minicpmv_ref.learn.saves import saves_in
+from minicpmv_ref.learn.shards import open_shards, write_shards
+from minicpmv_ref.learn.stages import Stage
+from minicpmv_ref.learn.train import optimizer_for, train
+
+STAGE = Stage("mine", "answer", {"resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
+
+
+def entry(number, answer, **changes):
+    talk = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": answer}]
+    return {"id": number, "image": f"{number}.png", "conversations": talk, **changes}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """my.json with five good records and a bad one, test.json with a good one, and their pictures."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(5):
+        picture(60 + 30 * i, 50, i).save(folder / f"{i}.png")
+    entries = [entry(i, "A cat" * (i + 1)) for i in range(5)]
+    (folder / "my.json").write_text(json.dumps([*entries, entry("bad", "A cat")]))
+    (folder / "test.json").write_text(json.dumps([entry(0, "And a cat")]))
+    return folder / "my.json", folder / "test.json"
+
+
+@pytest.fixture
+def small(files):
+    return read_records(files[0])[0]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tiny_model("2.6").save_pretrained(tmp_path / "tiny")
+    tiny_processor("2.6").save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+# ---- the order, and the loop
+
+
+def test_every_epoch_shows_every_record_once_in_a_new_order():
+    order = [sample_at(i, 7, "s") for i in range(70)]
+    epochs = [tuple(order[i : i + 7]) for i in range(0, 70, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and len(set(epochs)) > 5
+    assert [sample_at(i, 7, "s") for i in reversed(range(70))] == order[::-1]
+    assert [sample_at(i, 7, "t") for i in range(70)] != order
+    counts = [sum(sample_at(7 * e, 7, "s") == k for e in range(700)) for k in range(7)]
+    assert all(60 < count < 145 for count in counts)  # each record comes first about 100 times
+    for index, n in ((-1, 3), (0, 0)):
+        with pytest.raises(ValueError, match="index counts from 0"):
+            sample_at(index, n)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def fine_tuned(records, stage=STAGE, **options):
+    model, options = tiny_model("2.6"), {"half_precision": False, "samples": in_order(records), **options}
+    return model, list(train(model, tiny_processor("2.6"), stage, **options))
+
+
+def test_records_come_in_their_order(small):
+    for seed in (0, 3):
+        samples = in_order(small, seed)
+        assert [samples(i) for i in range(12)] == [small[sample_at(i, 5, seed)] for i in range(12)]
+    with pytest.raises(ValueError, match="at least one record"):
+        in_order([])
+
+
+def test_shards_come_in_an_order_of_their_own(small, tmp_path):
+    write_shards(small, tmp_path / "shards", per_shard=2)
+    shards, _ = open_shards(tmp_path / "shards")
+    samples = in_order(shards, 3)
+    assert [samples(i).id for i in range(12)] == [shards.sample(i, seed=3).id for i in range(12)]
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(small, monkeypatch):
+    shown = []
+    monkeypatch.setattr(reading, "messages", lambda record, real=messages: shown.append(record.id) or real(record))
+    whole, steps = fine_tuned(small)
+    uninterrupted = shown[:]
+    shown.clear()
+    model, processor = tiny_model("2.6"), tiny_processor("2.6")
+    optimizer = optimizer_for(model, STAGE)
+    given = {"samples": in_order(small), "half_precision": False}
+    run = train(model, processor, STAGE, optimizer=optimizer, **given)
+    losses = [next(run).loss for _ in range(3)]
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    again = tiny_model("2.6", seed=1)
+    again.load_state_dict(saved[0])
+    optimizer = optimizer_for(again, STAGE)
+    optimizer.load_state_dict(saved[1])
+    rest = list(train(again, processor, STAGE, optimizer=optimizer, done=3, **given))
+    assert [step.step for step in rest] == [4, 5, 6]
+    assert losses + [step.loss for step in rest] == [step.loss for step in steps]
+    assert [step.rate for step in rest] == [step.rate for step in steps[3:]]
+    assert same(weights(whole), weights(again))
+    assert shown == uninterrupted == [small[sample_at(i, 5, 0)].id for i in range(12)]
+
+
+def test_only_the_parts_of_the_stage_learn(small):
+    before, (model, _) = weights(tiny_model("2.6")), fine_tuned(small)
+    changed = {name.split(".")[0] for name, p in weights(model).items() if not torch.equal(p, before[name])}
+    assert changed == {"resampler", "llm"}
+
+
+def test_it_learns_and_the_loss_does_not_depend_on_the_batch(small):
+    stage = replace(STAGE, steps=30, batch=5, rates={"resampler": 3e-3, "llm": 3e-3})
+    model, processor = tiny_model("2.6"), tiny_processor("2.6")
+    before = loss_on(model, processor, small)
+    assert loss_on(model, processor, small, batch=1) == pytest.approx(before, rel=1e-5)
+    batch = processor([messages(record) for record in small])
+    assert model(batch).loss.item() == pytest.approx(before, rel=1e-5)
+    list(train(model, processor, stage, samples=in_order(small), half_precision=False))
+    assert loss_on(model, processor, small) < 0.3 * before
+
+
+def test_a_loss_on_nothing():
+    with pytest.raises(ValueError, match="at least one record"):
+        loss_on(tiny_model("2.6"), tiny_processor("2.6"), [])
+
+
+def test_a_record_that_is_too_long_is_named_and_not_cut(small):
+    long = replace(small[0], id="novel", turns=(*small[0].turns[:1], ("assistant", "cat " * 2000)))
+    run = train(tiny_model("2.6"), tiny_processor("2.6"), STAGE, samples=in_order([long]))
+    with pytest.raises(ValueError, match=r"mine, step 1, one of the samples novel, novel: the prompt has \d+ tokens"):
+        next(run)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(small):
+    model = tiny_model("2.6")
+    with torch.no_grad():
+        model.resampler.query.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"mine, step 1: the loss is nan; its samples: \d, \d"):
+        next(train(model, tiny_processor("2.6"), STAGE, samples=in_order(small)))
+
+
+# ---- the command
+
+
+def command(files, checkpoint, out, *options):
+    data, test = files
+    where = ["--from", str(checkpoint), "--held-out", str(test), "--out", str(out), "--threads", "1"]
+    return main(["train", "--data", str(data), *where, *options])
+
+
+def interrupted(files, checkpoint, out, monkeypatch, *options):
+    """The command, and Ctrl-C in step 4."""
+
+    def interrupt(index, n, seed, real=sample_at):
+        if index == 7:
+            signal.raise_signal(signal.SIGINT)
+        return real(index, n, seed)
+
+    with monkeypatch.context() as context:
+        context.setattr(room, "sample_at", interrupt)
+        return command(files, checkpoint, out, *options)
+
+
+def loss_of(folder, file):
+    return loss_on(MiniCPMV.from_pretrained(folder), Processor.from_pretrained(folder), read_records(file)[0])
+
+
+def test_the_command_trains_on_your_data(files, checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(files, checkpoint, out, "--steps", "12", "--batch", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"my.json, seed 0, 1 CPU threads; everything is written to {out}")
+    assert lines[1].endswith("my.json: 6 records, 5 good, 1 skipped (image 1)") and "record 5 (id 'bad')" in lines[2]
+    assert lines[3].endswith("test.json: 1 records, 1 good, 0 skipped")
+    assert lines[4] == "records: vpm, resampler, llm for 12 steps of 2 samples"
+    assert lines[5].startswith("memory: about 0.")
+    before, after = map(float, re.search(r"held-out loss (\S+) -> (\S+) in \d+ s", lines[6]).groups())
+    assert before == pytest.approx(loss_of(checkpoint, files[1]), abs=1e-3)
+    assert after == pytest.approx(loss_of(out, files[1]), abs=1e-3) and after < before
+    assert lines[7] == f'ask it: lab.py ask IMAGE "QUESTION" --model {out}'
+    assert main(["ask", str(files[0].with_name("0.png")), "What?", "--model", str(out), "--max-new-tokens", "2"]) == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows if "held_out" in row] == [10, 12]
+    assert (out / "curves.png").is_file() and not (out / "saves").exists()
+    assert command(files, checkpoint, out) == 1  # nothing is overwritten
+    assert "holds a checkpoint already; write somewhere else" in capsys.readouterr().err
+
+
+def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, monkeypatch, capsys):
+    options = ("--steps", "6", "--batch", "2")
+    assert command(files, checkpoint, tmp_path / "whole", *options) == 0
+
+    assert interrupted(files, checkpoint, tmp_path / "cut", monkeypatch, *options) == 130
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("stopped after step 4; everything is saved in ") and said.endswith("goes on from there")
+    assert command(files, checkpoint, tmp_path / "cut", *options, "--seed", "1") == 1
+    assert "seed was 0 and is 1" in capsys.readouterr().err
+    picture(70, 50, 9).save(files[0].with_name("1.png"))  # another picture under the same name
+    assert command(files, checkpoint, tmp_path / "cut", *options) == 1
+    assert "belongs to another training: data was" in capsys.readouterr().err
+    picture(90, 50, 1).save(files[0].with_name("1.png"))
+    assert command(files, checkpoint, tmp_path / "cut", *options) == 0
+    assert "records: goes on after step 4, from " in capsys.readouterr().out
+    whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
+    assert same(weights(whole), weights(cut))
+
+
+def test_the_best_save_is_kept_if_it_is_not_the_last(files, checkpoint, tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(room, "loss_on", lambda *args: next(losses))
+    lines = []
+    result = train_on(
+        files[0], checkpoint, tmp_path / "out", files[1], steps=12, batch=1, report=lines.append, progress=False
+    )
+    kept = tmp_path / "out" / "saves" / "step-000010"
+    assert list(kept.parent.iterdir()) == [kept] and MiniCPMV.from_pretrained(kept)
+    assert f"the held-out loss was lowest in {kept}, which is kept" in lines[-1]
+    assert (result["held_out_before"], result["held_out_after"]) == (3.0, 2.0)
+
+
+def test_without_held_out_records_nothing_is_measured(files, checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", "--data", str(files[0]), "--from", str(checkpoint), "--out", str(out), "--steps", "1"]) == 0
+    assert "held-out" not in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["held_out"] for row in rows] == [None] and (out / "curves.png").is_file()
+
+
+def test_held_out_records_that_are_not_held_out_are_counted(files, checkpoint, tmp_path, capsys):
+    assert command((files[0], files[0]), checkpoint, tmp_path / "out", "--steps", "1", "--batch", "1") == 0
+    assert "5 of the held-out records are in the training data, too" in capsys.readouterr().out
+
+
+def test_the_command_says_what_is_wrong_with_your_data(files, checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(files, checkpoint, out, "--strict") == 1
+    err = capsys.readouterr().err
+    assert "6 records, 5 good, 1 skipped (image 1)" in err and "record 5 (id 'bad'), image: there is no file" in err
+    assert command(files, checkpoint, out, "--steps", "0") == 1
+    assert "at least one step and one record in it, got steps=0, batch=8" in capsys.readouterr().err
+    assert command(files, checkpoint, out, "--rate", "0") == 1
+    assert "rate must be a number above 0, got 0.0" in capsys.readouterr().err
+    files[1].write_text("[]")
+    assert command(files, checkpoint, out) == 1
+    assert "test.json holds no good record" in capsys.readouterr().err
+    assert command(files, tmp_path / "nowhere", out) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_digest_knows_texts_and_pictures(small, files):
+    first = small[0]
+    others = [replace(first, turns=first.turns[:1]), replace(first, images=small[1].images)]
+    assert len({digest(record) for record in (first, *others, *small[1:])}) == 7
+    moved = {"<image>": files[0].with_name("0.png").rename(files[0].parent.parent / "other name.png")}
+    before = digest(replace(small[0], images=moved))
+    moved["<image>"].rename(files[0].with_name("0.png"))
+    assert digest(first) == before == digest(replace(first, id="x"))  # what things are called does not matter
+
+
+# ---- LoRA
+
+
+def test_the_command_trains_adapters_and_merges_them(files, checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(files, checkpoint, out, "--lora", "2", "--steps", "12", "--rate", "1") == 0
+    said = capsys.readouterr().out
+    model = load_lora(MiniCPMV.from_pretrained(checkpoint), out / "adapter")
+    learning = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert f"records: {learning:,} parameters for 12 steps of 8 samples" in said
+    batch = tiny_processor("2.6")([messages(record) for record in read_records(files[0])[0]])
+    with torch.no_grad():
+        adapted, merged = (m(batch).logits for m in (model, MiniCPMV.from_pretrained(out)))
+        base = MiniCPMV.from_pretrained(checkpoint)(batch).logits
+    assert torch.allclose(adapted, merged, atol=1e-5) and not torch.allclose(base, merged, atol=1e-3)
+    before, after = map(float, re.search(r"held-out loss (\S+) -> (\S+) in", said).groups())
+    assert after < before and after == pytest.approx(loss_of(out, files[1]), abs=1e-3)
+    assert not (out / "saves").exists()
+
+
+def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypatch, capsys):
+    options = ("--lora", "2", "--steps", "6", "--batch", "2")
+    assert command(files, checkpoint, tmp_path / "whole", *options) == 0
+    assert interrupted(files, checkpoint, tmp_path / "cut", monkeypatch, *options) == 130
+    (save,) = saves_in(tmp_path / "cut" / "saves")
+    assert load_lora(MiniCPMV.from_pretrained(checkpoint), save)  # a save is an adapter like any other
+    for other, words in ((("--lora", "3"), "lora was 2 and is 3"), ((), "lora was 2 and is None")):
+        assert command(files, checkpoint, tmp_path / "cut", *other, *options[2:]) == 1
+        assert words in capsys.readouterr().err
+    assert command(files, checkpoint, tmp_path / "cut", *options) == 0
+    assert "records: goes on after step 4, from " in capsys.readouterr().out
+    whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
+    assert same(weights(whole), weights(cut))
+
+
+def test_adapters_that_cannot_be(files, checkpoint, tmp_path, capsys):
+    assert command(files, checkpoint, tmp_path / "out", "--lora", "0") == 1
+    assert "rank must be a whole number from 1" in capsys.readouterr().err
+    assert command(files, checkpoint, tmp_path / "out", "--lora", "2", "--shard") == 1
+    assert "LoRA and sharding do not go together here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ---- shards, and workers
+
+
+@pytest.fixture
+def shards(files):
+    folder = files[0].parent / "shards"
+    write_shards(read_records(files[0])[0], folder, per_shard=2)
+    return folder
+
+
+def test_the_command_trains_on_shards(shards, files, checkpoint, tmp_path, monkeypatch, capsys):
+    options = ("--steps", "6", "--batch", "2")
+    assert command((shards, files[1]), checkpoint, tmp_path / "whole", *options) == 0
+    assert f"{shards}: 5 records, 5 good, 0 skipped" in capsys.readouterr().out
+    assert command((shards, shards), checkpoint, tmp_path / "twice", *options) == 0
+    assert "5 of the held-out records are in the training data, too" in capsys.readouterr().out
+    whole, twice = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "twice"))
+    assert same(weights(whole), weights(twice)) and not same(weights(whole), weights(tiny_model("2.6")))
+    assert command((shards, files[1]), checkpoint, tmp_path / "out", "--root", str(tmp_path)) == 1
+    assert "holds its pictures; a root belongs to a JSON file" in capsys.readouterr().err
+    damaged = bytearray((shards / "shard-000001.tar").read_bytes())
+    damaged[600] ^= 1
+    (shards / "shard-000001.tar").write_bytes(damaged)
+    assert command((shards, files[1]), checkpoint, tmp_path / "out", "--strict") == 1
+    assert "5 records, 4 good, 1 skipped" in capsys.readouterr().err
+
+
+def test_records_in_shards_that_are_too_long_are_found_up_front(files, tmp_path):
+    records = read_records(files[0])[0]
+    long = replace(records[0], id="novel", turns=(*records[0].turns[:1], ("assistant", "cat " * 2000)))
+    write_shards([*records, long], tmp_path / "shards")
+    assert len(open_shards(tmp_path / "shards")[0]) == 6
+    shards, report = open_shards(tmp_path / "shards", tiny_processor("2.6"))
+    assert len(shards) == 5 and report.skipped == 1 and "novel" not in {record.id for record in shards}
+    assert re.search(r"\(id 'novel'\), shard-000000.tar: the prompt has \d+ tokens", str(report.problems[0]))
+
+
+def test_workers_change_nothing(files, small, shards):
+    """Whoever prepares the samples, the weights are the same to the last bit, and so are the random numbers behind."""
+    for records in (small, open_shards(shards)[0]):
+        (mine, steps), random = fine_tuned(records), torch.get_rng_state()
+        yours, others = fine_tuned(records, workers=2)
+        assert same(weights(mine), weights(yours)) and [s[:5] for s in steps] == [s[:5] for s in others]
+        assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_what_goes_wrong_in_a_worker_is_told_as_always(small):
+    novel = replace(small[0], id="novel", turns=(*small[0].turns[:1], ("assistant", "cat " * 2000)))
+    gone = replace(small[0], images={"<image>": small[0].images["<image>"].with_name("gone.png")})
+    for record, error, words in ((novel, ValueError, "step 1, one of the samples novel"), (gone, OSError, "gone.png")):
+        told = []
+        for workers in (0, 1):
+            with pytest.raises(error, match=words) as caught:
+                fine_tuned([record], workers=workers)
+            told.append(str(caught.value))
+        assert told[0] == told[1]
+    with pytest.raises(ValueError, match="workers must be 0 or more, got -1"):
+        fine_tuned(small, workers=-1)
+    with pytest.raises(ValueError, match="pieces must be from 1 to the 2 samples of a process, got 3"):
+        fine_tuned(small, pieces=3)
