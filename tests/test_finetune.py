@@ -2,18 +2,25 @@
 
 import copy
 import json
+import multiprocessing
+import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import finetune as room
 from minicpmv_ref.learn import records as reading
+from minicpmv_ref.learn import train as trainer
 from minicpmv_ref.learn.finetune import digest, in_order, loss_on, sample_at, train_on
 from minicpmv_ref.learn.lora import load_lora
 from minicpmv_ref.learn.records import messages, read_records
@@ -163,23 +170,31 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(small):
 # ---- the command
 
 
-def command(files, checkpoint, out, *options):
+def arguments(files, checkpoint, out, *options):
     data, test = files
     where = ["--from", str(checkpoint), "--held-out", str(test), "--out", str(out), "--threads", "1"]
-    return main(["train", "--data", str(data), *where, *options])
+    return ["train", "--data", str(data), *where, *options]
 
 
-def interrupted(files, checkpoint, out, monkeypatch, *options):
-    """The command, and Ctrl-C in step 4."""
+def command(files, checkpoint, out, *options):
+    return main(arguments(files, checkpoint, out, *options))
+
+
+def interrupted(files, checkpoint, out, monkeypatch, *options, at=7):
+    """The command, and Ctrl-C at a sample; of two in a step, the seventh from 0 stands in step 4."""
 
     def interrupt(index, n, seed, real=sample_at):
-        if index == 7:
+        if index == at:
             signal.raise_signal(signal.SIGINT)
         return real(index, n, seed)
 
     with monkeypatch.context() as context:
         context.setattr(room, "sample_at", interrupt)
         return command(files, checkpoint, out, *options)
+
+
+def losses_in(folder):
+    return [json.loads(row)["loss"] for row in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def loss_of(folder, file):
@@ -323,6 +338,36 @@ def test_adapters_that_cannot_be(files, checkpoint, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+# ---- two processes
+
+
+def test_one_process_then_two_that_share_the_model_then_one(files, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "fast_bfloat16", lambda device: False)  # its rounding differs from batch to batch
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this build of torch has no gloo")
+    options = ("--steps", "6", "--batch", "3", "--rate", "1")
+    assert command(files, checkpoint, tmp_path / "whole", *options) == 0
+    script, environment = Path(__file__).with_name("two_commands.py"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(script.parent.parent)
+    assert interrupted(files, checkpoint, tmp_path / "cut", monkeypatch, *options, at=4) == 130
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), "10"]
+    words = arguments(files, checkpoint, tmp_path / "cut", *options, "--shard")
+    run = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=120)
+    assert "2 processes of 1 CPU threads" in run.stdout
+    assert "records: goes on after step 2, from " in run.stdout
+    assert "stopped after step 4; everything is saved in " in run.stdout, run.stderr[-2000:]
+    assert command(files, checkpoint, tmp_path / "cut", *options) == 0
+    assert "records: goes on after step 4, from " in capsys.readouterr().out
+    whole, cut = (losses_in(tmp_path / name) for name in ("whole", "cut"))
+    assert cut == pytest.approx(whole, rel=1e-5) and whole[0] > 1.2 * whole[-1]
+    assert loss_of(tmp_path / "cut", files[1]) == pytest.approx(loss_of(tmp_path / "whole", files[1]), rel=1e-5)
+
+
+def test_sharding_needs_processes_and_pictures(files, checkpoint, tmp_path, capsys):
+    assert command(files, checkpoint, tmp_path / "out", "--shard") == 1
+    assert "sharding needs processes that torchrun started" in capsys.readouterr().err
+
+
 # ---- shards, and workers
 
 
@@ -379,6 +424,12 @@ def test_what_goes_wrong_in_a_worker_is_told_as_always(small):
                 fine_tuned([record], workers=workers)
             told.append(str(caught.value))
         assert told[0] == told[1]
+    steps = train(tiny_model("2.6"), tiny_processor("2.6"), STAGE, samples=in_order(small), workers=1)
+    next(steps)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(OSError, match="a worker process died, perhaps for want of memory"):
+        list(steps)
     with pytest.raises(ValueError, match="workers must be 0 or more, got -1"):
         fine_tuned(small, workers=-1)
     with pytest.raises(ValueError, match="pieces must be from 1 to the 2 samples of a process, got 3"):

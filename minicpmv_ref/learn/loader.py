@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -72,6 +73,7 @@ def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[i
 
     Raises:
         ValueError: a negative number of workers; some, but this system cannot fork processes.
+        OSError: in the iterator, between two steps: a worker was killed.
     """
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
@@ -79,11 +81,23 @@ def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[i
         return map(coming.__getitem__, steps)
     if "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError("workers need a system that can fork processes; without them (0) everything works, too")
+    return _ahead(coming, steps, workers)
+
+
+def _ahead(coming: Coming, steps: range, workers: int) -> Iterator[tuple[int, str, list | Exception]]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other one keeps a file open for each picture
     options = dict(num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_quiet, multiprocessing_context="fork")
+    handler = signal.getsignal(signal.SIGCHLD)
     # A generator of its own: it would draw from the one whose state is saved.
-    return iter(DataLoader(coming, batch_size=None, sampler=steps, generator=torch.Generator(), **options))
+    loader = iter(DataLoader(coming, batch_size=None, sampler=steps, generator=torch.Generator(), **options))
+    if threading.current_thread() is threading.main_thread():
+        # When a worker dies, torch's handler raises in the middle of anything. Wait for the next step to tell.
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    try:
+        yield from loader
+    except RuntimeError as error:
+        raise OSError(f"a worker process died, perhaps for want of memory: {error}") from error
 
 
 def _as_it_is(x):
@@ -93,4 +107,3 @@ def _as_it_is(x):
 def _quiet(worker: int) -> None:
     """Ctrl-C goes to every process of a terminal. The main one saves and then stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

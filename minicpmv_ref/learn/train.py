@@ -572,7 +572,10 @@ def train_stage(
             except (FloatingPointError, ValueError, OSError) as error:
                 # A bad sample is one process's own trouble, and it cannot gather what is sharded by itself.
                 if not shard or isinstance(error, FloatingPointError):
-                    report(f"{stage.name}: the state after step {done} is saved in {save(*whole_now())}")
+                    path = save(*whole_now())
+                    if caught:  # the signal may have reached the workers first
+                        raise Stopped(caught[0], done, path) from error
+                    report(f"{stage.name}: the state after step {done} is saved in {path}")
                 raise
             done, state["seconds"] = step.step, earlier + step.seconds - breaks
             began = time.perf_counter()
