@@ -2,7 +2,8 @@
 
     python benchmarks/decode.py --threads 2 --rounds 9
 
-Greedy, one conversation, 64 new tokens after a prompt of 32 or 512 embeddings, random weights, equal dtype and threads.
+Greedy, one conversation, 64 new tokens after a prompt of 64, 128 or 512 embeddings (reading it counts), random weights,
+equal dtype and threads.
 transformers: LlamaForCausalLM.generate with its KV cache. MiniCPMV: the same LLM in this package's own loop.
 Runtime: the same loop with the decoder. Tokens are asserted equal first. Wall and CPU time come from the same runs.
 """
@@ -76,9 +77,11 @@ def check(calls: dict, model: MiniCPMV, dtype: str) -> None:
     found = {name: run() for name, run in calls.items()}
     if dtype == "float32":
         assert all(torch.equal(tokens, found["transformers"]) for tokens in found.values())
-    ids = found["transformers"]
+    ids, decoder, steps = found["transformers"], Runtime(model).llm, []
+    for token in ids.split(1, dim=1):
+        steps.append(decoder(token, past_key_values=steps[-1].past_key_values if steps else None))
     with torch.no_grad():
-        theirs, ours = model.llm(ids).logits.float(), Runtime(model).llm(ids).logits.float()
+        theirs, ours = model.llm(ids).logits.float(), torch.cat([step.logits for step in steps], dim=1).float()
     error = ((ours - theirs).norm() / theirs.norm()).item()
     assert error < (1e-5 if dtype == "float32" else 5e-2), f"logits differ by {error}"
 
@@ -101,7 +104,7 @@ def main() -> None:
                     p.normal_(std=p.shape[1] ** -0.5)
         for dtype in ("float32", "bfloat16"):
             model = model.to(getattr(torch, dtype))
-            for length in (32, 512):
+            for length in (64, 128, 512):
                 calls = candidates(model, prompt(length, config.llm.vocab_size))
                 check(calls, model, dtype)  # also the untimed call of each
                 wall, cpu = measure(calls, args.rounds)

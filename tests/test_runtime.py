@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import VERSIONS, ask, picture, several, tiny_config
 from transformers import GenerationConfig
 
@@ -14,7 +15,7 @@ from minicpmv_ref.config import nano
 from minicpmv_ref.deploy import runtime
 from minicpmv_ref.deploy.gguf import MIXTURES, llm_tensors, plan_mixture
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
-from minicpmv_ref.deploy.runtime import Decoder, Runtime, round_activations
+from minicpmv_ref.deploy.runtime import Decoder, Matrix, Runtime, round_activations
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 
@@ -110,10 +111,10 @@ def test_the_cache_grows(models, quick, monkeypatch):
     decoder = quick["2.5"].llm
     ids = torch.randint(5, 1000, (1, 600), generator=torch.Generator().manual_seed(5))
     step = decoder(ids[:, :20])
-    rooms = [step.past_key_values.store.shape[4]]
+    rooms = [step.past_key_values.store.shape[3]]
     for token in ids[:, 20:].split(1, dim=1):
         step = decoder(token, past_key_values=step.past_key_values)
-        rooms.append(step.past_key_values.store.shape[4])
+        rooms.append(step.past_key_values.store.shape[3])
     assert sorted(set(rooms)) == [276, 552, 1024]
     with torch.no_grad():
         assert torch.allclose(step.logits[:, -1], models["2.5"].llm(ids).logits[:, -1], atol=1e-5)
@@ -126,15 +127,64 @@ def test_the_cache_is_there_before_the_tokens(quick):
         step = quick["2.6"].llm(torch.tensor([[8]]), past_key_values=step.past_key_values)
     assert step.past_key_values.store is store
     cfg = tiny_config("2.6").llm
-    assert store.shape == (cfg.num_hidden_layers, 2, 1, cfg.num_key_value_heads, 3 + 256, cfg.head_width)
+    assert store.shape == (cfg.num_hidden_layers, 1, 2 * cfg.num_key_value_heads, 3 + 256, cfg.head_width)
 
 
-def test_the_last_logits_only(quick):
-    ids = torch.tensor([[5, 6, 7], [9, 8, 7]])
-    all_of_them = quick["2.0"].llm(ids).logits
-    last = quick["2.0"].llm(ids, logits_to_keep=1).logits
-    assert last.shape == (2, 1, 1024)
-    assert torch.allclose(last, all_of_them[:, -1:], atol=1e-6)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_long_prompts_with_padding(models, quick, version):
+    """Hundreds of tokens in two pieces, then single ones; the second sample is padded."""
+    llm, decoder = models[version].llm, quick[version].llm
+    ids = torch.randint(5, 1000, (2, 203), generator=torch.Generator().manual_seed(6))
+    mask = torch.ones_like(ids)
+    mask[1, :30] = 0
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        right = llm(ids, attention_mask=mask, position_ids=positions).logits
+    parts, cache, end = [], None, 0
+    for count in (150, 50, 1, 1, 1):
+        start, end = end, end + count
+        step = decoder(ids[:, start:end], None, mask[:, :end], positions[:, start:end], cache)
+        parts.append(step.logits)
+        cache = step.past_key_values
+    error = (torch.cat(parts, dim=1) - right)[mask.bool()].abs().max()
+    assert error < 5e-5  # transformers' own distance from float64 is up to 1.2e-5 here
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kept", [1, 2])
+def test_the_last_logits_only(quick, version, kept):
+    """In a first and a second piece, with padding; the cache must be as complete as if all had been asked."""
+    decoder = quick[version].llm
+    ids = torch.randint(5, 1000, (2, 12), generator=torch.Generator().manual_seed(7))
+    for padding in (0, 3):
+        mask = torch.ones_like(ids)
+        mask[1, :padding] = 0
+        whole = decoder(ids, attention_mask=mask).logits
+        cache = None
+        for start, end in ((0, 7), (7, 11), (11, 12)):
+            step = decoder(ids[:, start:end], None, mask[:, :end], None, cache, logits_to_keep=kept)
+            cache = step.past_key_values
+            there = min(kept, end - start)
+            assert step.logits.shape == (2, there, 1024)
+            assert torch.allclose(step.logits, whole[:, end - there : end], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_matrix_multiplies_as_precisely_as_torch(dtype, biased):
+    """One token, a few and many: ways of their own."""
+    generator = torch.Generator().manual_seed(8)
+    weight = torch.randn(300, 77, generator=generator).to(dtype)
+    bias = torch.randn(300, generator=generator).to(dtype) if biased else None
+    matrix = Matrix(weight, bias)
+    for shape in ((1, 1, 77), (3, 1, 77), (1, 5, 77), (2, 100, 77)):
+        x = torch.randn(shape, generator=generator).to(dtype)
+        right = F.linear(x.double(), weight.double(), bias.double() if biased else None)
+        ours = matrix(x)
+        assert ours.dtype == dtype and ours.shape == right.shape
+        assert (ours - right).norm() < 2 * torch.finfo(dtype).eps * right.norm()
+    ids = torch.tensor([[5, 0], [299, 5]])
+    assert torch.equal(matrix.look_up(ids), weight[ids])
 
 
 def test_half_precision(wide):
@@ -357,6 +407,6 @@ def test_bad_input_is_one_clear_error(models, tmp_path):
     with pytest.raises(ValueError, match="positions"):
         Decoder(model.llm, model.config)(torch.zeros(1, 1025, dtype=torch.long))
     full = Decoder(model.llm, model.config)(torch.zeros(1, 1024, dtype=torch.long))
-    assert full.past_key_values.store.shape[4] == 1024  # no room for tokens that cannot come
+    assert full.past_key_values.store.shape[3] == 1024  # no room for tokens that cannot come
     with pytest.raises(ValueError, match="1024 positions, but 1025"):
         Decoder(model.llm, model.config)(torch.tensor([[5]]), past_key_values=full.past_key_values)

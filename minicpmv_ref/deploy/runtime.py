@@ -1,10 +1,11 @@
 """The language model once more, as small and quick as it gets: a decoder of its own, with plain or quantized weights.
 
 `Runtime` is a MiniCPMV whose LLM is a `Decoder`. In float it gives the answers of MiniCPMV.generate; with little to
-compute (small models, one conversation) it is about twice as fast, because it does less around the same products:
-three matrices become one, two become one, and the KV cache is there before the tokens come. With a mixture, weights
-stay in their blocks and are unpacked a few rows at a time, each time they are used: that shows how little memory an
-answer takes, and what quantization does to it. It is no fast way to run them: real engines multiply the blocks.
+compute (small models, one conversation) it is more than twice as fast, because it does less around the same products:
+three matrices become one, two become one, the KV cache is there before the tokens come, and a matrix meets a single
+token as fast as memory delivers it. With a mixture, weights stay in their blocks and are unpacked a few rows at a time,
+each time they are used: that shows how little memory an answer takes, and what quantization does to it. It is no fast
+way to run them: real engines multiply the blocks.
 Implements Llama, Qwen2 (biases) and MiniCPM-2.4B (three multipliers). Left out: training, sliding windows.
 S samples, T new tokens, N tokens in the cache, D width, H heads, G key-value heads, K head width, V vocabulary.
 """
@@ -181,8 +182,10 @@ class Decoder:
             x = x * cfg.embedding_multiplier
 
         for i, layer in enumerate(self.layers):
-            seen = self._attend(layer, self._normed(x, layer.attention_norm), turn, cache, i, start, mask)
-            x = torch.add(x, seen, alpha=cfg.residual_multiplier)
+            # If only the last token is asked, the last layer needs no more of the others than their keys and values.
+            asking = 1 if logits_to_keep == 1 and layer is self.layers[-1] else x.shape[1]
+            seen = self._attend(layer, self._normed(x, layer.attention_norm), turn, cache, i, start, mask, asking)
+            x = torch.add(x[:, -asking:], seen, alpha=cfg.residual_multiplier)
             gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = torch.add(x, layer.down(F.silu(gate) * up), alpha=cfg.residual_multiplier)
 
@@ -192,20 +195,21 @@ class Decoder:
     def _normed(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, gain.shape, gain, self.cfg.rms_norm_eps)
 
-    def _attend(self, layer: _Layer, x, turn, cache: Cache, i: int, start: int, mask) -> torch.Tensor:
-        """Grouped-query attention: (S, T, D) -> (S, T, D). Plain views: einops would take longer than the products."""
+    def _attend(self, layer: _Layer, x, turn, cache: Cache, i: int, start: int, mask, asking: int) -> torch.Tensor:
+        """Grouped-query attention, (S, T, D) -> (S, asking, D). Plain views: einops takes longer than the products."""
         heads, groups = self.cfg.num_attention_heads, self.cfg.num_key_value_heads
         qkv = layer.qkv(x).unflatten(-1, (heads + 2 * groups, -1))  # (S, T, H + 2 G, K)
-        qk, v = qkv[:, :, :-groups], qkv[:, :, -groups:]
         # Rotary positions: channel k and its partner half a head away turn as a pair. The sines carry the sign.
-        qk = torch.addcmul(qk * turn[0], qk.roll(qk.shape[-1] // 2, dims=-1), turn[1])
-        keys, values = cache.write(i, start, qk[:, :, heads:], v)  # (S, G, N, K) each
-        if x.shape[1] == 1:
+        qk = qkv[:, :, :-groups]
+        partners = qk.roll(qk.shape[-1] // 2, dims=-1)
+        qk.mul_(turn[0]).addcmul_(partners, turn[1])
+        keys, values = cache.write(i, start, qkv[:, :, heads:])  # (S, G, N, K) each
+        if asking == 1:
             # The heads of a group stand where queries do, so that no key is repeated for them.
-            q = qk[:, 0, :heads].unflatten(1, (groups, -1))  # (S, G, H / G, K)
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            q = qkv[:, -1, :heads].unflatten(1, (groups, -1))  # (S, G, H / G, K)
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=None if mask is None else mask[:, :, -1:])
             return layer.out(out.flatten(1)[:, None])
-        q = qk[:, :, :heads].transpose(1, 2)  # (S, H, T, K)
+        q = qkv[:, :, :heads].transpose(1, 2)  # (S, H, T, K)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return layer.out(out.transpose(1, 2).flatten(2))
 
@@ -229,30 +233,29 @@ class Cache:
 
     def __init__(self, cfg: LLMConfig, samples: int, room: int, like: torch.Tensor):
         self.cfg, self.length = cfg, 0
-        self.store = like.new_empty(cfg.num_hidden_layers, 2, samples, cfg.num_key_value_heads, 0, cfg.head_width)
+        self.store = like.new_empty(cfg.num_hidden_layers, samples, 2 * cfg.num_key_value_heads, 0, cfg.head_width)
         self._resize(min(room, cfg.max_position_embeddings))
 
     def grow(self, count: int) -> None:
         """Count new tokens, and double the room when they no longer fit. Raises a ValueError beyond all positions."""
-        most, room = self.cfg.max_position_embeddings, self.store.shape[4]
+        most, room = self.cfg.max_position_embeddings, self.store.shape[3]
         if self.length + count > most:
             raise ValueError(f"the model has {most} positions, but {self.length + count} tokens came")
         self.length += count
         if self.length > room:
             self._resize(min(max(self.length, 2 * room), most))
 
-    def write(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor):
-        """Store new (S, T, G, K) keys and values; return all of the layer's, (S, G, N + T, K) each, without copying."""
-        both = self.store[layer]
-        both[0, :, :, start : self.length] = keys.transpose(1, 2)
-        both[1, :, :, start : self.length] = values.transpose(1, 2)
-        return both[0, :, :, : self.length], both[1, :, :, : self.length]
+    def write(self, layer: int, start: int, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new (S, T, 2 G, K) keys and values; return all of the layer's, (S, G, N + T, K) each, not copied."""
+        both = self.store[layer, :, :, : self.length]
+        both[:, :, start:] = new.transpose(1, 2)
+        return both.chunk(2, dim=1)
 
     def _resize(self, room: int) -> None:
         old = self.store
-        self.store = old.new_empty(*old.shape[:4], room, old.shape[5])
-        self.store[..., : old.shape[4], :] = old
-        half = torch.arange(0, old.shape[5], 2, device=old.device) / old.shape[5]
+        self.store = old.new_empty(*old.shape[:3], room, old.shape[4])
+        self.store[..., : old.shape[3], :] = old
+        half = torch.arange(0, old.shape[4], 2, device=old.device) / old.shape[4]
         angles = torch.arange(room, device=old.device)[:, None] * self.cfg.rope_theta**-half  # (room, K / 2)
         cosines, sines = angles.cos()[:, None], angles.sin()[:, None]
         self.cosines = torch.cat([cosines, cosines], dim=-1).to(old.dtype)  # (room, 1, K)
@@ -260,18 +263,26 @@ class Cache:
 
 
 class Matrix:
-    """A plain matrix (rows, cols) with its bias; several matrices that meet the same input are stacked into one."""
+    """A plain matrix (rows, cols) with its bias; several matrices that meet the same input are stacked into one.
+
+    On a CPU it lies column by column. The product with a single token is a sum of columns, weighted by the token's
+    numbers; that is what `embedding_bag` computes, and unlike a product it keeps pace with memory.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        # One token in float32 on a CPU: matrix times vector, read column by column, is up to twice as fast.
-        self.by_column = weight.is_cpu and weight.dtype == torch.float32
-        self.weight = weight.T.contiguous().T if self.by_column else weight
+        self.on_cpu = weight.is_cpu
+        self.weight = weight.T.contiguous().T if self.on_cpu else weight
         self.bias = bias
+        self.columns = torch.arange(weight.shape[1], dtype=torch.int32)[None]  # all of them; int64 would be slower
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.by_column and x.shape[:-1].numel() == 1:
-            y = self.weight.mv(x.flatten()) if self.bias is None else self.bias.addmv(self.weight, x.flatten())
-            return y.expand(*x.shape[:-1], -1)
+        tokens = x.shape[:-1].numel()
+        if self.on_cpu and tokens == 1:
+            y = F.embedding_bag(self.columns, self.weight.T, per_sample_weights=x.reshape(1, -1), mode="sum")
+            return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+        if self.on_cpu and tokens >= 128 and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            # Left alone, torch multiplies float32 with MKL, which takes twice as long as oneDNN on CPUs of AMD.
+            return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
         return F.linear(x, self.weight, self.bias)
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
