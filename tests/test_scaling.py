@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from scaling_costs import EVERYTHING, MODELS, PATTERNS, SHARDINGS, STAGES, flops, patches_of, prediction, states
 from tiny import VERSIONS, tiny_config
 
-from minicpmv_ref import MiniCPMV, nano, v2_0, v2_6
+from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_0, v2_6
 from minicpmv_ref.deploy.memory import estimate, parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,15 +203,45 @@ def test_measuring_runs(monkeypatch):
     assert found["counted"][: len(PATTERNS)] == KEPT["counted"][: len(PATTERNS)]
 
 
-def test_candidates_take_turns():
+def test_candidates_take_turns(monkeypatch):
     seen = []
+    monkeypatch.setattr(costs.time, "process_time", count().__next__)  # a clock that ticks when somebody looks at it
     times = costs.cpu_seconds({name: lambda name=name: seen.append(name) for name in "ab"}, rounds=3)
-    assert "".join(seen) == "abababab" and [len(t) for t in times.values()] == [3, 3]
+    assert "".join(seen) == "abababab" and times == {"a": [1, 1, 1], "b": [1, 1, 1]}
+
+
+def test_what_is_timed_is_what_is_counted(monkeypatch):
+    """The laws set seconds against operations: both must be of the same models and loads."""
+    tiny = tiny_config("2.6")
+    sizes = {width: replace(tiny, llm=replace(tiny.llm, intermediate_size=32 * width)) for width in (1, 2, 4, 8)}
+    timed, counted = [], []
+
+    def step(model, slices, text, trains, batch=1):
+        timed.append((model.config, patches_of(model.config, slices), text, trains, batch))
+
+    monkeypatch.setattr(costs, "scaled", sizes.get)
+    monkeypatch.setattr(costs, "step", step)
+    costs.measure_steps(rounds=1)
+    monkeypatch.setattr(costs, "flops", lambda *load: counted.append(load) or {"all": 1})
+    expected = [(config, patches_of(config, 0), costs.TEXT, EVERYTHING, 1) for config in sizes.values()]  # for AdamW
+    for name in ("sizes", "slices", "patterns"):
+        counted.clear()
+        costs.toy_operations({"text": costs.TEXT, "batch": costs.BATCH}, name)
+        expected += 2 * counted  # the untimed turn, and the timed one
+    assert timed == expected
+
+
+def test_pictures_are_those_of_the_stages(monkeypatch):
+    seen = []
+    monkeypatch.setattr(costs, "normalize_views", lambda image, plan: seen.append((image.size, plan)))
+    costs.measure_pictures(rounds=1)
+    assert seen == 2 * [(stage.size, plan_slices(stage.size, stage.slicing)) for stage in STAGES.values()]
 
 
 @pytest.mark.parametrize("trains", [("vpm",), EVERYTHING])
 def test_a_step_gives_gradients_to_what_learns(trains):
     model = MiniCPMV.seeded(tiny_config("2.6"))
+    costs.step(model, 0, 8, EVERYTHING)  # what an earlier step left does not stay
     costs.step(model, 2, 8, trains, 2)
     for part in EVERYTHING:
         assert any(p.grad is not None for p in getattr(model, part).parameters()) == (part in trains)
@@ -229,10 +261,25 @@ def test_what_was_measured_is_whole():
 TEXT = scaling.PAGE.read_text(encoding="utf-8")
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The first table of a section, without its head."""
-    block = next(b for b in TEXT.split(f"## {heading}\n\n")[1].split("\n\n") if b.startswith("|"))
+def rows(heading: str, number: int = 0) -> list[list[str]]:
+    """A table of a section, without its head."""
+    section = TEXT.split(f"## {heading}\n\n")[1].split("\n## ")[0]
+    block = [b for b in section.split("\n\n") if b.startswith("|")][number]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()[2:]]
+
+
+def numbers(words: str) -> list[float]:
+    return [float(word.replace(",", "")) for word in re.findall(r"-?\d[\d,]*\.?\d*", words)]
+
+
+def said(before: str, after: str) -> float:
+    """The number that stands between these words of the page."""
+    found = re.search(rf"{before} *([\d,.]+){after}", TEXT.replace("\n", " "))
+    return numbers(found[1])[0]
+
+
+def near(expected, rel=0.01):
+    return pytest.approx(expected, rel=rel)
 
 
 def test_the_page_is_up_to_date():
@@ -240,6 +287,7 @@ def test_the_page_is_up_to_date():
 
 
 def test_the_page_is_well_formed():
+    assert re.findall("^## (.*)$", TEXT, re.MULTILINE)[::9] == ["What is published", "What this page cannot say"]
     assert "{" not in TEXT and "None" not in TEXT and "nan" not in re.findall(r"\w+", TEXT)
     assert all(len(line) <= 120 or line.startswith("|") for line in TEXT.splitlines())
     for block in TEXT.split("\n\n"):
@@ -278,6 +326,120 @@ def test_the_hours_of_the_page_are_right():
     )
 
 
+# By hand: the same figures from the paper's and the page's own numbers, not from the code that wrote them.
+
+RATE = 0.4 * 989.4e12  # operations a second
+P = {version: sum(parameters(config).values()) for version, config in MODELS.items()}
+
+
+def test_the_words_about_hours_by_hand():
+    hours = numbers(rows("Hours and days")[-1][3])[0]
+    assert numbers(re.search("sum for 2.6 is (.*) card hours. The", TEXT.replace("\n", " "))[1]) == [
+        near(hours * 0.4 / 0.5, 1e-3),
+        near(hours * 0.4 / 0.3, 1e-3),
+    ]
+    shares = {row[0]: row[4:] for row in rows("Operations of one sample")}
+    llm, forward = numbers(shares["SFT"][2])[0] / 100, {name: float(row[-1]) for name, row in shares.items()}
+    assert said("makes SFT", " times as long") == near(1 + llm / 3)
+    assert forward["SFT"] == forward["DPO"] == 3 and all(1 < forward[name] < 3 for name in ("pre-1", "pre-2", "pre-3"))
+    assert said("guesses. is", " card hours") == near(400e6 * 128 * 2 * 8e9 / RATE / 3600)
+
+
+def test_the_views_by_hand():
+    words = [numbers(row[3]) for row in rows("What is published")]
+    assert [(views, text) for _, _, views, _, text in words] == [(1, 64), (1, 64), (9, 512), (7, 256), (7, 256)]
+    assert all(patches == sum(stage.patches) for (*_, patches, _), stage in zip(words, STAGES.values()))
+
+
+def test_storage_by_hand():
+    sizes = [numbers(row[2]) for row in rows("What has to be stored")]
+    pixel, captions, pages = said("JPEGs take", " bytes a pixel"), 400e6, 50e6
+    assert 0.05 < pixel < 1
+    photos = captions * 640 * 480 * pixel / 1e12
+    assert [size[0] for size in sizes[:3]] == near(
+        [photos, pages * 2480 * 3508 * pixel / 1e12, pages * 9 * 448**2 * pixel / 1e12], 0.03
+    )
+    features = 200e6 * 252 * 1152 * 2 / 1e12
+    assert [sizes[3][0], sizes[4][0]] == near([captions * 64 * 4 / 1e9, features])
+    assert sizes[5] == near([2 * p / 1e9 for p in P.values()]) and sizes[6] == near([12 * p / 1e9 for p in P.values()])
+    assert said("they take", " times") == near(features / (photos / 2), 0.05)
+    assert said("pictures and save", "%") == numbers(rows("Operations of one sample")[0][4])[0]
+
+
+def test_memory_by_hand():
+    for version, stage, *held, _, _ in rows("Memory of one card, and what must be sharded"):
+        if stage == "SFT":
+            parts = [16, 4 + 12 / 8, 2 + 14 / 8, 16 / 8, 16 / 64]  # bytes of a parameter
+            assert [float(size) for size in held[1:]] == near([P[version] * part / 1e9 for part in parts], 0.05)
+    assert said("optimizer of 2.6 fill", " cards") == near(16 * P["2.6"] / 80e9, 0.05)
+
+
+def test_growth_by_hand():
+    table, width, layers = v2_6.llm.vocab_size * v2_6.llm.hidden_size, v2_6.llm.hidden_size, v2_6.llm.num_hidden_layers
+    each = 6 * (parameters(v2_6)["llm"] - table)  # operations of a token, and of a pair of tokens:
+    pair = 12 * layers * width
+    heading = "How cost grows"
+    slices, queries, lengths, batches = ([numbers(" ".join(row)) for row in rows(heading, n)] for n in range(4))
+    for n, visual, vit, resampler, llm, whole, times, _ in slices:
+        assert visual == 64 * (n + 1) and whole == near(vit + resampler + llm)
+        assert llm == near((each * (visual + 256) + pair * (visual + 256) ** 2) / 1e12)
+        assert times == near(whole / slices[0][5], 0.05)
+    for n, visual, vit, resampler, llm, whole in queries:
+        assert visual == 10 * n and whole == near(vit + resampler + llm)
+        assert llm == near((each * (visual + 256) + pair * (visual + 256) ** 2) / 1e12)
+    for length, price, share, _ in lengths:
+        assert price == near((each + pair * length) / 1e9)
+        assert share == pytest.approx(100 * pair * length / (each + pair * length), abs=0.6)
+    sft, moved = numbers(rows("Operations of one sample")[3][3])[0], 3 * 2 * P["2.6"]
+    for (size, seconds, inside, part, between, whole, activations), row in zip(batches, rows(heading, 3)):
+        assert seconds == near(size * sft * 1e12 / RATE, 0.04)
+        assert [inside, between] == near([moved / 450e9, moved / 50e9], 0.05)
+        assert [part, whole] == near([100 * inside / seconds, 100 * between / seconds], 0.08)
+        assert activations == near(size * batches[0][-1])
+        assert row[-1] == ("yes" if 2 * P["2.6"] / 1e9 + activations < 0.9 * 80 else "no")
+
+
+def test_what_breaks_by_hand():
+    operations = {row[0]: [float(row[1]), float(row[3])] for row in rows("Operations of one sample")}
+    cores, pixel = [], said("JPEGs take", " bytes a pixel")
+    for name, picture, *cells in rows("What breaks first"):
+        old, new, ms, old_cores, new_cores, storage = map(float, cells)
+        rates = [RATE / (tera * 1e12) for tera in operations[name]]
+        width, height = numbers(picture)
+        assert [old, new] == near(rates, 0.07)
+        assert [old_cores, new_cores] == pytest.approx([rate * ms / 1000 for rate in rates], abs=0.06)
+        assert storage == pytest.approx(rates[0] * 256 * width * height * pixel / 1e9, abs=0.1)
+        cores.append(old_cores)
+    assert said("At most", " cores") == max(cores)
+    largest = numbers(" ".join(rows("How cost grows")[-1]))[5]
+    assert said("which feeds", " cards") == near(said("our code makes", " pictures") * largest * 1e12 / RATE, 0.05)
+    disk, low, high = said("disk here takes", " MB/s"), said("range from", " to"), said(r"range from \d+ to", "\\)")
+    assert low < disk < high
+    state = 12 * P["2.6"] / 1e9
+    seconds = state * 1000 / disk
+    assert said("SFT you save", " GB") == near(state) and f": {scaling.lasting(seconds)}, which is" in TEXT
+    assert said("minutes, which is", "%") == pytest.approx(100 * seconds / 1800, abs=1)
+    assert said("GB/s it is", " s") == near(state / 2, 0.02)
+    assert said(r"it is \d+ s,", "%") == near(100 * state / 2 / 1800, 0.03)
+
+
+def test_the_small_models_by_hand():
+    heading = "Did small models follow these curves?"
+    for number, name in enumerate(("sizes", "slices")):
+        times = KEPT["steps"][name].values()
+        for (*_, low, middle, high, law, off), kept in zip(rows(heading, number), times):
+            assert [float(low), float(middle), float(high)] == near([min(kept), np.median(kept), max(kept)], 0.02)
+            assert numbers(off)[0] == pytest.approx(100 * (float(law) / float(middle) - 1), abs=1)
+        lowest = prediction(costs.toy_operations(KEPT, name), [min(kept) for kept in times])["error"]
+        assert f"made from the lowest times, by {lowest:+.1%}" in TEXT.replace("\n", " ")
+    patterns = [[float(cell) for cell in row[1:]] for row in rows(heading, 2)]
+    assert patterns[0][0] == near(1 / 3) and patterns[-1] == [1, 1]
+    updates = numbers(re.search("Here it costs (.*) ns a parameter", TEXT.replace("\n", " "))[1])
+    models = [sum(parameters(costs.scaled(width)).values()) for width in costs.SIZES.values()]
+    assert updates == near([1e9 * np.median(t) / n for t, n in zip(KEPT["steps"]["updates"].values(), models)], 0.02)
+    assert said("CPU thread,", " times slower") > 100
+
+
 def test_what_the_words_say_the_numbers_say():
     fits = {(row[0], row[1]): row[-2:] for row in rows("Memory of one card, and what must be sharded")}
     assert all(alone == "yes" for (_, name), (alone, _) in fits.items() if name.startswith("pre"))
@@ -305,6 +467,8 @@ def test_small_models_follow_the_law():
 def test_the_benchmark_is_read():
     rates = scaling.benchmark_rates()
     assert list(rates) == ["640x480", "1344x1344", "1920x1080", "3000x4000"]
+    head = next(row for row in (scaling.ROOT / "benchmarks/README.md").read_text().splitlines() if "| size |" in row)
+    assert head.split(" | ")[3] == "ours"
     assert sorted(rates.values(), reverse=True) == list(rates.values())
     assert f"makes {rates['1344x1344']:.1f} pictures" in TEXT.replace("\n", " ")
 

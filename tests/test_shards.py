@@ -72,7 +72,13 @@ def test_the_same_records_give_the_same_bytes(records, folder, tmp_path):
 
 def test_bytes_do_not_depend_on_time_or_user(folder):
     with tarfile.open(folder / "shard-000000.tar") as tar:
-        assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "", 0o444)}
+        owners = {(member.uid, member.uname, member.gid, member.gname) for member in tar}
+        assert owners == {(0, "", 0, "")} and {(member.mtime, member.mode) for member in tar} == {(0, 0o444)}
+
+
+def test_the_index(folder):
+    shards = [{"file": f"shard-{i:06d}.tar", "records": 8 if i == 4 else 10} for i in range(5)]
+    assert json.loads((folder / INDEX).read_text()) == {"records": 48, "shards": shards}
 
 
 def test_webdataset_reads_them_with_its_own_means(records, folder):
@@ -92,10 +98,14 @@ def test_several_pictures_names_and_scripts(tmp_path):
     turns = ("user", "<image_01>\n<image_00> 这 <image_02>"), ("assistant", '\N{GRINNING FACE} \\ " é\n')
     record = Record("../../\0 照", images, turns)
     other = Record("plain", {"<image>": tmp_path / "x.a-long-suffix"}, (("user", "<image>"), ("assistant", "x")))
-    write_shards([record, other], tmp_path / "s")
-    back = {each.id: each for each in open_shards(tmp_path / "s")[0]}
+    write_shards([record, other], tmp_path / "new" / "s")
+    back = {each.id: each for each in open_shards(tmp_path / "new" / "s")[0]}
     assert same(back[record.id], record) and same(back["plain"], other)
     assert list(back[record.id].images) == list(images)
+    # A suffix that readers may know is kept, in lower case; a part of a name is none.
+    names = Counter(name.split(".", 1)[1] for name in members(tmp_path / "new" / "s" / "shard-000000.tar"))
+    assert names == {"json": 2, "0.jpg": 1, "1": 1, "2.png": 1, "0": 1}
+    assert back["plain"].images["<image>"].name.startswith("shard-000000.tar/00000")  # for errors
 
 
 def test_a_writing_that_was_cut_off(records, folder, tmp_path, monkeypatch):
@@ -114,6 +124,17 @@ def test_a_writing_that_was_cut_off(records, folder, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["shard-000000.tar", "shard-000001.tar"]
     with pytest.raises(FileNotFoundError, match="not complete"):
         open_shards(tmp_path / "cut")
+    monkeypatch.undo()
+
+    def full_now(value, **options):
+        if "shards" in value:
+            raise OSError(28, "No space left on device")
+        return ""
+
+    monkeypatch.setattr(json, "dumps", full_now)
+    with pytest.raises(OSError, match=r"could not write .*index.json: .*No space left on device"):
+        write_shards(records, tmp_path / "cut", per_shard=10)
+    assert {path.suffix for path in (tmp_path / "cut").iterdir()} == {".tar"}
     monkeypatch.undo()
     write_shards(records, tmp_path / "cut", per_shard=10)
     assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == wanted
@@ -168,10 +189,29 @@ def test_shards_are_read_one_after_the_other(folder, monkeypatch):
     assert numbers != sorted(numbers)
 
 
+def test_two_shards_and_two_orders_are_kept(folder, monkeypatch):
+    """Where one shard or epoch ends and the next begins, a batch meets both, in any order; no more are in memory."""
+    shards, _ = open_shards(folder)
+    opened = []
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, *args: opened.append(path.name[11]) or real(path, *args))
+    for number in (9, 10, 8, 11, 20, 12, 7):
+        shards[number]
+    assert opened == ["0", "1", "2", "0"]
+    monkeypatch.undo()
+    shuffled = []
+    sample = random.Random.sample
+    monkeypatch.setattr(random.Random, "sample", lambda *args: shuffled.append(1) or sample(*args))
+    for position in (46, 48, 47, 49):
+        shards.sample(position)
+    assert len(shuffled) == 2 * (1 + 5)  # two epochs: the shards, and the records of each
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
 def test_ranks_share_without_loss_or_double(folder, size):
     shards, _ = open_shards(folder)
     alone = ids(islice(shards.stream(seed=3), 96))
+    assert alone == [shards.sample(position, seed=3).id for position in range(96)]
     parts = [
         ids(islice(shards.stream(seed=3, rank=rank, size=size), len(range(rank, 96, size)))) for rank in range(size)
     ]
@@ -290,7 +330,7 @@ def test_half_a_shard(folder):
     content = path.read_bytes()
     path.write_bytes(content[: members(path)["000044.json"].offset_data + 5])
     _, report = open_shards(folder)
-    assert {problem.number for problem in report.problems} == {44, 45, 46, 47}
+    assert [problem.number for problem in report.problems] == [44, 45, 46, 47]
     assert "reading stopped: unexpected end of data" in report.problems[1].what
     for nothing in (b"", b"\0" * 20, b"no tar file" * 100):
         path.write_bytes(nothing)
@@ -302,13 +342,14 @@ def test_shards_of_something_else(folder):
         for number, content in enumerate((b"[]", b'{"id": 1}', b"[" * 100_000, b'{"crc32": 0, "image": [], "id": 1}')):
             tar.write({"__key__": f"{number:06d}", "json": content})
         tar.write({"__key__": "000004", "txt": b"x"})
-        tar.write({"__key__": "surprise", "json": b"{}"})
-        tar.write({"__key__": "000033", "json": b"{}"})  # a number of another shard
+        tar.write({"__key__": "000005", "json": b"5"})
+        for surprise in ("surprise", "²²²²²²", "000010", "000033"):  # the last two are numbers of other shards
+            tar.write({"__key__": surprise, "json": b"{}"})
     _, report = open_shards(folder)
     assert {problem.number for problem in report.problems} == set(range(10))
     assert Counter(problem.what for problem in report.problems) == {
-        "the bytes have changed since they were written": 5,
-        "it is not in the shard": 5,
+        "the bytes have changed since they were written": 6,
+        "it is not in the shard": 4,
     }
 
 
@@ -325,6 +366,11 @@ def test_a_record_that_comes_twice_counts_once(folder):
             tar.write({key: value for key, value in sample.items() if key == "__key__" or key[0] != "_"})
     shards, report = open_shards(folder)
     assert report.skipped == 0 and len(set(ids(shards))) == 48
+    with webdataset.TarWriter(str(path), encoder=False) as tar:  # the first one counts, although it is damaged
+        for sample in [{"__key__": "000003", "json": b"{}"}, *found]:
+            tar.write({key: value for key, value in sample.items() if key == "__key__" or key[0] != "_"})
+    shards, report = open_shards(folder)
+    assert [problem.number for problem in report.problems] == [3] and len(shards) == 47
 
 
 def test_damage_after_opening_is_named(folder):
@@ -364,6 +410,7 @@ def test_no_record_is_good(folder):
         '{"shards": [{"file": "shard-000000.tar"}]}',
         '{"shards": [{"file": "shard-000000.tar", "records": 0}]}',
         '{"shards": [{"file": "shard-000000.tar", "records": "10"}]}',
+        '{"shards": [{"file": "shard-000000.tar", "records": true}]}',
         '{"shards": [{"file": "../shard-000000.tar", "records": 10}]}',
         '{"shards": [{"file": 5, "records": 10}]}',
     ],
