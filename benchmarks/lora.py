@@ -23,8 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _timing import table
 
 from minicpmv_ref.config import BUNDLED
-from minicpmv_ref.learn.evaluate import answers, share_of_words
-from minicpmv_ref.learn.finetune import in_order, loss_on
+from minicpmv_ref.learn.finetune import in_order, loss_on, words_right
 from minicpmv_ref.learn.lora import (
     WHOLE,
     add_lora,
@@ -46,14 +45,6 @@ RECORDS = BUNDLED.parent / "records"
 
 def base(checkpoint: str | None) -> MiniCPMV:
     return MiniCPMV.from_pretrained(checkpoint).float() if checkpoint else start()
-
-
-def words_right(model: MiniCPMV, processor: Processor, records: list) -> float:
-    """The share of words in their right place, over all answers, each after the true ones before it."""
-    talks = [record.messages for record in records]
-    cuts = [(talk[:i], talk[i]["content"]) for talk in talks for i in range(1, len(talk), 2)]
-    said = answers(model, processor, [prompt for prompt, _ in cuts])
-    return share_of_words(said, [wanted for _, wanted in cuts])
 
 
 def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, held_out: list) -> list[str]:

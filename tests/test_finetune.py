@@ -21,7 +21,7 @@ from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import finetune as room
 from minicpmv_ref.learn import records as reading
 from minicpmv_ref.learn import train as trainer
-from minicpmv_ref.learn.finetune import digest, in_order, loss_on, sample_at, train_on
+from minicpmv_ref.learn.finetune import digest, in_order, loss_on, sample_at, train_on, words_right
 from minicpmv_ref.learn.lora import load_lora
 from minicpmv_ref.learn.records import messages, read_records
 from minicpmv_ref.learn.saves import saves_in
@@ -148,8 +148,23 @@ def test_it_learns_and_the_loss_does_not_depend_on_the_batch(small):
 
 
 def test_a_loss_on_nothing():
-    with pytest.raises(ValueError, match="at least one record"):
-        loss_on(tiny_model("2.6"), tiny_processor("2.6"), [])
+    for score in (loss_on, words_right):
+        with pytest.raises(ValueError, match="at least one record"):
+            score(tiny_model("2.6"), tiny_processor("2.6"), [])
+
+
+def test_words_that_are_right(small, monkeypatch):
+    talk = (("user", "<image>\nWhat?"), ("assistant", "A cat"), ("user", "And?"), ("assistant", "two dogs"))
+    records, asked = [replace(small[0], turns=talk), replace(small[1], turns=talk[:2])], []
+
+    def answers(model, processor, prompts, **options):
+        asked.append([len(prompt) for prompt in prompts])
+        return ["A dog", "two dogs", "A cat"][: len(prompts)]
+
+    monkeypatch.setattr(room, "answers", answers)
+    assert words_right(None, None, records) == 5 / 6  # each question after the true answers before it
+    assert words_right(None, None, records, n=1) == 1 / 2
+    assert asked == [[1, 3, 1], [1]]
 
 
 def test_a_record_that_is_too_long_is_named_and_not_cut(small):
@@ -197,6 +212,10 @@ def losses_in(folder):
     return [json.loads(row)["loss"] for row in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
+def words_of(folder, file):
+    return words_right(MiniCPMV.from_pretrained(folder), Processor.from_pretrained(folder), read_records(file)[0])
+
+
 def loss_of(folder, file):
     return loss_on(MiniCPMV.from_pretrained(folder), Processor.from_pretrained(folder), read_records(file)[0])
 
@@ -213,7 +232,9 @@ def test_the_command_trains_on_your_data(files, checkpoint, tmp_path, capsys):
     before, after = map(float, re.search(r"held-out loss (\S+) -> (\S+) in \d+ s", lines[6]).groups())
     assert before == pytest.approx(loss_of(checkpoint, files[1]), abs=1e-3)
     assert after == pytest.approx(loss_of(out, files[1]), abs=1e-3) and after < before
-    assert lines[7] == f'ask it: lab.py ask IMAGE "QUESTION" --model {out}'
+    words = [f"{words_of(folder, files[1]):.0%}" for folder in (checkpoint, out)]
+    assert lines[7] == f"records: {words[0]} of the held-out words right -> {words[1]}"
+    assert lines[8] == f'ask it: lab.py ask IMAGE "QUESTION" --model {out}'
     assert main(["ask", str(files[0].with_name("0.png")), "What?", "--model", str(out), "--max-new-tokens", "2"]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -251,7 +272,8 @@ def test_the_best_save_is_kept_if_it_is_not_the_last(files, checkpoint, tmp_path
     )
     kept = tmp_path / "out" / "saves" / "step-000010"
     assert list(kept.parent.iterdir()) == [kept] and MiniCPMV.from_pretrained(kept)
-    assert f"the held-out loss was lowest in {kept}, which is kept" in lines[-1]
+    assert f"the held-out loss was lowest in {kept}, which is kept" in lines[-2]
+    assert result["words_before"] == 0 and lines[-1].startswith("records: 0% of the held-out words right -> ")
     assert (result["held_out_before"], result["held_out_after"]) == (3.0, 2.0)
 
 

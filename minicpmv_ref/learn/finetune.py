@@ -20,6 +20,7 @@ import torch
 from ..checkpoint import WEIGHTS
 from ..model import MiniCPMV
 from ..processor import Processor
+from .evaluate import answers, share_of_words
 from .parallel import ALONE, unshard
 from .records import Record, read_records
 from .saves import best_in, finish, saves_in
@@ -117,6 +118,32 @@ def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], ba
     return total / count
 
 
+def words_right(model: MiniCPMV, processor: Processor, records: Sequence[Record], n: int = 100) -> float:
+    """Let a model answer, and compare words: what a falling loss may or may not mean.
+
+    Args:
+        model, processor: they belong together.
+        records: each of their questions is asked, after the true answers before it.
+        n: stop after so many answers.
+
+    Returns:
+        The share of the wanted words that are said in their right place, 0 to 1.
+
+    Raises:
+        ValueError: no records.
+    """
+    asked = []
+    for record in records:
+        talk = record.messages
+        asked += [(talk[:i], turn["content"]) for i, turn in enumerate(talk) if turn["role"] == "assistant"]
+        if len(asked) >= n:
+            break
+    if not asked:
+        raise ValueError("there must be at least one record")
+    prompts, wanted = zip(*asked[:n])
+    return share_of_words(answers(model, processor, prompts, max_new_tokens=128), wanted)
+
+
 def train_on(
     data: str | os.PathLike,
     checkpoint: str | os.PathLike,
@@ -145,8 +172,9 @@ def train_on(
         held_out: a JSON file, or shards, only measured: before, after, and at each save.
         lora: the rank of adapters in the attention of the LLM, which learn alone; None: all parts learn in full.
         steps, batch: optimizer steps, and records of each.
-        rate: factor on the learning rates of the stage "sft-2". That stage ended at 0.02, and a trained model forgets
-            at more than a few hundredths; random weights want 1. Adapters learn LORA_RATE times as fast as the LLM.
+        rate: factor on the learning rates of the stage "sft-2", which itself ended at 0.02. The more you take, the more
+            a trained model learns and forgets: data_samples/records/README.md has an example at 0.3. Random weights
+            want 1. Adapters learn LORA_RATE times as fast as the LLM.
         root: where the picture paths of a JSON file start, as for `read_records`.
         strict: True refuses data with any problem; False skips bad records and says how many.
         seed: of the order of the records, and of fresh adapters.
@@ -155,7 +183,8 @@ def train_on(
         how: `world`, `shard`, `pieces`, `workers`, `checkpointing` and `compiled`, as for `train_stage`.
 
     Returns:
-        {"stage": "records", "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}.
+        {"stage": "records", "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}; with `held_out`
+        in the first process also "words_before" and "words_after", from `words_right`.
 
     Raises:
         ValueError: no good record; with `strict`, any problem; fewer than one step or record, or a rate that is not
@@ -187,6 +216,8 @@ def train_on(
     sparse = not all(record.images for record in records)
 
     model = MiniCPMV.from_pretrained(checkpoint).float().to(device)
+    first = how.get("world", ALONE).rank == 0
+    words = words_right(model, processor, tests) if tests and first else None
     rates = {part: rate * highest for part, highest in stage_named("sft-2").rates.items()}
     settings = {"from": os.fspath(checkpoint), "data": _mark(contents), "held_out": _mark(test_contents)}
     optimizer = None
@@ -215,8 +246,8 @@ def train_on(
         **how,
     )
     model = unshard(model)
-    if how.get("world", ALONE).rank > 0:
-        return result  # the first process writes
+    if not first:
+        return result  # the others have nothing to write
     last, best = saves_in(out / SAVES)[-1], best_in(out / SAVES)
     better = best is not None and best != last
     if better:
@@ -225,6 +256,9 @@ def train_on(
     if lora is not None:
         save_lora(model, out / ADAPTER)
         merge_lora(model)
+    if tests:
+        result |= {"words_before": words, "words_after": words_right(model, processor, tests)}
+        report(f"records: {words:.0%} of the held-out words right -> {result['words_after']:.0%}")
     finish(out, model, processor, out / SAVES, best=better)
     return result
 
