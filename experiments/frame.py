@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, RUNS = ROOT / "experiments/results", ROOT / "docs/claims.md", ROOT / "runs/experiments"
 NAMES = (
     "slice_guarantees token_density context_tokens any_aspect text_size slicing cost_curve position_schemes queries "
-    "pooling stage_ladder stages frozen_llm rewriting packing padding sft_order multilingual prefill q4k_size"
+    "pooling stage_ladder stages frozen_llm rewriting packing padding sft_order multilingual prefill q4k_size loading"
 ).split()
 PROFILES = ("fast", "cpu", "gpu")
 CONFIRMED, NOT_CONFIRMED, REFUTED = VERDICTS = ("confirmed here", "not confirmed here", "refuted here")

@@ -20,6 +20,7 @@ from experiments import frame, training
 from experiments.frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Each, Finding
 from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_5
 from minicpmv_ref import __main__ as commands
+from minicpmv_ref.deploy.sequence import Loading, Peak
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"frame", "sizes", "training", "pages"}  # in the folder, but no claims
@@ -28,6 +29,7 @@ TRAINED = (
     "sft_order multilingual"
 ).split()
 UNTRAINED = [name for name in frame.NAMES if name not in TRAINED]
+MEASURED = {"prefill", "loading"}  # their figures depend on the machine
 DONE = [name for name in frame.NAMES if (frame.RESULTS / f"{name}.json").exists()]
 
 
@@ -97,7 +99,7 @@ def test_the_fast_version_runs(name, tmp_path):
     assert frame.section("title", import_module(f"experiments.{name}").CLAIM, found)
     assert len({len(row) for row in found["table"]}) == 1
     assert all(low <= found["figures"][figure] <= high for figure, (low, high) in found["intervals"].items())
-    if name in (*UNTRAINED, "pooling") and name != "prefill":  # that one measures time; one training stands for all
+    if name in {*UNTRAINED, "pooling"} - MEASURED:  # one training stands for all
         again = frame.run(name, "fast", again=True, runs=tmp_path)
         assert {**again, "seconds": 0, "machine": ""} == {**found, "seconds": 0, "machine": ""}
 
@@ -329,7 +331,7 @@ def test_a_verdict_can_be_the_other_one(monkeypatch, tmp_path):
     def verdict(name):
         return frame.run(name, "fast", again=True, runs=tmp_path)["verdict"]
 
-    for name in set(UNTRAINED) - {"prefill"}:  # that one depends on the machine
+    for name in set(UNTRAINED) - MEASURED:
         assert verdict(name) == result(name)["verdict"]
     module = import_module("experiments.slice_guarantees")
     monkeypatch.setitem(module.CASES, "released rule", ("code", 9, 1, 9, 1, 12, 1))
@@ -346,6 +348,14 @@ def test_a_verdict_can_be_the_other_one(monkeypatch, tmp_path):
     assert verdict("padding") == CONFIRMED
     monkeypatch.setattr("experiments.prefill.NPU", 0.5)
     assert verdict("prefill") == NOT_CONFIRMED
+    for in_turns, wanted in ((10_000_000, CONFIRMED), (17_000_000, NOT_CONFIRMED), (3_000_000, NOT_CONFIRMED)):
+        together, turns = Peak(5, 17_000_005, [1]), Peak(5, in_turns + 5, [1])
+        found = Loading(7_000_000, 10_000_000, together, turns)
+        monkeypatch.setattr("experiments.loading.measure", lambda *_, found=found: found)
+        assert verdict("loading") == wanted
+    monkeypatch.setattr("experiments.loading.measure", lambda *_: found._replace(in_turns=Peak(5, 9, [2])))
+    with pytest.raises(ValueError, match="nano: the answers differ"):
+        verdict("loading")
     monkeypatch.setitem(import_module("experiments.q4k_size").PRESETS, "v2_5", nano)
     assert verdict("q4k_size") == REFUTED
 
