@@ -17,6 +17,7 @@ from torch import nn
 
 from .config import ResamplerConfig
 from .positions import sincos_2d
+from .vision import linear
 
 Grids = list[tuple[int, int]]
 
@@ -116,10 +117,11 @@ class Resampler(nn.Module):
 
     def _keys_values(self, slices: list[int], features, patch_grids) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (b, H, L, K) of some slices of equal length."""
-        x = self.ln_kv(self.kv_proj(torch.stack([features[i] for i in slices])))  # (b, L, C) -> (b, L, E)
+        x = torch.stack([features[i] for i in slices])  # (b, L, C)
+        x = self.ln_kv(linear(x, self.kv_proj.weight))  # (b, L, E)
         positions = torch.stack([_positions(self.cfg.width, *patch_grids[i]) for i in slices]).to(x)
-        keys = F.linear(x + positions, *self.attn.part("k"))
-        values = F.linear(x, *self.attn.part("v"))
+        keys = linear(x + positions, *self.attn.part("k"))
+        values = linear(x, *self.attn.part("v"))
         return tuple(rearrange(t, "b l (h k) -> b h l k", h=self.cfg.heads) for t in (keys, values))
 
     def _finish(self, x: torch.Tensor) -> torch.Tensor:
@@ -184,13 +186,13 @@ class FoldedResampler(nn.Module):
         pooled = []
         for slices in groups:
             f = torch.stack([features[i] for i in slices])  # (b, L, C)
-            std = (F.linear(f, self.spread).float().square().sum(-1, keepdim=True) + self.cfg.eps).sqrt()
+            std = (linear(f, self.spread).float().square().sum(-1, keepdim=True) + self.cfg.eps).sqrt()
             f = f / std.to(f)
             scores = self.look @ f.mT  # (b, H * Q, L)
             scores += torch.stack([self._position_scores(*patch_grids[i]) for i in slices])
             seen = rearrange(scores.softmax(dim=-1) @ f, "b (h q) c -> b h q c", h=self.cfg.heads)
             pooled.append(rearrange(seen @ self.read.mT, "b h q k -> b q (h k)"))
-        x = F.linear(torch.cat(pooled)[_inverse(groups)], self.mix, self.mix_bias)
+        x = linear(torch.cat(pooled)[_inverse(groups)], self.mix, self.mix_bias)
         return F.layer_norm(x, (self.cfg.width,), eps=self.cfg.eps) @ self.last + self.last_bias
 
     def _position_scores(self, rows: int, cols: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionConfig, Idefics2VisionTransformer
@@ -21,7 +22,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionConfig, Sigli
 from minicpmv_ref import vision
 from minicpmv_ref.config import VisionConfig, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.positions import bucket_position_ids
-from minicpmv_ref.vision import VisionTransformer
+from minicpmv_ref.vision import VisionTransformer, linear
 
 GOLDEN = Path(__file__).parent / "golden" / "modules.npz"
 BUCKET = VisionConfig(width=48, layers=2, heads=4, mlp_width=80)
@@ -401,3 +402,44 @@ def test_a_fresh_tower_is_calm_and_seeded():
     assert all(p.abs().max() == 0 for name, p in first.named_parameters() if name.endswith("bias"))
     features = first(pictures([(8, 8)]))[0]
     assert features.std().item() == pytest.approx(1, abs=0.05)  # post_layernorm with gain 1
+
+
+# ---- matrix products
+
+
+@pytest.mark.parametrize("shape", [(128, 24), (3, 70, 24), (127, 24), (1, 24), (0, 24), (2, 0, 24)])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("by_column", [True, False])
+def test_linear_is_torchs_own(shape, with_bias, by_column):
+    """Whichever library multiplies: the same numbers, up to float32's rounding."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(40, 24), torch.randn(40) if with_bias else None
+    weight = weight.T.contiguous().T if by_column else weight
+    wanted = F.linear(x, weight, bias)
+    with torch.no_grad():
+        found = linear(x, weight, bias)
+        assert found.layout == torch.strided and found.dtype == torch.float32
+        assert torch.allclose(found, wanted, atol=1e-5) and found.shape == wanted.shape
+        assert torch.allclose(linear(x.transpose(0, -1).contiguous().transpose(0, -1), weight, bias), wanted, atol=1e-5)
+        assert torch.equal(linear(x.double(), weight.double()), F.linear(x.double(), weight.double()))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_linear_has_gradients():
+    x, weight = torch.randn(200, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert torch.allclose(x.grad, weight.detach().sum(0).expand_as(x), atol=1e-5)
+    assert torch.allclose(weight.grad, x.detach().sum(0).expand_as(weight), atol=1e-4)
+
+
+def test_float32_inference_goes_through_onednn(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    x, way = torch.randn(200, 8), []
+    monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda x, real=torch.Tensor.to_mkldnn: way.append(1) or real(x))
+    linear(x, torch.randn(5, 8))  # gradients are wanted
+    assert not way
+    with torch.no_grad():
+        linear(x, torch.randn(5, 8))
+    assert way

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..config import LLMConfig, MiniCPMVConfig
 from ..model import MiniCPMV
+from ..vision import linear
 from .gguf import llm_tensors, plan_mixture
 from .kquant import FORMATS, dequantize, quantize
 
@@ -276,14 +277,10 @@ class Matrix:
         self.columns = torch.arange(weight.shape[1], dtype=torch.int32)[None]  # all of them; int64 would be slower
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = x.shape[:-1].numel()
-        if self.on_cpu and tokens == 1:
+        if self.on_cpu and x.shape[:-1].numel() == 1:
             y = F.embedding_bag(self.columns, self.weight.T, per_sample_weights=x.reshape(1, -1), mode="sum")
             return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
-        if self.on_cpu and tokens >= 128 and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            # Left alone, torch multiplies float32 with MKL, which takes twice as long as oneDNN on CPUs of AMD.
-            return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
         return self.weight[ids]
@@ -310,7 +307,7 @@ class Blocks:
                 rounded[way] = round_activations(x, way)
             step = max(1, BITE // self.cols)
             for first in range(0, len(packed), step):
-                products.append(F.linear(rounded[way], self._unpack(kind, packed[first : first + step])))
+                products.append(linear(rounded[way], self._unpack(kind, packed[first : first + step])))
         y = torch.cat(products, dim=-1)
         return y if self.bias is None else y + self.bias
 
