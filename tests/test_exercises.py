@@ -678,11 +678,17 @@ def double(number):
         (double, Case((2,), "a prime", lambda got: got in (2, 3, 5)), "double(2) gave 4, expected a prime."),
         (double, Case((2,), "an even number", lambda got: got % 2 == 0), "correct"),
         (double, Case((np.ones(3),), np.full(3, 2.0)), "correct"),
-        (double, Case((np.ones(3),), np.ones((3, 1))), "double(an array of shape (3,)) gave shape (3,), expected "
-         "shape (3, 1)."),
-        (double, Case((np.ones(2),), np.array([2.0, 3.0])), "double(an array of shape (2,)) has 1 of 2 numbers wrong, "
+        (double, Case((np.ones(3),), np.ones((3, 1))), "double([1, 1, 1]) gave shape (3,), expected shape (3, 1)."),
+        (double, Case((np.ones((2, 5)),), np.ones(2)), "double(an array of shape (2, 5)) gave shape (2, 5), expected "
+         "shape (2,)."),
+        (double, Case((np.ones(2),), np.array([2.0, 3.0])), "double([1, 1]) has 1 of 2 numbers wrong, "
          "the first at [1]: 2.0, expected 3.0."),
-        (double, Case((1,), np.ones(2)), "double(1) gave 2, expected an array of shape (2,)."),
+        (double, Case((1,), np.ones(2)), "double(1) gave 2, expected [1, 1]."),
+        (double, Case((torch.tensor(1.5),), 3.0), "double(tensor(1.5000)) gave tensor(3.), expected 3.0 as a plain "
+         "value; `.item()` makes one."),
+        (double, Case((np.float32(1.5),), 3.0), "correct"),
+        (double, Case((torch.tensor([[0.12345], [2.0]]) > 1,), 1), "double([[False], [True]]) gave [[0], [2]], "
+         "expected 1 as a plain value; `.item()` makes one."),
     ],
 )  # fmt: skip
 def test_verdict(answer, case, said):

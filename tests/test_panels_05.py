@@ -47,6 +47,18 @@ def test_bars_are_the_estimate(state):
     left = float(bars[0].attrib["x"])
     ends = {name: left + size * share * scale for name, (size, share) in DEVICES.items()}
     assert lines == pytest.approx(sorted(x for x in ends.values() if x <= draw.BAR_RIGHT), abs=0.5)
+    texts = [(t.text, float(t.attrib["x"]), t.attrib["y"]) for t in shapes(panel, "text")]
+    for kind, title in (("phone", "phones, GB"), ("GPU", "GPUs, GB")):  # "8\N{EN DASH}16" is the label of three lines
+        crossed = [name.split()[0] for name, x in ends.items() if name.endswith(kind) and x <= draw.BAR_RIGHT]
+        rows = {y for text, _, y in texts if text == title}
+        assert len(rows) == bool(crossed)
+        for text, x, _ in [each for each in texts if each[2] in rows and each[0] != title]:
+            first, last = (text.split("\N{EN DASH}") * 2)[:2]
+            assert first == crossed[0], "in order, and none is left out"
+            crossed = crossed[crossed.index(last) + 1 :]
+            middle = (ends[f"{first} GB {kind}"] + ends[f"{last} GB {kind}"]) / 2
+            assert x == pytest.approx(max(middle, draw.BAR_LEFT + draw.text_width(text, 14) / 2), abs=0.5)
+        assert crossed == []
     labels = [t for t in shapes(panel, "text") if re.fullmatch(r"\d+ GB", t.text)]
     assert [t.attrib["fill"] == "white" for t in labels] == [fits(need, name) for name in DEVICES]
     if need.total > 2e9:

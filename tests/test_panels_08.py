@@ -190,6 +190,8 @@ def test_curve_surface_and_dot_show_the_loss(beta):
         assert largest - scale * (height - top) == pytest.approx(draw.preference(chosen, rejected, beta)[1], abs=1e-6)
         tangent = next(points for points, color, _ in shapes(canvas, "path") if color == draw.RED)
         slope = -scale * (tangent[1][1] - tangent[0][1]) / ((tangent[1][0] - tangent[0][0]) * 80 / (x1 - x0))
+        for x, y in tangent:
+            assert x0 - 0.01 <= x <= x1 + 0.01 and 33.9 <= y <= 234.1, "inside the plot"
         assert -slope == pytest.approx(draw.preference(chosen, rejected, beta)[2], rel=1e-6)
         ((x, y, w, h, image, _),) = shapes(canvas, "image")
         assert ((right - x) / w * 40 - 20, 20 - (down - y) / h * 40) == pytest.approx((rejected, chosen))
@@ -240,13 +242,27 @@ def test_curves_are_the_recorded_ones(trait):
                 places = [p["step"] for p in points if p[trait] is not None]
                 assert y == pytest.approx(blue[1][places.index(points[point]["step"])][1])
             assert len(shapes(canvas, "dot")) == (value is not None)
+            most = max(
+                p[trait] for each in {name, "main"} for p in draw.alignment._joined(runs[each], "curve") if p[trait]
+            )
+            shown = [text for x, _, text, *_, align, _ in shapes(canvas, "text") if align == "right" and 330 < x < 372]
+            assert f"{most:.3g}" in shown if trait == "words" else f"{most:.0%}" in shown
             words = panels.AlignmentRuns(point, name, trait).status
             assert words.startswith(f"Run {name}, step {points[point]['step']}: ")
 
 
 def test_rounds_follow_each_other():
-    run = {"curve": [[{"step": 0}, {"step": 4}], [{"step": 0}, {"step": 4}]]}
-    assert [point["step"] for point in draw.alignment._joined(run, "curve")] == [0, 4, 4, 8]
+    run = {"curve": [[{"step": 0}, {"step": 4}]] * 2, "training": [[{"step": 1}, {"step": 5}]] * 2}
+    assert [point["step"] for point in draw.alignment._joined(run, "curve")] == [0, 4, 5, 9]
+    assert [point["step"] for point in draw.alignment._joined(run, "training")] == [1, 5, 6, 10]
+
+
+def test_the_slider_ends_with_the_run():
+    panel = panels.AlignmentRuns(point=99, run="rounds")
+    assert panel.values()["point"] == panel.controls["point"].max == 26
+    panel.controls["run"].value = "main"
+    assert panel.values()["point"] == panel.controls["point"].max == 8
+    assert "step 80:" in panel.status
 
 
 def test_svg_is_what_the_panel_shows():

@@ -33,6 +33,7 @@ STYLE = """<style>
 .mcv-controls > .widget-inline-hbox > .widget-label { width: auto; margin: 0; text-align: left; }
 .mcv-controls > .widget-toggle-buttons > .widget-label, .mcv-controls > .widget-toggle-buttons > div,
 .mcv-controls > .widget-inline-hbox > select { grid-column: 1 / 3; width: auto; }
+.mcv-controls .widget-toggle-button { padding: 0 2px; }
 .mcv-controls > .widget-slider > .widget-readout { order: 1; min-width: 20px; margin: 0; }
 .mcv-controls > .widget-slider > .slider-container { order: 2; grid-column: 1 / 3; margin: 0 7px; height: 22px; }
 .mcv-controls > .widget-upload, .mcv-controls > .widget-button, .mcv-controls > .widget-play { width: 200px; }

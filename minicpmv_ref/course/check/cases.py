@@ -20,6 +20,7 @@ import numpy as np
 from ...config import PRESETS
 
 EXERCISES = {}  # {name: checker}; the tests go through it
+SMALL = 6  # numbers of an array that is shown in full: few enough to try it by hand
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def _problem(got, case: Case) -> str | None:
         return f"gave None, expected {show(case.want)}. Is there a return?"
     if _is_array(case.want):
         return _array_problem(got, case)
+    if _is_array(got) and isinstance(case.want, numbers.Number) and not isinstance(got, numbers.Number):
+        return f"gave {show(got)}, expected {show(case.want)} as a plain value; `.item()` makes one."
     return None if same(got, case.want, case.tolerance) else f"gave {show(got)}, expected {show(case.want)}."
 
 
@@ -117,8 +120,9 @@ def same(got, want, tolerance=None) -> bool:
 def show(value) -> str:
     """A value in one short piece of text."""
     if _is_array(value) and value.shape:
-        return f"an array of shape {tuple(value.shape)}"
-    if hasattr(value, "size") and hasattr(value, "mode"):  # a PIL image
+        small = 0 < math.prod(value.shape) <= SMALL
+        return _listed(value.tolist()) if small else f"an array of shape {tuple(value.shape)}"
+    if hasattr(value, "size") and hasattr(value, "mode") and not _is_array(value):  # a PIL image
         return f"a {value.size[0]}x{value.size[1]} image"
     for name, preset in PRESETS.items():
         if value is preset:
@@ -128,6 +132,12 @@ def show(value) -> str:
     else:
         text = f"{value:.8g}" if isinstance(value, np.floating) else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _listed(values) -> str:
+    if isinstance(values, list):
+        return f"[{', '.join(map(_listed, values))}]"
+    return f"{values:.4g}" if isinstance(values, float) else repr(values)
 
 
 def _is_array(value) -> bool:

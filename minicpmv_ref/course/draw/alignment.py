@@ -96,7 +96,7 @@ def _ladder(canvas, shown, chosen, checker):
     spots = {}
     for number, score in enumerate(scores):
         spots[number] = (60 + 58 * number, 258 + 84 * (score if score is not None else 0) / lowest)
-    canvas.text(8, 236, f"scores of the answers by the {checker}, and their pairs", bold=True)
+    canvas.text(8, 236, f"scores of answers 1 to 10 by the {checker}; a line is a pair", bold=True)
     levels = range(0, lowest - 1, -1) if lowest > -5 else (0, lowest)
     for level in levels:
         y = 258 + 84 * level / lowest
@@ -149,7 +149,7 @@ def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
     largest = max(2.0, preference(-RATIO, RATIO, beta)[1])
     place = lambda x, value: (left + wide * (x + most) / (2 * most), top + high * (1 - value / largest))  # noqa: E731
     canvas.text(left, 20, "loss over the difference of log-ratios", 14, bold=True)
-    for value in (0, math.log(2), largest) if largest < 20 else (0, largest):  # log 2 would sit on 0
+    for value in (0, math.log(2), largest) if largest < 9 else (0, largest):  # log 2 would sit on 0
         y = place(0, value)[1]
         canvas.path([(left, y), (left + wide, y)], PALE, 1)
         canvas.text(left - 6, y + 5, f"{value:.2g}", 14, GRAY, "right")
@@ -157,11 +157,13 @@ def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
     xs = [most * (i / 80 - 1) for i in range(161)]
     canvas.path([place(x, preference(x, 0, beta)[1]) for x in xs], BLUE, 3)
     x = chosen - rejected
-    run = min(14, 0.3 * largest / weight)  # nats to each side
-    canvas.path([place(x - run, loss + weight * run), place(x + run, loss - weight * run)], RED, 2)
+    run = min(14, 0.3 * largest / weight)  # nats to each side, but not out of the plot
+    ends = max(x - run, -most, x - (largest - loss) / weight), min(x + run, most, x + loss / weight)
+    canvas.path([place(end, loss - weight * (end - x)) for end in ends], RED, 2)
     canvas.dot(*place(x, loss), 8, RED)
     for value, align in ((-most, "left"), (0, "middle"), (most, "right")):
         canvas.text(place(value, 0)[0], top + high + 18, _signed(value), 14, GRAY, align)
+    canvas.text(place(0, 0)[0], top + high + 34, "chosen \N{MINUS SIGN} rejected, in nats", 14, GRAY, "middle")
 
     canvas.text(404, 20, "loss over both log-ratios", 14, bold=True)
     box = (424, top, 200, 200)
@@ -171,7 +173,9 @@ def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
     canvas.dot(*spot, 8, RED)
     canvas.text(418, top + 12, _signed(RATIO), 14, GRAY, "right")
     canvas.text(418, top + 200, _signed(-RATIO), 14, GRAY, "right")
+    canvas.text(424, top + high + 18, _signed(-RATIO), 14, GRAY)
     canvas.text(524, top + high + 18, "rejected", 14, GRAY, "middle")
+    canvas.text(624, top + high + 18, _signed(RATIO), 14, GRAY, "right")
     canvas.text(418, top + 106, "chosen", 14, GRAY, "right")
 
     def number(value):
@@ -186,8 +190,8 @@ def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
         f"{weight:.3g}",
     )
     for row, line in enumerate(lines):
-        canvas.text(left, 288 + 28 * row, line)
-    canvas.text(left, 370, "blue: below log 2; orange: above, the pair is in the wrong order", 14, GRAY)
+        canvas.text(left, 294 + 26 * row, line)
+    canvas.text(left, 372, "right: blue is below log 2; orange is above, the pair is in the wrong order", 14, GRAY)
     return canvas
 
 
@@ -217,10 +221,10 @@ def alignment_curves(run: str, trait: str, point: int) -> Canvas:
     step, value = graded[min(point, len(graded) - 1)]["step"], graded[min(point, len(graded) - 1)][trait]
     words = next(words for words, key in TRAITS.items() if key == trait)
     plots = (
-        (44, f"reward margin, {run}", "training", "margin", None),
-        (372, f"{words}, {run}", "curve", trait, (step, value)),
+        (44, f"reward margin, {run}", "training", "margin", None, "{:.2g}".format),
+        (372, f"{words}, {run}", "curve", trait, (step, value), ("{:.3g}" if trait == "words" else "{:.0%}").format),
     )
-    for left, title, kind, name, mark in plots:
+    for left, title, kind, name, mark, label in plots:
         lines = [(GRAY, runs["main"])] * (run != "main") + [(BLUE, runs[run])]
         points = [[(p["step"], p[name]) for p in _joined(each, kind) if p[name] is not None] for _, each in lines]
         flat = [point for line in points for point in line]
@@ -235,7 +239,7 @@ def alignment_curves(run: str, trait: str, point: int) -> Canvas:
             canvas.path([place(0, level), place(most, level)], PALE, 1)
             if -0.1 * high < level < 0:  # its label would cover that of 0
                 continue
-            canvas.text(left - 6, place(0, level)[1] + 5, _signed(f"{level:.2g}"), 14, GRAY, "right")
+            canvas.text(left - 10, place(0, level)[1] + 5, _signed(label(level)), 14, GRAY, "right")
         for (color, _), line in zip(lines, points):
             canvas.path([place(*each) for each in line], color, 3)
         canvas.path([place(min(step, most), low), place(min(step, most), high)], ORANGE, 2)
@@ -243,16 +247,22 @@ def alignment_curves(run: str, trait: str, point: int) -> Canvas:
             canvas.dot(*place(*mark), 8, RED)
         canvas.text(left, 330, "0", 14, GRAY)
         canvas.text(left + 240, 330, f"{most} steps", 14, GRAY, "right")
-    canvas.text(44, 364, "choose a control to see both" if run == "main" else "gray: the main run", 14, GRAY)
+    legend = "blue: main; choose another run to see both" if run == "main" else f"blue: {run}; gray: main"
+    canvas.text(44, 364, f"{legend}; orange line: the moment", 14, GRAY)
     return canvas
 
 
+def last_moment(run: str) -> int:
+    """The number of the last moment at which descriptions were graded; a run of several rounds has more of them."""
+    return sum(map(len, recorded()["runs"][run]["curve"])) - 1
+
+
 def _joined(run: dict, kind: str) -> list[dict]:
-    """Rounds one behind the other."""
+    """Rounds one behind the other. Grading may stop before the last step of a round; the log of training has it."""
     points, start = [], 0
-    for part in run[kind]:
+    for part, training in zip(run[kind], run["training"], strict=True):
         points += [{**point, "step": start + point["step"]} for point in part]
-        start = points[-1]["step"]
+        start += training[-1]["step"]
     return points
 
 

@@ -16,7 +16,6 @@ WORLD_KINDS = {  # (words in a menu, key)
 }
 OWNERS = {"this course": "ours", "the paper": "paper"}  # (words in a menu, key)
 PART_NAMES = {"vpm": "ViT", "resampler": "resampler", "llm": "LLM"}
-KIND_NAMES = {"read": "document", "lookup": "look up", "find": "crop, look up"}  # the others are called as in `draw`
 MEANINGS = {
     "start-text": "practice on pictures spelled in words, line by line",
     "start-chat": "the same practice as a conversation",
@@ -166,7 +165,7 @@ def stage_losses(metrics=None) -> dict:
             the shipped checkpoints, if they are there.
 
     Returns:
-        {stage: [(step, loss), ...]}; of a stage that was trained twice, the second time.
+        {stage: [(step, loss), ...]}.
     """
     if isinstance(metrics, dict):
         return metrics
@@ -180,10 +179,7 @@ def stage_losses(metrics=None) -> dict:
     with open(metrics, encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             if "loss" in row:
-                curve = curves.setdefault(row["stage"], [])
-                if curve and row["step"] <= curve[-1][0]:
-                    curve.clear()
-                curve.append((row["step"], row["loss"]))
+                curves.setdefault(row["stage"], []).append((row["step"], row["loss"]))
     return curves
 
 
@@ -193,7 +189,7 @@ def stage_shares(name: str, whose: str) -> dict:
 
     data = stage_named(name).mixture if whose == "ours" else PAPER_STAGES[name].data
     total = sum(amount or 0 for amount in data.values())
-    return {KIND_NAMES.get(kind, kind): amount and amount / total for kind, amount in data.items()}
+    return {kind: amount and amount / total for kind, amount in data.items()}
 
 
 def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) -> Canvas:
@@ -211,13 +207,15 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
 
     stage, paper, ours = stage_named(name), PAPER_STAGES[name], whose == "ours"
     canvas = Canvas()
-    canvas.text(8, 20, f"{name}: {MEANINGS[name]}", bold=True)
+    known = not ours and not paper.learns  # the paper begins behind the stages of preparation
+    title = f"the paper starts from {paper.views}" if known else MEANINGS[name]
+    canvas.text(8, 20, f"{name}: {title}", bold=True)
     learns = stage.rates if ours else dict.fromkeys(paper.learns)
     blind = ("vpm", "resampler")
     idle = {"raw": blind, "spelled": blind, "contrast": ("resampler", "llm")}.get(stage.objective, ())
-    if not ours and idle:
+    if known:
         idle = tuple(PART_NAMES)
-    released = stage.rates if not ours and not learns else ()
+    released = stage.rates if known else ()
     highest = max(rate for each in STAGES for rate in each.rates.values())
     now = rate_at(round(percent / 100 * stage.steps), stage.steps)
     for number, (part, title) in enumerate(PART_NAMES.items()):
@@ -241,6 +239,8 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
             canvas.path([(x + w + 4, y + h / 2), (x + w + 20, y + h / 2)], INK, 2)
             canvas.path([(x + w + 13, y + h / 2 - 6), (x + w + 20, y + h / 2), (x + w + 13, y + h / 2 + 6)], INK, 2)
 
+    if known:
+        return canvas
     canvas.text(8, 154, "what it practices on", bold=True)
     shares = stage_shares(name, whose)
     for row, (kind, share) in enumerate(shares.items()):
@@ -251,20 +251,17 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
         else:
             canvas.rect(120, y, 130 * share, 17, BLUE)
             canvas.text(126 + 130 * share, y + 14, f"{share:.0%}", 14)
-    if not shares:
-        canvas.text(8, 178, "nothing: it is " + paper.views, 14)
     canvas.text(8, 366, _amount(stage, paper, ours, percent), 14)
 
     side, views = _resolution(stage, paper, ours, nano)
-    if side or ours:
-        canvas.text(330, 154, "resolution", bold=True)
+    canvas.text(330, 154, "resolution", bold=True)
     if side:
         full = nano.slicing.scale_resolution if ours else 448
         canvas.rect(330, 164, 44, 44, stroke=PALE, line=2)
         canvas.rect(330, 208 - 44 * side / full, 44 * side / full, 44 * side / full, ORANGE)
         canvas.text(386, 182, f"{side} x {side} pixels", 14)
         canvas.text(386, 202, views, 14)
-    elif ours:
+    else:
         canvas.text(330, 182, "no pixels: pictures come in words", 14)
     _curves(canvas, stage, ours, percent, losses, rate_at)
     return canvas
@@ -287,12 +284,15 @@ def _curves(canvas, stage, ours, percent, losses, rate_at):
     canvas.path([(left + wide * p / 100, height(rate)) for p, rate in enumerate(rates)], ORANGE, 2)
     canvas.dot(left + wide * percent / 100, height(rates[percent]), fill=ORANGE)
     if losses:
-        canvas.text(456, 232, "loss", 14, BLUE, bold=True)
         last, most = max(step for step, _ in losses) or 1, max(loss for _, loss in losses)
+        canvas.text(456, 232, f"loss over {last:,} steps", 14, BLUE, bold=True)
         points = [(left + wide * step / last, height(loss / most)) for step, loss in losses]
         canvas.path(points, BLUE, 2)
-        canvas.text(points[-1][0] + 8, min(points[-1][1] + 5, top + high), f"{losses[-1][1]:.2f}", 14, BLUE)
-        canvas.text(500, 232, f"from {losses[0][1]:.2f}", 14, BLUE)
+        for x, y, (_, loss), align in (
+            (left - 6, points[0][1], losses[0], "right"),
+            (points[-1][0] + 8, points[-1][1], losses[-1], "left"),
+        ):
+            canvas.text(x, min(y + 5, top + high), f"{loss:.2f}", 14, BLUE, align)
 
 
 def _short(count: int) -> str:

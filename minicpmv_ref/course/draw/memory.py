@@ -51,24 +51,23 @@ def in_bytes(count: float) -> str:
 
 
 def memory_bars(preset: str, **controls) -> Canvas:
-    """One bar for each moment, stacked by part, against lines of what a device has for a model; the formulas below."""
+    """One bar for each moment, stacked by part, against lines of what devices have: phones above, GPUs below."""
     need, given = plan_memory(preset, **controls)
     canvas, most = Canvas(WIDTH, 366), 1.06 * need.total
     scale = (BAR_RIGHT - BAR_LEFT) / most
-    tallest = 64 + 40 * len(need.moments)
-    ends = [-99, -99]  # of the labels in the two lines of text above the bars
-    for name, (size, share) in sorted(DEVICES.items(), key=lambda item: item[1][0] * item[1][1]):
-        x, label = BAR_LEFT + size * share * scale, f"{name.split()[2]} {name.split()[0]}"
-        if x > BAR_RIGHT:
-            continue
-        canvas.path([(x, 58), (x, tallest)], GRAY, 1)
-        half = text_width(label, 14) / 2
-        row = next((row for row in (1, 0) if x - half > ends[row] + 6), None)
-        if row is not None and x + half < WIDTH:
-            canvas.text(x, (36, 54)[row], label, 14, GRAY, "middle")
-            ends[row] = x + half
+    low = 52 + 40 * len(need.moments)
+    rooms = sorted((BAR_LEFT + size * share * scale, name) for name, (size, share) in DEVICES.items())
+    rooms = [(x, name) for x, name in rooms if x <= BAR_RIGHT]
+    for x, _ in rooms:
+        canvas.path([(x, 47), (x, low)], GRAY, 1)
+    for kind, title, y in (("phone", "phones", 42), ("GPU", "GPUs", low + 14)):
+        labels = _labels([(x, name.split()[0]) for x, name in rooms if name.endswith(kind)])
+        if labels:
+            canvas.text(BAR_LEFT - 8, y, f"{title}, GB", 14, GRAY, "right")
+        for middle, label in labels:
+            canvas.text(middle, y, label, 14, GRAY, "middle")
     for place, (moment, parts) in enumerate(need.moments.items()):
-        x, y = BAR_LEFT, 66 + 40 * place
+        x, y = BAR_LEFT, 52 + 40 * place
         full = moment == need.fullest
         canvas.text(BAR_LEFT - 8, y + 20, moment, align="right", bold=full)
         for part in MEMORY_COLORS:
@@ -83,8 +82,8 @@ def memory_bars(preset: str, **controls) -> Canvas:
     x, used = 8, {part for parts in need.moments.values() for part in parts}
     for part, color in MEMORY_COLORS.items():
         if part in used:
-            canvas.rect(x, 200, 14, 14, color, GRAY)
-            canvas.text(x + 19, 213, _plain(part), 14)
+            canvas.rect(x, 203, 14, 14, color, GRAY)
+            canvas.text(x + 19, 216, _plain(part), 14)
             x += 32 + text_width(_plain(part), 14)
     canvas.text(8, 20, f"{in_bytes(need.total)} in the fullest moment, “{need.fullest}”", bold=True)
     for line, formula in enumerate(_formulas(preset, need, given)):
@@ -104,6 +103,26 @@ def memory_bars(preset: str, **controls) -> Canvas:
                 x += 62
         x += 14
     return canvas
+
+
+def _labels(lines):
+    """[(middle, text), ...] of lines [(x, text), ...] from left to right; lines too close for two labels share one."""
+    groups = []  # (x of the first line, x of the last, text of the first, text of the last)
+    for x, text in lines:
+        group = (x, x, text, text)
+        while groups and _span(*group)[0] < _span(*groups[-1])[1] + 6:
+            first, _, text, _ = groups.pop()
+            group = (first, group[1], text, group[3])
+        groups.append(group)
+    return [_span(*group)[2:] for group in groups]
+
+
+def _span(first, last, text, other):
+    """(left end, right end, middle, text) of one label; it stays between the titles and the border."""
+    text = text if text == other else f"{text}–{other}"
+    half = text_width(text, 14) / 2
+    middle = min(max((first + last) / 2, BAR_LEFT + half), WIDTH - half)
+    return middle - half, middle + half, middle, text
 
 
 def _plain(part: str) -> str:
@@ -134,7 +153,7 @@ def _formulas(preset, need, given):
         views = given["batch"] * (1 + given["slices"])
         what = f"{views} views" if views > 1 else "1 view"
         yield f"vision: {what} at a time take {in_bytes(need.vision)}, gone before the LLM reads"
-    unit, one = next((unit, one) for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if need.total >= one)
+    one = next(one for one in (1e9, 1e6, 1e3) if need.total >= one)
     parts = need.moments[need.fullest]
     parts = [f"{parts[part] / one:.3g}" for part in MEMORY_COLORS if part in parts]
-    yield f"{need.fullest}: {' + '.join(parts)} = {need.total / one:.3g} {unit}"
+    yield f"{need.fullest}: {' + '.join(parts)} = {in_bytes(need.total)}"

@@ -81,16 +81,19 @@ class AlignmentRuns(Panel):
     """
 
     def __init__(self, point=0, run="main", trait="mention"):
-        runs = draw.recorded()["runs"]
-        most = max(sum(map(len, run["curve"])) for run in runs.values()) - 1  # runs of many rounds have more
+        last = draw.last_moment(run)
         super().__init__(
             {
-                "point": slider("moment", point, 0, most),
-                "run": choice("run", runs, run),
+                "point": slider("moment", min(point, last), 0, last),
+                "run": choice("run", draw.recorded()["runs"], run),
                 "trait": choice("what", draw.TRAITS.items(), trait),
             }
         )
-        self.controls["trait"].style.button_width = "94px"
+        self.controls["trait"].style.button_width = "192px"
+
+    def changed(self, name):
+        with self.hold():
+            self.controls["point"].max = draw.last_moment(self.controls["run"].value)
 
     def draw(self, **state):
         return draw.alignment_curves(**state)

@@ -72,12 +72,13 @@ class Stages(Panel):
 
         ours = stage_named(stage)
         learns = ours.rates if whose == "ours" else draw.PAPER_STAGES[stage].learns
-        names = " and ".join(draw.PART_NAMES[part] for part in draw.PART_NAMES if part in learns)
+        names = [f"the {draw.PART_NAMES[part]}" for part in draw.PART_NAMES if part in learns]
+        names = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
         sizes = draw.part_sizes(whose)
         share = sum(sizes[part] for part in learns) / sum(sizes.values())
         who = "Here" if whose == "ours" else "In the paper"
         if not learns:
-            return f"{stage}: {draw.MEANINGS[stage]}. In the paper nothing learns: this part is taken as released."
+            return f"{stage}: in the paper nothing learns here, for it starts from {draw.PAPER_STAGES[stage].views}."
         verb = "learn" if len(learns) > 1 else "learns"
         words = f"{stage}: {draw.MEANINGS[stage]}. {who} {names} {verb}, {share:.1%} of all parameters"
         if whose == "ours":
