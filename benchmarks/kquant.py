@@ -4,6 +4,10 @@
 
 MB/s of float32 input. ggml's C needs the extra `llamacpp`, without which its columns stay empty; gguf-py has only
 Q8_0 and Q5_0. Results are asserted equal byte for byte first. Ours runs on one thread too.
+
+    python benchmarks/kquant.py --devices cpu cuda --threads 2
+
+adds ours with the search in torch, there.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from statistics import median
 
 import gguf
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -47,12 +52,14 @@ def ggml_quantizer():
     return quantize_in_c
 
 
-def measure(x: np.ndarray, kind: str, importance, in_c, rounds: int) -> dict[str, list[float]]:
+def measure(x: np.ndarray, kind: str, importance, in_c, devices, rounds: int) -> dict[str, list[float]]:
     calls = {"ours": lambda: quantize(x, kind, importance)}
     if in_c is not None:
         calls["C"] = lambda: in_c(x, kind, importance)
     if kind in ("Q8_0", "Q5_0") and importance is None:
         calls["gguf"] = lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind])
+    for device in devices:
+        calls[device] = lambda device=device: quantize(x, kind, importance, device)
     first, *others = [call() for call in calls.values()]
     for name, other in zip(list(calls)[1:], others):
         assert (first == other).all(), f"{kind}: {name} writes other bytes"
@@ -64,22 +71,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--cols", type=int, default=4096)
+    parser.add_argument("--devices", nargs="*", default=[], help="also with the search in torch, on cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((args.rows, args.cols), np.float32)
     importance, in_c = rng.random(args.cols, np.float32), ggml_quantizer()
 
     rows = []
     for kind, weighted in CASES:
-        times = measure(x, kind, importance if weighted else None, in_c, args.rounds)
-        speeds = [
-            f"{x.nbytes / 1e3 / median(times[name]):.0f}" if name in times else "" for name in ("ours", "C", "gguf")
-        ]
+        times = measure(x, kind, importance if weighted else None, in_c, args.devices, args.rounds)
+        names = ["ours", "C", "gguf", *args.devices]
+        speeds = [f"{x.nbytes / 1e3 / median(times[name]):.0f}" if name in times else "" for name in names]
         ratios = [f"{speedup(times[name], times['ours']):.2f}" if name in times else "" for name in ("C", "gguf")]
         rows.append([kind + (" + importance" if weighted else ""), *speeds, *ratios])
         print(*rows[-1], file=sys.stderr, flush=True)
-    print(f"numpy {np.__version__}, one thread, {args.rows} x {args.cols} normal weights, {args.rounds} rounds\n")
-    print(table(["kind", "ours, MB/s", "ggml C, MB/s", "gguf-py, MB/s", "ours / C", "ours / gguf-py"], rows))
+    print(f"numpy {np.__version__}, one thread, {args.rows} x {args.cols} normal weights, {args.rounds} rounds")
+    print(f"torch {torch.__version__} where named, {args.threads} threads\n")
+    columns = ["ours", "ggml C", "gguf-py", *(f"torch on {device}" for device in args.devices)]
+    print(table(["kind", *(f"{name}, MB/s" for name in columns), "ours / C", "ours / gguf-py"], rows))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""K-quants: ggml's bytes by hash and live, gguf's dequantizer, what must hold for every block, and every refusal."""
+"""K-quants: ggml's bytes by hash, live and by torch, gguf's dequantizer, what holds for every block, every refusal."""
 
 import ctypes
 import doctest
 import hashlib
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from minicpmv_ref.deploy import kquant
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
@@ -206,6 +210,149 @@ def extreme_digests(quantizer, kind, golden_inputs) -> list[str]:
     sizes = extreme_sizes(golden_inputs)
     packed = [np.concatenate(wild), quantizer(sizes, kind), quantizer(sizes, kind, uniform(9, 1024))]
     return [hashlib.sha256(p.tobytes()).hexdigest()[:16] for p in packed]
+
+
+# The same bytes from torch -------------------------------------------------------------------------------------------
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # without a GPU the lines run, the chip is untested
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", GOLDEN)
+def test_bytes_of_torch_equal_ggml(case, device, golden_inputs):
+    name, kind = case.split("/")
+    importance = uniform(9, 1024) if kind.endswith("+imat") else None
+    packed = quantize(golden_inputs[name], kind.removesuffix("+imat"), importance, device)
+    assert hashlib.sha256(packed.tobytes()).hexdigest() == GOLDEN[case]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_of_torch_equal_ggml_at_the_extremes(kind, device, golden_inputs):
+    def by_torch(array, kind, importance=None):
+        return quantize(array, kind, importance, device)
+
+    assert extreme_digests(by_torch, kind, golden_inputs) == EXTREMES[kind]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_of_torch_equal_numpy_for_odd_weights(kind, device):
+    rng = np.random.default_rng(0)
+    for name, x in hard_inputs(rng, rows=6, cols=256).items():
+        for weighting, importance in {"none": None, **importances(rng, cols=256)}.items():
+            expected = quantize(x, kind, importance)
+            assert (quantize(x, kind, importance, device) == expected).all(), f"{name}, importance {weighting}"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_torch_sums_in_index_order_too(device):
+    rng = np.random.default_rng(1)
+    for groups in (1, 2, 8, 1000):
+        t = (rng.standard_normal((32, groups)) * np.exp(rng.uniform(-9, 9, (32, groups)))).astype(F32)
+        ours = kquant._column_sum(torch.tensor(t, device=device)).cpu().numpy()
+        assert (ours == kquant._column_sum(t)).all(), groups
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_number_over_an_array_is_rounded_once(device):
+    x = np.random.default_rng(2).random(1000, F32) + F32(1)
+    ours = kquant._over(F32(15), torch.tensor(x, device=device)).cpu().numpy()
+    assert ours.dtype == F32 and (ours == F32(15) / x).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_search_runs_where_it_is_told_to(kind, monkeypatch):
+    """Q8_0 does not search at all, and Q5_0 only with importance."""
+    x, importance = np.random.default_rng(3).standard_normal((2, 256), F32), np.ones(256, F32)
+    places = []
+
+    def column_sum(t, original=kquant._column_sum):
+        places.append(t.device.type if isinstance(t, torch.Tensor) else "numpy")
+        return original(t)
+
+    monkeypatch.setattr(kquant, "_column_sum", column_sum)
+    quantize(x, kind)
+    quantize(x, kind, importance)
+    assert "cpu" not in places
+    for weights in (None, importance):
+        places.clear()
+        quantize(x, kind, weights, "cpu")
+        assert ("cpu" in places) == (kind not in ("Q8_0", "Q5_0") or (kind == "Q5_0" and weights is not None))
+
+
+def test_a_gpu_gets_more_at_a_time(monkeypatch):
+    sizes = []
+
+    def search(device, fit, x, w, *args):
+        sizes.append(x.size)
+        return fit(x, w, *args)
+
+    monkeypatch.setattr(kquant, "_search", search)
+    x = np.random.default_rng(4).standard_normal((3 * kquant.MOST_VALUES // 256, 256), F32)
+    expected = quantize(x, "Q6_K", device="cpu")
+    assert sizes == 3 * [kquant.MOST_VALUES]
+    sizes.clear()
+    monkeypatch.setattr(kquant, "_check_device", lambda device: SimpleNamespace(type="cuda"))
+    assert (quantize(x, "Q6_K", device="cuda") == expected).all() and sizes == [x.size]
+
+
+def test_a_nan_with_the_bits_of_a_gpu_is_like_any_other():
+    """0 / 0 is 0xffc00000 on x86-64 and 0x7fffffff on CUDA; rounding by bits would see a large number in the latter."""
+    nan = np.array([[0x7FFFFFFF], [0xFFC00000]], np.uint32).view(F32)
+    one, ends = np.ones(1, F32), np.full((2, 1), np.inf, F32)
+    assert kquant._levels(nan, 0 * one, one, 15, ends).tolist() == [[0], [0]]
+    by_torch = [torch.tensor(t) for t in (nan, 0 * one, one)]
+    assert kquant._levels(*by_torch, 15, torch.tensor(ends)).tolist() == [[0], [0]]
+    (found,) = kquant._search("cpu", lambda x, w: [x], nan, nan)
+    assert found.view(np.uint32).tolist() == [[0xFFC00000], [0xFFC00000]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_torch_leaves_inputs_alone(kind):
+    """Also those that may not be written to, such as a mapped file."""
+    x, importance = np.random.default_rng(5).standard_normal((4, 256), F32), np.linspace(0, 1, 256, dtype=F32)
+    before = x.copy(), importance.copy()
+    quantize(x, kind, importance, "cpu")
+    assert (x == before[0]).all() and (importance == before[1]).all()
+    x.flags.writeable = importance.flags.writeable = False
+    one_block = x[:1, : FORMATS[kind].weights]
+    assert quantize(one_block, kind, importance[: one_block.size], "cpu").shape == (1, FORMATS[kind].bytes)
+
+
+def test_without_a_device_torch_is_not_imported():
+    code = """
+import sys
+import numpy as np
+from minicpmv_ref.deploy.kquant import FORMATS, quantize
+x, importance = np.eye(2, 256, dtype=np.float32), np.ones(256, np.float32)
+for kind in FORMATS:
+    quantize(x, kind), quantize(x, kind, importance)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), "cpu", "cpu:0"])
+def test_a_device_may_be_named_or_given(device):
+    x = np.random.default_rng(6).standard_normal((2, 256), F32)
+    assert (quantize(x, "Q4_K", device=device) == quantize(x, "Q4_K")).all()
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:99", "mps", "meta", 3.5, True, np.float32])
+def test_a_device_that_is_not_there_is_refused(device):
+    for kind in FORMATS:
+        with pytest.raises(ValueError, match="device must be a CPU or a CUDA device") as refusal:
+            quantize(np.ones((1, 256), F32), kind, device=device)
+        assert repr(device) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_cuda_is_refused():
+    with pytest.raises(ValueError, match=r"must be a CPU or a CUDA device that is there, got 'cuda': .*CUDA"):
+        quantize(np.ones((1, 256), F32), "Q4_K", device="cuda")
 
 
 # The way back --------------------------------------------------------------------------------------------------------
@@ -405,8 +552,6 @@ def test_other_arrays_are_refused(array):
 
 
 def test_a_torch_tensor_is_refused_by_name():
-    import torch
-
     with pytest.raises(ValueError, match=r"got Tensor torch.bfloat16 \(1, 256\)"):
         quantize(torch.ones(1, 256, dtype=torch.bfloat16), "Q4_K")
 

@@ -1,7 +1,7 @@
 """K-quants: 256 weights go in, 144 bytes come out (Q4_K), byte for byte what llama.cpp writes on x86-64.
 
 Implements Q4_K, Q5_K, Q6_K, Q8_0 and Q5_0, with and without an importance per column, and their way back.
-Left out: the other formats of ggml, and the GPU. ARM builds of ggml fuse multiply and add, and differ in a few bytes.
+Left out: the other formats of ggml. ARM builds of ggml fuse multiply and add, and differ in a few bytes.
 All arithmetic is float32, every operation rounded by itself, every sum taken in index order; both matter to the byte.
 G groups of 32 (or 16) weights, laid out as columns: x (32, G). N blocks: 8 (or 16) groups of a K-quant. R rows.
 
@@ -12,10 +12,13 @@ The idea of Q4_K. A group of 32 weights becomes 32 levels of 4 bits and two numb
     3. settle   choose the levels again, now that the scales are rounded                        `_settle`
     4. pack     2 + 2 bytes of float16, 12 of scales, 128 of levels: 4.5 bits per weight        `_pack_q4_k`
 Q5_K has 32 levels instead of 16. Q6_K has no low, groups of 16, and 8-bit scales. Q8_0 and Q5_0 do not search.
+
+The search is four fifths of the work. The same lines run it in numpy or, on a GPU, in torch: see `_search`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,9 +27,10 @@ from einops import rearrange
 
 F32 = np.float32
 MOST_VALUES = 1 << 17  # worked on at a time: five arrays of 512 kB, which is about what a core's cache holds
+MOST_ON_A_GPU = 1 << 24  # which wants more: some thousand short steps on arrays of 64 MB
 
 
-def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None) -> np.ndarray:
+def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None, device=None) -> np.ndarray:
     """Quantize each row of a matrix, block by block.
 
     Args:
@@ -34,6 +38,7 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None)
         kind: "Q4_K", "Q5_K", "Q6_K" (blocks of 256 weights), "Q8_0" or "Q5_0" (blocks of 32).
         importance: (cols,) weights >= 0 of the squared errors, usually the mean squared input of each column.
             None: a weight counts by its own size. Q8_0 ignores it, as ggml does.
+        device: where torch runs the search, such as "cuda". None: in numpy, without torch. The bytes are the same.
 
     Returns:
         uint8 (rows, bytes_per_row): 144, 176 or 210 bytes a block of 256, 34 or 22 a block of 32. Values whose
@@ -41,7 +46,8 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None)
 
     Raises:
         ValueError: an unknown kind; an array that is not a 2-D float32 or float16 array, has a NaN or an infinity,
-            or whose columns are no multiple of the block; an importance of wrong length, negative or not finite.
+            or whose columns are no multiple of the block; an importance of wrong length, negative or not finite; a
+            device that is neither a CPU nor a CUDA device, or is not there.
 
     Example:
         >>> x = np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)
@@ -57,19 +63,22 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None)
     _check_cols(cols, kind)
     if importance is not None:
         importance = _check_importance(importance, cols)
+    if device is not None:
+        device = _check_device(device)
     out = np.empty((rows, cols // form.weights * form.bytes), np.uint8)
     if array.size == 0:
         return out
     # Without importance a block does not care in which row it stands.
     lines = array if importance is not None else array.reshape(-1, form.weights)
     packed = out.reshape(len(lines), -1)
-    step = max(1, MOST_VALUES // lines.shape[1])
+    most = MOST_ON_A_GPU if device is not None and device.type == "cuda" else MOST_VALUES
+    step = max(1, most // lines.shape[1])
     with np.errstate(all="ignore"):  # extreme weights overflow on the way; ggml lets them, and so do we
         for start in range(0, len(lines), step):
             x = np.ascontiguousarray(lines[start : start + step], F32)
             if not np.isfinite(x).all():
                 raise ValueError(f"weights must be finite, got {x[~np.isfinite(x)][0]}")
-            packed[start : start + step] = form.encode(x, importance).reshape(len(x), -1)
+            packed[start : start + step] = form.encode(x, importance, device).reshape(len(x), -1)
     return out
 
 
@@ -149,44 +158,50 @@ def _fit_scale_and_low(x: np.ndarray, w: np.ndarray, top: int, ladder: _Ladder) 
     solved by Cramer's rule. A low above 0 is not allowed (the format stores -low without a sign); then low = 0 and
     the first equation alone gives the scale. Which levels are best is the hard part: each ruler proposes some.
     """
-    ends = np.stack([x.min(axis=0), x.max(axis=0)])
-    start = np.minimum(ends[0], 0)
+    xp = _library(x)
+    ends = xp.stack([xp.amin(x, axis=0), xp.amax(x, axis=0)])
+    zero = xp.zeros_like(ends[0])
+    start = xp.minimum(ends[0], zero)
     flat = ends[1] == start  # all weights equal and not above 0: level 0, scale 0
-    high = np.where(flat, F32(np.inf), ends[1])  # an endless ruler: every level is 0, every error NaN, nothing wins
-    inverse = F32(top) / (high - start)
+    high = xp.where(flat, np.inf, ends[1])  # an endless ruler: every level is 0, every error NaN, nothing wins
+    inverse = _over(F32(top), high - start)
     scale, low = 1 / inverse, start
     levels = _levels(x, start, inverse, top, ends)
-    best = np.stack([_squared_error(levels, x, w, scale, low), scale, low, inverse, start])
+    best = [_squared_error(levels, x, w, scale, low), scale, low, inverse, start]
 
     sum_w, sum_wx = _column_sum(w), _column_sum(w * x)
     for spread in ladder.spreads(top):
         # Subtle: a better fit moves the start of all rulers that follow. Without this 93 % of the blocks differ.
         start = best[2]
-        inverse = spread / (high - start)
+        inverse = _over(spread, high - start)
         levels = _levels(x, start, inverse, top, ends)
         wl = w * levels
-        sum_wl, sum_wll, sum_wlx = _column_sum(wl), _column_sum(wl * levels), _column_sum(np.multiply(wl, x, out=wl))
+        sum_wl, sum_wll, sum_wlx = _column_sum(wl), _column_sum(wl * levels), _column_sum(xp.multiply(wl, x, out=wl))
         det = sum_w * sum_wll - sum_wl * sum_wl
         scale = (sum_w * sum_wlx - sum_wx * sum_wl) / det
         low = (sum_wll * sum_wx - sum_wl * sum_wlx) / det
         above = low > 0
-        scale, low = np.where(above, sum_wlx / sum_wll, scale), np.minimum(low, F32(0))
+        scale, low = xp.where(above, sum_wlx / sum_wll, scale), xp.minimum(low, zero)
         error = _squared_error(levels, x, w, scale, low)
-        best = np.where((det > 0) & (error < best[0]), [error, scale, low, inverse, start], best)
+        better = (det > 0) & (error < best[0])
+        best = [xp.where(better, new, old) for new, old in zip((error, scale, low, inverse, start), best)]
     _, scale, low, inverse, start = best
-    return _Fit(np.where(flat, F32(0), scale), low, inverse, start)
+    return _Fit(xp.where(flat, 0, scale), low, inverse, start)
 
 
 def _levels(x: np.ndarray, start: np.ndarray, inverse: np.ndarray, top: int, ends: np.ndarray) -> np.ndarray:
     """round((x - start) * inverse), clipped to 0..top, as float32. `ends`: the least and greatest of each column."""
+    xp = _library(x)
     levels = x - start
     levels *= inverse
     # Subtle: where a fit has moved `start` close to `high`, a value may leave the range in which ggml rounds well.
     # Rounding keeps order, so it is enough to look at the ends.
-    if np.abs((ends - start) * inverse).max() < 2**22:
-        np.rint(levels, out=levels)
-        return np.clip(levels, F32(0), F32(top), out=levels)
-    return np.clip(_nearest(levels), 0, top).astype(F32)
+    if xp.abs((ends - start) * inverse).max() < 2**22:
+        xp.round(levels, out=levels)
+        return xp.clip(levels, 0, top, out=levels)
+    # Subtle: a NaN counts as 0. Its bits, and with them `_nearest`, differ between CPUs and GPUs.
+    levels[:] = xp.clip(xp.where(xp.isnan(levels), 0, _nearest(levels)), 0, top)
+    return levels
 
 
 def _squared_error(levels, x, w, scale, low) -> np.ndarray:
@@ -212,30 +227,33 @@ def _fit_scale(x: np.ndarray, w: np.ndarray, half: int) -> tuple[np.ndarray, np.
     Returns (scale, inverse), both (G,): the levels are round(x * inverse). Both are 0 where all weights are tiny.
     """
     # The weight of largest size gets the level -half: the negative side has one level more.
+    xp = _library(x)
     most = _first_largest(x)
-    empty = np.abs(most) < F32(1e-15)
-    most = np.where(empty, F32(1), most)
+    empty = xp.abs(most) < F32(1e-15)
+    most = xp.where(empty, 1, most)
     wx = w * x
+    levels, product = xp.empty_like(x), xp.empty_like(x)  # used again and again: fresh memory is slow
 
     def sums(inverse):
-        levels = x * inverse
-        np.rint(levels, out=levels)
-        np.clip(levels, F32(-half), F32(half - 1), out=levels)
-        wl = w * levels
-        return _column_sum(wx * levels), _column_sum(np.multiply(wl, levels, out=wl))
+        xp.multiply(x, inverse, out=levels)
+        xp.round(levels, out=levels)
+        xp.clip(levels, -half, half - 1, out=levels)
+        sum_wxl = _column_sum(xp.multiply(wx, levels, out=product))
+        xp.multiply(w, levels, out=product)
+        return sum_wxl, _column_sum(xp.multiply(product, levels, out=product))
 
-    best_inverse = F32(-half) / most
+    best_inverse = _over(F32(-half), most)
     sum_wxl, sum_wll = sums(best_inverse)
-    scale = np.where(sum_wll != 0, sum_wxl / sum_wll, F32(0))
+    scale = xp.where(sum_wll != 0, sum_wxl / sum_wll, 0)
     best = scale * sum_wxl
     for i in [*range(-9, 0), *range(1, 10)]:
-        inverse = -(F32(half) + F32(0.1) * F32(i)) / most
+        inverse = _over(-(F32(half) + F32(0.1) * F32(i)), most)
         sum_wxl, sum_wll = sums(inverse)
         better = (sum_wll > 0) & (sum_wxl * sum_wxl > best * sum_wll)
-        scale = np.where(better, sum_wxl / sum_wll, scale)
-        best = np.where(better, scale * sum_wxl, best)
-        best_inverse = np.where(better, inverse, best_inverse)
-    return np.where(empty, F32(0), scale), np.where(empty, F32(0), best_inverse)
+        scale = xp.where(better, sum_wxl / sum_wll, scale)
+        best = xp.where(better, scale * sum_wxl, best)
+        best_inverse = xp.where(better, inverse, best_inverse)
+    return xp.where(empty, 0, scale), xp.where(empty, 0, best_inverse)
 
 
 def _stored_levels(x: np.ndarray, inverse: np.ndarray, half: int) -> np.ndarray:
@@ -245,10 +263,11 @@ def _stored_levels(x: np.ndarray, inverse: np.ndarray, half: int) -> np.ndarray:
 
 def _first_largest(x: np.ndarray) -> np.ndarray:
     """The signed weight of largest size in each column; of equals the first."""
-    least, most = x.min(axis=0), x.max(axis=0)
-    largest = np.where(most > -least, most, least)
-    tied = np.flatnonzero((most == -least) & (most > 0))
-    first = np.abs(x[:, tied]).argmax(axis=0)
+    xp = _library(x)
+    least, most = xp.amin(x, axis=0), xp.amax(x, axis=0)
+    largest = xp.where(most > -least, most, least)
+    tied = xp.argwhere((most == -least) & (most > 0))[:, 0]
+    first = xp.argmax(xp.abs(x[:, tied]), axis=0)
     largest[tied] = x[first, tied]
     return largest
 
@@ -259,34 +278,34 @@ PLAIN = {15: _Ladder(-1.0, 0.1, 20), 31: _Ladder(-0.5, 0.1, 15)}  # by the top l
 WEIGHTED = _Ladder(-0.9, 0.05, 36)
 
 
-def _encode_q4_k(rows: np.ndarray, importance) -> np.ndarray:
+def _encode_q4_k(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 144)."""
     x = _columns(rows, 32)
-    fit, d, dmin, scales, lows = _scales_and_lows(rows, x, importance, top=15)
+    fit, d, dmin, scales, lows = _scales_and_lows(rows, x, importance, device, top=15)
     packed = _pack_six_bits(scales, lows)
     levels = _settle(x, fit, d, dmin, packed, top=15)
     return np.concatenate([d, dmin, packed, _pack_nibbles(levels)], axis=1)
 
 
-def _encode_q5_k(rows: np.ndarray, importance) -> np.ndarray:
+def _encode_q5_k(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 176). The fifth bits of the levels stand apart: bit j of byte l belongs to weight 32 j + l."""
     x = _columns(rows, 32)
-    fit, d, dmin, scales, lows = _scales_and_lows(rows, x, importance, top=31)
+    fit, d, dmin, scales, lows = _scales_and_lows(rows, x, importance, device, top=31)
     packed = _pack_six_bits(np.minimum(scales, 63), np.minimum(lows, 63))
     levels = _settle(x, fit, d, dmin, packed, top=31)
     fifth = np.packbits(levels >> 4, axis=1, bitorder="little")[:, 0]
     return np.concatenate([d, dmin, packed, fifth, _pack_nibbles(levels & 15)], axis=1)
 
 
-def _scales_and_lows(rows, x, importance, top):
+def _scales_and_lows(rows, x, importance, device, top):
     """Search, then squeeze: the fit, d and dmin as float16 bytes (N, 2), 6-bit scales and lows (N, 8)."""
     if importance is None:
         w = np.abs(x) + np.sqrt(_column_sum(x * x) / F32(32))  # a large weight counts more
-        fit = _fit_scale_and_low(x, w, top, PLAIN[top])
+        fit = _Fit(*_search(device, _fit_scale_and_low, x, w, top, PLAIN[top]))
         scales, lows = (_six_bits(v.reshape(-1, 8)) for v in (fit.scale, -fit.low))
     else:
         w = _columns(_weights(rows, importance, 256, F32(2)), 32)
-        fit = _fit_scale_and_low(x, w, top, WEIGHTED)
+        fit = _Fit(*_search(device, _fit_scale_and_low, x, w, top, WEIGHTED))
         group_weight = _column_sum(w).reshape(-1, 8)
         scales, lows = (_six_bits_weighted(v.reshape(-1, 8), group_weight) for v in (fit.scale, -fit.low))
     (scale_levels, d), (low_levels, dmin) = scales, lows
@@ -416,11 +435,11 @@ def _scale_and_shift(packed: np.ndarray, levels: np.ndarray) -> np.ndarray:
 # Q6_K ----------------------------------------------------------------------------------------------------------------
 
 
-def _encode_q6_k(rows: np.ndarray, importance) -> np.ndarray:
+def _encode_q6_k(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 210): 128 bytes of low nibbles, 64 of upper bits, 16 signed scales, d at the end."""
     x = _columns(rows, 16)
     w = x * x if importance is None else _columns(np.broadcast_to(importance, rows.shape), 16)
-    scale, inverse = _fit_scale(x, w, half=32)
+    scale, inverse = _search(device, _fit_scale, x, w, 32)
 
     # The scales of a block: signed 8 bits, the largest in size at -128.
     scale = np.where(np.isnan(scale), F32(0), scale).reshape(-1, 16)  # NaN: x * x overflowed
@@ -461,7 +480,7 @@ def _decode_q6_k(packed: np.ndarray) -> np.ndarray:
 # Q8_0 and Q5_0 -------------------------------------------------------------------------------------------------------
 
 
-def _encode_q8_0(rows: np.ndarray, importance) -> np.ndarray:
+def _encode_q8_0(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 34): d, then 32 signed bytes. Subtle: levels come from the float32 d, not the stored one."""
     x = rows.reshape(-1, 32)
     d = np.abs(x).max(axis=1) / F32(127)
@@ -475,7 +494,7 @@ def _decode_q8_0(packed: np.ndarray) -> np.ndarray:
     return packed[:, 2:].view(np.int8) * _read_float16(packed[:, :2])
 
 
-def _encode_q5_0(rows: np.ndarray, importance) -> np.ndarray:
+def _encode_q5_0(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 22): d, 32 fifth bits, 32 nibbles."""
     x = _columns(rows, 32)
     if importance is None:
@@ -484,7 +503,7 @@ def _encode_q5_0(rows: np.ndarray, importance) -> np.ndarray:
         levels = np.minimum(_truncate(x * _inverse(d) + F32(16.5)), 31)
     else:
         w = _columns(_weights(rows, importance, rows.shape[1], F32(1)), 32)
-        d, inverse = _fit_scale(x, w, half=16)
+        d, inverse = _search(device, _fit_scale, x, w, 16)
         levels = _stored_levels(x, inverse, half=16)
     levels = levels.T.astype(np.uint8)
     fifth = np.packbits(levels >> 4, axis=1, bitorder="little")
@@ -508,9 +527,14 @@ def _columns(rows: np.ndarray, size: int) -> np.ndarray:
 def _column_sum(t: np.ndarray) -> np.ndarray:
     """Sum the rows of (rows, G) one after the other, each sum rounded to float32.
 
-    NOTE `t.sum(axis=-1)` would add in pairs, and so does the reduction below when there is one column only.
+    NOTE `t.sum(axis=-1)` would add in pairs, and so does numpy's reduction below when there is one column only.
     """
-    return np.add.reduce(t, axis=0) if t.shape[1] > 1 else np.add.accumulate(t, axis=0)[-1]
+    if isinstance(t, np.ndarray):
+        return np.add.reduce(t, axis=0) if t.shape[1] > 1 else np.add.accumulate(t, axis=0)[-1]
+    total = t[0].clone()
+    for row in t[1:]:
+        total += row
+    return total
 
 
 def _nearest(v: np.ndarray) -> np.ndarray:
@@ -518,7 +542,7 @@ def _nearest(v: np.ndarray) -> np.ndarray:
 
     Subtle: beyond 2^22 this wraps; infinity gives -2^22 and NaN gives 0. Extreme weights do get there.
     """
-    return ((v + F32(12582912)).view(np.int32) & 0x7FFFFF) - 0x400000
+    return ((v + 12582912).view(_library(v).int32) & 0x7FFFFF) - 0x400000
 
 
 def _truncate(v: np.ndarray) -> np.ndarray:
@@ -547,13 +571,43 @@ def _read_float16(packed: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(packed).view("<f2").astype(F32)
 
 
+# On a GPU ------------------------------------------------------------------------------------------------------------
+#
+# What the search calls is spelled alike in numpy and torch, and rounds alike: `round` goes half to even in both,
+# no multiply is fused with an add, divisions of arrays by arrays are exact. Divisions by or of a number are not:
+# see `_over`. Sums of torch add in no order one may rely on: see `_column_sum`. And NaN differ: see X86_NAN.
+
+X86_NAN = np.uint32(0xFFC00000).view(F32)  # what 0 / 0 gives there. Its sign reaches the file, in Q5_0.
+
+
+def _search(device, fit: Callable, x: np.ndarray, w: np.ndarray, *args):
+    """fit(x, w, *args): in numpy, or by torch on a device if there is one. Returns numpy arrays."""
+    if device is None:
+        return fit(x, w, *args)
+    import torch
+
+    found = fit(torch.tensor(x, device=device), torch.tensor(w, device=device), *args)
+    found = [t.cpu().numpy() for t in found]
+    return [np.where(np.isnan(t), X86_NAN, t) for t in found]
+
+
+def _library(x):
+    """numpy or torch, whichever `x` is of."""
+    return np if isinstance(x, np.ndarray) else sys.modules["torch"]
+
+
+def _over(number: np.float32, x):
+    """number / x, rounded once. Subtle: torch's `/` gives number * (1 / x), which differs for a third of the x."""
+    return _library(x).asarray(number) / x
+
+
 # The formats, and the checks -----------------------------------------------------------------------------------------
 
 
 class _Format(NamedTuple):
     weights: int  # in a block
     bytes: int
-    encode: Callable  # (R, cols), importance -> (N, bytes)
+    encode: Callable  # (R, cols), importance, device -> (N, bytes)
     decode: Callable  # (N, bytes) -> (N, weights)
 
 
@@ -586,6 +640,20 @@ def _check_importance(importance, cols: int) -> np.ndarray:
         worst = importance[~((importance >= 0) & np.isfinite(importance))][0]
         raise ValueError(f"importance must be finite and not negative, got {worst}")
     return importance
+
+
+def _check_device(device):
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be a CPU or a CUDA device that is there, got {device!r}: {reason}") from None
+    if found.type not in ("cpu", "cuda"):  # others may round otherwise
+        raise ValueError(f"device must be a CPU or a CUDA device, got {device!r}")
+    return found
 
 
 def _describe(value) -> str:
