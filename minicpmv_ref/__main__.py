@@ -167,10 +167,16 @@ def train(args):
     from .processor import Processor
 
     what = args.profile or "fast"
-    folder = Path(args.out or Path("runs") / (Path(args.data).stem if args.data else what))
+    folder = Path(args.out or Path("runs") / (Path(args.data).resolve().stem if args.data else what))
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("there is no GPU that this torch can use; --device cpu works everywhere")
+    if not 0 <= args.seed < 2**63:
+        raise CommandError(f"--seed must be from 0 to 2^63 - 1, got {args.seed}")
     if args.threads is not None:
-        torch.set_num_threads(max(1, args.threads))
+        if args.threads < 1:
+            raise CommandError(f"--threads must be 1 or more, got {args.threads}")
+        torch.set_num_threads(args.threads)
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     what = args.data or f"profile {what}"
     try:
@@ -199,6 +205,10 @@ def train(args):
                 report(f"curves: {plot(folder)}")
     except (ValueError, OSError, FloatingPointError) as error:
         raise CommandError(error) from error
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        raise CommandError(f"another process has died: {error}; the same command goes on from the last save") from error
     except Stopped as stop:
         print(f"\n{stop}; the same command goes on from there")
         return stop.code
@@ -250,16 +260,20 @@ def records(args):
     for module in ("torch", "transformers"):
         need(module, "the check")
     from .learn.records import read_records
+    from .learn.shards import open_shards
     from .processor import Processor
 
     sys.stdout.reconfigure(errors="replace")
     try:
         processor = Processor.from_pretrained(args.model) if args.model else None
-        pictures = "header" if args.quick else "whole"
-        _, report = read_records(args.file, args.root, pictures=pictures, processor=processor)
+        if Path(args.file).is_dir():
+            _, report = open_shards(args.file, processor)
+        else:
+            pictures = "header" if args.quick else "whole"
+            _, report = read_records(args.file, args.root, pictures=pictures, processor=processor)
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
-    print(printable(report.text(args.most)))
+    print(printable(report.text(max(0, args.most))))
     return 1 if report.problems else 0
 
 
@@ -518,18 +532,19 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
     (
         "train",
         train,
-        "Train the nano model from random weights, stage by stage; or, with --data, any model on your own data.",
+        "Train the nano model from random weights, stage by stage; or, with --data, any model on your own data. "
+        "After a stop, the same command goes on.",
         option("--profile", choices=("fast", "cpu", "gpu"), help="how long (default: fast, a minute)"),
         option("--stage", metavar="NAME", help="this stage alone, from the one before it in the folder"),
         option("--data", metavar="DATA", help="your own data: a JSON file as for records, or a folder of shards"),
-        option(
-            "--from", dest="checkpoint", metavar="CHECKPOINT", help='with --data: the model to start from, or "nano"'
-        ),
+        option("--from", dest="checkpoint", metavar="CHECKPOINT", help='needed by --data: where to start, or "nano"'),
         option("--held-out", metavar="DATA", help="with --data: records that are only measured"),
         option("--lora", type=int, metavar="RANK", help="with --data: adapters learn, and are merged at the end"),
         option("--steps", type=int, metavar="N", help="with --data: optimizer steps (default: 40)"),
-        option("--batch", type=int, metavar="N", help="with --data: records of one step (default: 8)"),
-        option("--rate", type=float, metavar="X", help="with --data: factor on the learning rates (default: 0.03)"),
+        option("--batch", type=int, metavar="N", help="with --data: records of a step, of all processes (default: 8)"),
+        option(
+            "--rate", type=float, metavar="X", help="with --data: 1 is the rate of nano's last stage (default: 0.03)"
+        ),
         option("--root", metavar="FOLDER", help="with --data: where picture paths start (default: the file's folder)"),
         option("--strict", action="store_true", help="with --data: stop at bad records instead of skipping them"),
         option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE, or runs/ and the data's name)"),
@@ -546,7 +561,7 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         "records",
         records,
         "Check your own training data: prints what is wrong with each record, and how to mend it.",
-        option("file", metavar="FILE.json", help="a list of records with id, image and conversations"),
+        option("file", metavar="DATA", help="a JSON list of records with id, image and conversations; or shards"),
         option("--root", metavar="FOLDER", help="where picture paths start and stay (default: the file's folder)"),
         option("--model", metavar="CHECKPOINT", help="also find records that are too long for this model"),
         option("--quick", action="store_true", help="read only the pictures' headers; truncated ones are not found"),

@@ -189,6 +189,7 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
     try:
         yield drafts
         for draft, path in zip(drafts, paths):
+            draft.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
             os.replace(draft, path)
     finally:
         for draft in drafts:

@@ -323,9 +323,11 @@ def read_config(folder: Path) -> MiniCPMVConfig:
     """Read a folder's config.json: ours, or a published one of 2.0, 2.5 or 2.6.
 
     Raises:
-        OSError: no config.json.
+        OSError: no config.json; a LoRA adapter without its base.
         ValueError: not JSON, or a config that no MiniCPM-V of these versions has; the message names the field.
     """
+    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is a LoRA adapter, no model: `load_lora` puts it onto its base")
     data = read_json(folder / CONFIG)
     data.pop("base", None)
     try:

@@ -206,13 +206,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def suits_onednn(x: torch.Tensor) -> bool:
     """Whether `linear` takes the other way: float32 on a CPU, no gradient wanted, and enough rows to be worth it."""
-    return (
-        x.is_cpu
-        and x.dtype == torch.float32
-        and x.shape[:-1].numel() >= 128
-        and torch.backends.mkldnn.is_available()
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-    )
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False  # first of all: torch.compile must not see that the number of rows matters below
+    fits = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return fits and x.shape[:-1].numel() >= 128
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -240,6 +240,7 @@ def test_the_command_trains_on_your_data(files, checkpoint, tmp_path, capsys):
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["step"] for row in rows if "held_out" in row] == [10, 12]
     assert (out / "curves.png").is_file() and not (out / "saves").exists()
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {out.stat().st_mode & 0o666}
     assert command(files, checkpoint, out) == 1  # nothing is overwritten
     assert "holds a checkpoint already; write somewhere else" in capsys.readouterr().err
 
@@ -255,7 +256,7 @@ def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, m
     assert "seed was 0 and is 1" in capsys.readouterr().err
     picture(70, 50, 9).save(files[0].with_name("1.png"))  # another picture under the same name
     assert command(files, checkpoint, tmp_path / "cut", *options) == 1
-    assert "belongs to another training: data was" in capsys.readouterr().err
+    assert "belongs to another training: data has changed. Go on" in capsys.readouterr().err
     picture(90, 50, 1).save(files[0].with_name("1.png"))
     assert command(files, checkpoint, tmp_path / "cut", *options) == 0
     assert "records: goes on after step 4, from " in capsys.readouterr().out
@@ -299,6 +300,17 @@ def test_the_command_says_what_is_wrong_with_your_data(files, checkpoint, tmp_pa
     assert "at least one step and one record in it, got steps=0, batch=8" in capsys.readouterr().err
     assert command(files, checkpoint, out, "--rate", "0") == 1
     assert "rate must be a number above 0, got 0.0" in capsys.readouterr().err
+    for option, words in {
+        ("--pieces", "0"): "pieces must be from 1 to the 8 samples of a process, got 0",
+        ("--threads", "0"): "--threads must be 1 or more, got 0",
+        ("--seed", str(2**70)): "--seed must be from 0 to 2^63 - 1",
+        ("--batch", "10000000"): "take a smaller batch, more pieces, or checkpointing",
+    }.items():
+        assert command(files, checkpoint, out, *option) == 1
+        assert words in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert command(files, checkpoint, out, "--device", "cuda") == 1
+        assert "there is no GPU that this torch can use" in capsys.readouterr().err
     files[1].write_text("[]")
     assert command(files, checkpoint, out) == 1
     assert "test.json holds no good record" in capsys.readouterr().err
@@ -346,6 +358,8 @@ def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypat
     for other, words in ((("--lora", "3"), "lora was 2 and is 3"), ((), "lora was 2 and is None")):
         assert command(files, checkpoint, tmp_path / "cut", *other, *options[2:]) == 1
         assert words in capsys.readouterr().err
+    assert main(["ask", str(files[0].with_name("0.png")), "What?", "--model", str(save)]) == 1
+    assert f"{save} is a LoRA adapter, no model: `load_lora` puts it onto its base" in capsys.readouterr().err
     assert command(files, checkpoint, tmp_path / "cut", *options) == 0
     assert "records: goes on after step 4, from " in capsys.readouterr().out
     whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
@@ -354,7 +368,7 @@ def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypat
 
 def test_adapters_that_cannot_be(files, checkpoint, tmp_path, capsys):
     assert command(files, checkpoint, tmp_path / "out", "--lora", "0") == 1
-    assert "rank must be a whole number from 1" in capsys.readouterr().err
+    assert "lora is the rank of the adapters, 1 or more, got 0" in capsys.readouterr().err
     assert command(files, checkpoint, tmp_path / "out", "--lora", "2", "--shard") == 1
     assert "LoRA and sharding do not go together here" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -452,7 +466,8 @@ def test_what_goes_wrong_in_a_worker_is_told_as_always(small):
         worker.kill()
     with pytest.raises(OSError, match="a worker process died, perhaps for want of memory"):
         list(steps)
-    with pytest.raises(ValueError, match="workers must be 0 or more, got -1"):
-        fine_tuned(small, workers=-1)
+    for workers in (-1, 100_000):
+        with pytest.raises(ValueError, match=rf"workers must be from 0 to \d+, .*, got {workers}"):
+            fine_tuned(small, workers=workers)
     with pytest.raises(ValueError, match="pieces must be from 1 to the 2 samples of a process, got 3"):
         fine_tuned(small, pieces=3)

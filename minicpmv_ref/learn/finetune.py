@@ -106,8 +106,8 @@ def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], ba
     Raises:
         ValueError: no records, or a record that is too long for the model.
     """
-    if not records:
-        raise ValueError("there must be at least one record")
+    if not records or batch < 1:
+        raise ValueError(f"there must be at least one record, and one in a batch; got {len(records)} and {batch=}")
     objective = objective_for(model, processor, Stage("loss", "answer", {"llm": 0.0}, {}, steps=1))
     total, count = 0.0, 0
     with torch.no_grad():
@@ -201,11 +201,13 @@ def train_on(
         raise ValueError(f"there must be at least one step and one record in it, got {steps=}, {batch=}")
     if not 0 < rate < math.inf:
         raise ValueError(f"rate must be a number above 0, got {rate}")
+    if lora is not None and lora < 1:
+        raise ValueError(f"lora is the rank of the adapters, 1 or more, got {lora}")
     if lora is not None and how.get("shard"):
         raise ValueError("LoRA and sharding do not go together here: adapters are small, so let every process hold all")
     out = Path(out)
     if (out / WEIGHTS).is_file():
-        raise FileExistsError(f"{out} holds a checkpoint already; write somewhere else")
+        raise FileExistsError(f"{out} holds a checkpoint already; write somewhere else, and start from it to train on")
     processor = Processor.from_pretrained(checkpoint)
     options = {"root": root, "processor": processor, "strict": strict}
     records = read_any(data, report, **options)
@@ -228,7 +230,6 @@ def train_on(
         optimizer = lora_optimizer(add_lora(model, lora, whole=(), seed=seed), rates["llm"])
         settings["lora"] = lora
     stage = Stage("records", "answer", rates, mixture={}, steps=steps, batch=batch)
-    out.mkdir(parents=True, exist_ok=True)
     result = train_stage(
         model,
         processor,
@@ -252,7 +253,8 @@ def train_on(
     better = best is not None and best != last
     if better:
         kind = "a checkpoint" if lora is None else "an adapter"
-        report(f"the held-out loss was lowest in {best}, which is kept: {kind} like the one in {out}")
+        place = out if lora is None else out / ADAPTER
+        report(f"the held-out loss was lowest in {best}, which is kept: {kind} like the one in {place}")
     if lora is not None:
         save_lora(model, out / ADAPTER)
         merge_lora(model)

@@ -66,22 +66,27 @@ def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[i
     Args:
         coming: the steps.
         steps: which of them.
-        workers: processes, each of which is two steps ahead; 0 prepares each step when it is asked for.
+        workers: processes, each of which is two steps ahead, and no more than CPU cores (two are always allowed); 0
+            prepares each step when it is asked for.
 
     Returns:
         An iterator over coming[step].
 
     Raises:
-        ValueError: a negative number of workers; some, but this system cannot fork processes.
+        ValueError: as `check_workers`.
         OSError: in the iterator, between two steps: a worker was killed.
     """
-    if workers < 0:
-        raise ValueError(f"workers must be 0 or more, got {workers}")
-    if workers == 0:
-        return map(coming.__getitem__, steps)
-    if "fork" not in multiprocessing.get_all_start_methods():
+    check_workers(workers)
+    return _ahead(coming, steps, workers) if workers else map(coming.__getitem__, steps)
+
+
+def check_workers(workers: int) -> None:
+    """Raise a ValueError for more workers than CPU cores (two are always allowed), or where processes cannot fork."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 0 <= workers <= max(2, cores):
+        raise ValueError(f"workers must be from 0 to {max(2, cores)}, the cores of this machine, got {workers}")
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError("workers need a system that can fork processes; without them (0) everything works, too")
-    return _ahead(coming, steps, workers)
 
 
 def _ahead(coming: Coming, steps: range, workers: int) -> Iterator[tuple[int, str, list | Exception]]:

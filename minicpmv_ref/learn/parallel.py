@@ -183,9 +183,8 @@ def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = F
 
     Source: Li et al., PyTorch Distributed (2020), section 3; PyTorch, torch.distributed.fsdp.fully_shard.
     """
-    if shard and (sparse or not dist.is_initialized()):
-        raise ValueError("sharding needs processes that torchrun started, and pictures in every process and step")
     if shard:
+        check_sharding(sparse)
         from torch.distributed.device_mesh import init_device_mesh  # takes a second, and few shard
         from torch.distributed.fsdp import fully_shard
 
@@ -198,6 +197,12 @@ def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = F
     if world.size == 1:
         return learner
     return DistributedDataParallel(learner, find_unused_parameters=sparse, gradient_as_bucket_view=True)
+
+
+def check_sharding(sparse: bool = False) -> None:
+    """Raise a ValueError where `spread` could not shard."""
+    if sparse or not dist.is_initialized():
+        raise ValueError("sharding needs processes that torchrun started, and pictures in every process and step")
 
 
 def backward(

@@ -8,7 +8,7 @@
 Everything that can be wrong with a file is reported before training begins. The official code meets a bad record in
 the middle of training, logs "data fetch error" and silently takes another one at random: you never learn how much of
 your data it saw. Here a record is good and used, or bad and named. `finetune.py` trains on the good ones.
-Left out: videos, system turns, URLs, JSON Lines.
+Left out: records without a picture, videos, system turns, URLs, JSON Lines.
 """
 
 from __future__ import annotations

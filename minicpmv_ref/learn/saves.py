@@ -112,6 +112,7 @@ def write_save(
             model.save_pretrained(draft)
         processor.save_pretrained(draft)
         save_file(_state(model, optimizer, objective), draft / STATE)
+        (draft / STATE).chmod(folder.stat().st_mode & 0o666)  # as `replacing` does
         data = {"step": step, "held_out": held_out, "settings": settings or {}, "notes": notes or {}}
         (draft / NOTES).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         # A new name may reach the disk before the bytes do, and then the power fails.
@@ -261,7 +262,9 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} was {a!r:.60} and is {b!r:.60}")
+            long = isinstance(a, str) and isinstance(b, str) and len(a) == len(b) == 64  # checksums of data
+            what = "has changed" if long else f"was {a!r:.60} and is {b!r:.60}"
+            found.append(f"{prefix}{key} {what}")
     return found
 
 

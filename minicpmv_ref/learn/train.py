@@ -29,13 +29,13 @@ from ..model import MiniCPMV
 from ..processor import Batch, Processor
 from ..prompt import answer_labels, image_bounds, image_layout
 from ..slicing import plan_slices
-from .budget import budget, checkpointed, compile_layers, flops, load_of, mfu, peak_of
+from .budget import budget, checkpointed, compile_layers, flops, load_of, mfu, peak_of, room
 from .contrast import Contrast
 from .data import Sample, blind, numbered, spell
 from .evaluate import evaluate
-from .loader import Coming, prepared
+from .loader import Coming, check_workers, prepared
 from .packing import PackedBatch, pack, pack_batch, packed_loss, sample_lengths
-from .parallel import ALONE, Learner, World, backward, load_optimizer, spread, unshard, whole
+from .parallel import ALONE, Learner, World, backward, check_sharding, load_optimizer, spread, unshard, whole
 from .saves import Stopped, finish, read_save, saves_in, wait_for_step, write_save
 from .stages import PARTS, STAGES, Profile, Stage, freeze, scaled, start
 
@@ -137,8 +137,9 @@ def _steps(model, stage, objective, learner, steps, optimizer, half_precision, w
             if isinstance(pieces, Exception):
                 raise pieces
             loss, tokens, views = backward(learner, pieces, world, half_precision)
-        except ValueError as error:
-            raise ValueError(f"{stage.name}, step {step}, one of the samples {names}: {error}") from error
+        except (ValueError, OSError) as error:
+            kind = ValueError if isinstance(error, ValueError) else OSError
+            raise kind(f"{stage.name}, step {step}, one of the samples {names}: {error}") from error
         norm = whole(nn.utils.clip_grad_norm_(learning, 1.0))
         for name, value in (("loss", loss), ("gradient's norm", norm.item())):
             if not math.isfinite(value):
@@ -504,12 +505,18 @@ def train_stage(
     """
     from tqdm import tqdm
 
+    shard = shard and stage.objective != "contrast"
+    pieces = 1 if stage.objective == "contrast" else pieces
+    # All that can be wrong with the options, before anything is read, measured or written.
+    Coming(None, None, stage.batch, world, pieces)
+    check_workers(workers)
+    if shard:
+        check_sharding(sparse)
     learning = ", ".join(part for part in PARTS if part in stage.rates)
     if optimizer:
         learning = f"{sum(p.numel() for group in optimizer.param_groups for p in group['params']):,} parameters"
     report(f"{stage.name}: {learning} for {stage.steps} steps of {stage.batch} samples")
     torch.manual_seed(seed)
-    shard = shard and stage.objective != "contrast"
     objective = objective_for(model, processor, stage)
     optimizer = optimizer or optimizer_for(model, stage, objective)
     if compiled:
@@ -544,9 +551,6 @@ def train_stage(
         report(f"{stage.name}: goes on after step {done}, from {found[-1]}")
     else:
         state["before"] = state["after"] = measured(model, objective)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if world.rank == 0:
-        _forget(log, stage.name, done)
     every = every or max(10, stage.steps // 10)
     earlier, breaks = state["seconds"], 0.0  # seconds of the steps before, and of the saves since
     sample = samples or draw_samples(stage, seed, "train", objective.view)
@@ -555,7 +559,16 @@ def train_stage(
     peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     share = math.ceil(stage.batch / world.size)
     need = budget(model, objective, probe, share, pieces, fast_bfloat16(device), checkpointing)
-    report((need.sharded(world.size) if shard else need).line(device))
+    need = need.sharded(world.size) if shard else need
+    report(need.line(device))
+    if need.total > 1.5 * (has := room(device)[1]):  # nobody waits for a machine that swaps itself to death
+        raise ValueError(
+            f"a step needs about {need.total / 1e9:.1f} GB, but there are {has / 1e9:.1f} in all: take a smaller "
+            "batch, more pieces, or checkpointing"
+        )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if world.rank == 0:
+        _forget(log, stage.name, done)
     learner = spread(Learner(model, objective), world, shard, sparse)
     if shard:  # its parameters are new ones
         unsharded, optimizer = optimizer, optimizer_for(model, stage)
@@ -575,7 +588,8 @@ def train_stage(
                     path = save(*whole_now())
                     if caught:  # the signal may have reached the workers first
                         raise Stopped(caught[0], done, path) from error
-                    report(f"{stage.name}: the state after step {done} is saved in {path}")
+                    hint = ", to start from at a smaller rate" if isinstance(error, FloatingPointError) else ""
+                    report(f"{stage.name}: the state after step {done} is saved in {path}{hint}")
                 raise
             done, state["seconds"] = step.step, earlier + step.seconds - breaks
             began = time.perf_counter()
