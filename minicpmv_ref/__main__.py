@@ -160,6 +160,7 @@ def train(args):
     else:
         own = ("checkpoint", "held_out", "lora", "steps", "batch", "rate", "root", "strict")
         refuse(args, *own, why="belong to --data, your own data")
+    from .learn.loader import usual_workers
     from .learn.parallel import join
     from .learn.saves import Stopped
     from .learn.stages import PROFILES
@@ -186,9 +187,7 @@ def train(args):
             report(f"{what}, seed {args.seed}, {machine}; everything is written to {folder}")
             how = dict(seed=args.seed, device=device, report=report, progress=world.rank == 0, world=world)
             how |= dict(shard=args.shard, pieces=args.pieces, checkpointing=args.checkpointing, compiled=args.compile)
-            # A GPU would wait for one core that slices pictures; a CPU has no core to spare.
-            spare = min(8, max(1, (os.cpu_count() or 1) // world.size - 1)) if device == "cuda" else 0
-            how |= dict(workers=spare if args.workers is None else args.workers)
+            how |= dict(workers=usual_workers(device, world.size) if args.workers is None else args.workers)
             if args.data:
                 from .learn.finetune import train_on
 

@@ -19,6 +19,7 @@ from tiny import picture, tiny_model, tiny_processor
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import finetune as room
+from minicpmv_ref.learn import loader
 from minicpmv_ref.learn import records as reading
 from minicpmv_ref.learn import train as trainer
 from minicpmv_ref.learn.finetune import digest, in_order, loss_on, sample_at, train_on, words_right
@@ -448,6 +449,16 @@ def test_workers_change_nothing(files, small, shards):
         yours, others = fine_tuned(records, workers=2)
         assert same(weights(mine), weights(yours)) and [s[:5] for s in steps] == [s[:5] for s in others]
         assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 1), (3, 1, 2), (64, 1, 8), (64, 16, 3), (4, 8, 1)])
+def test_a_gpu_gets_workers_that_are_allowed(monkeypatch, cores, processes, workers):
+    """However few cores a container gives to this process."""
+    monkeypatch.setattr(loader, "cores", lambda: cores)
+    assert loader.usual_workers("cuda", processes) == workers and loader.usual_workers("cpu", processes) == 0
+    loader.check_workers(workers)
+    with pytest.raises(ValueError, match=f"workers must be from 0 to {max(2, cores)}, "):
+        loader.check_workers(max(2, cores) + 1)
 
 
 def test_what_goes_wrong_in_a_worker_is_told_as_always(small):

@@ -82,11 +82,21 @@ def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[i
 
 def check_workers(workers: int) -> None:
     """Raise a ValueError for more workers than CPU cores (two are always allowed), or where processes cannot fork."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 0 <= workers <= max(2, cores):
-        raise ValueError(f"workers must be from 0 to {max(2, cores)}, the cores of this machine, got {workers}")
+    most = max(2, cores())
+    if not 0 <= workers <= most:
+        raise ValueError(f"workers must be from 0 to {most}, the cores of this machine, got {workers}")
     if workers and "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError("workers need a system that can fork processes; without them (0) everything works, too")
+
+
+def usual_workers(device: str, processes: int = 1) -> int:
+    """Workers of one of several processes: up to 8 for a GPU, which would wait for one core; none beside a busy CPU."""
+    return min(8, max(1, cores() // processes - 1)) if device == "cuda" else 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use; a container may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead(coming: Coming, steps: range, workers: int) -> Iterator[tuple[int, str, list | Exception]]:
