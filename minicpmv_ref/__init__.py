@@ -16,7 +16,8 @@ _HOME = {
     "vision": "VisionTransformer",
     "resampler": "Resampler fold",
     "prompt": "image_layout image_bounds",
-    "processor": "Batch Processor load_image",
+    "pictures": "load_image",
+    "processor": "Batch Processor",
     "model": "MiniCPMV",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

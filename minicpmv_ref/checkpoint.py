@@ -14,15 +14,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import CONFIG, MiniCPMVConfig, base_folder, read_config, read_json
+from .config import CONFIG, MiniCPMVConfig, base_folder, read_config
+from .files import read_json, replacing
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -163,37 +162,6 @@ def write_checkpoint(
             settings.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except SafetensorError as error:
         raise OSError(f"could not write {folder / WEIGHTS}: {error}") from error
-
-
-@contextmanager
-def replacing(*paths: Path) -> Iterator[list[Path]]:
-    """Write files whole or not at all: they take their names when all of them are complete.
-
-    Args:
-        paths: of the files, in the order in which they get their names.
-
-    Yields:
-        A temporary path beside each: write there. If the block fails, these are removed and nothing is replaced.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with replacing(path) as (draft,):
-        ...     _ = draft.write_text("whole")
-        ...     path.exists()
-        False
-        >>> path.read_text(), len(list(path.parent.iterdir()))
-        ('whole', 1)
-    """
-    drafts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
-    try:
-        yield drafts
-        for draft, path in zip(drafts, paths):
-            draft.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
-            os.replace(draft, path)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
 
 
 def _open_shards(folder: Path) -> list:

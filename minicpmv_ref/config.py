@@ -7,12 +7,13 @@ The presets are checked to the last parameter: built on the meta device, v2_0, v
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+
+from .files import read_json
 
 VERSIONS = ("2.0", "2.5", "2.6")
 
@@ -437,13 +438,3 @@ def _check_plausible(config: MiniCPMVConfig) -> None:
                 raise ValueError(f"{name} must be true or false, got {value!r}")
             if kind != "bool" and (isinstance(value, bool | str | list | dict) or not 0 < value <= most):
                 raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
-
-
-def read_json(file: Path) -> dict:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # damaged JSON, damaged UTF-8, a number of 5,000 digits
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(data).__name__}")
-    return data

@@ -8,20 +8,20 @@ S samples in the batch, T tokens, views of a sample in the order of its text: ov
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from .config import MiniCPMVConfig, SliceConfig, base_folder, find_folder, read_config, read_json
+from .config import MiniCPMVConfig, SliceConfig, base_folder, find_folder, read_config
+from .pictures import load_image
 from .prompt import MARKERS, PLACEHOLDER, answer_labels, image_bounds, image_layout, marker_ids, render_chat
-from .slicing import SlicePlan, plan_slices, resize_views, to_rgb
+from .slicing import SlicePlan, plan_slices, resize_views
+from .tokenizer import TOKENIZER, read_tokenizer, stop_ids
 
-TOKENIZER = "tokenizer.json"
 MAX_FRAMES = 64  # of one video
 MAX_FRAME_SLICES = 2
 
@@ -80,7 +80,7 @@ class Processor:
             raise ValueError("the processor needs a fast tokenizer: labels are found by character offsets")
         self.tokenizer, self.config = tokenizer, config
         self.token_ids = marker_ids(tokenizer)
-        self.stop_ids = _stop_ids(tokenizer, config.version)
+        self.stop_ids = stop_ids(tokenizer, config.version)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     @classmethod
@@ -220,77 +220,6 @@ class Processor:
         )
 
 
-def read_tokenizer(folder: Path):
-    """Load a folder's tokenizer.json as a fast `transformers` tokenizer.
-
-    The published folders name a class of their own in tokenizer_config.json; that would run their code, so only the
-    data is read: the tokenizer itself and the names of its special tokens.
-
-    Raises:
-        OSError: no tokenizer.json.
-        ValueError: a damaged one.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    file = folder / TOKENIZER
-    if not file.is_file():
-        raise FileNotFoundError(f"no tokenizer.json in {folder}")
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    special = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = settings.get(name)
-        if token is not None:
-            special[name] = token.get("content") if isinstance(token, dict) else token
-            if not isinstance(special[name], str):
-                raise ValueError(f"{folder / 'tokenizer_config.json'}: {name} must be text, got {token!r}")
-    try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ValueError(f"{file} is not a tokenizer: {error}") from error
-
-
-def load_image(source) -> Image.Image:
-    """Open a picture and make it upright RGB.
-
-    Args:
-        source: a path, a binary file object, or a PIL image of any mode. Of an animated file the first frame is taken;
-            a PIL image that was moved to another frame keeps it.
-
-    Returns:
-        An RGB image, with its EXIF orientation applied.
-
-    Raises:
-        ValueError: not a picture, damaged, truncated, or so large that Pillow suspects a decompression bomb.
-        OSError: the file does not exist or cannot be read.
-
-    Example:
-        >>> load_image(Image.new("L", (4, 3), 7)).getpixel((0, 0))
-        (7, 7, 7)
-    """
-    if not isinstance(source, Image.Image):
-        if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
-            raise ValueError(f"an image must be a path, a binary file or a PIL image, got {type(source).__name__}")
-        name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the file")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(source) as image:
-                    return load_image(image)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name}: {error}") from None
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
-        except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
-            raise ValueError(f"{name} is not a picture that Pillow can decode: {error}") from error
-    plan_slices(source.size)  # refuses a size of zero
-    try:
-        if source.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            source = ImageOps.exif_transpose(source)
-    except Exception as error:
-        raise ValueError(f"the image cannot be decoded: {error}") from error
-    return to_rgb(source)
-
-
 def normalize_views(image: Image.Image, plan: SlicePlan) -> list[torch.Tensor]:
     """Resize an RGB image by its plan and scale its pixels to -1..1.
 
@@ -401,9 +330,3 @@ def _join(pieces: list[str]) -> str:
         brought = piece.endswith(("</image>\n", "</slice>\n"))
         text += piece + ("" if i == len(pieces) - 1 or brought else "\n")
     return text
-
-
-def _stop_ids(tokenizer, version: str) -> tuple[int, ...]:
-    names = {"2.0": (), "2.5": ("<|eot_id|>", "<|end_of_text|>"), "2.6": ("<|im_end|>", "<|endoftext|>")}[version]
-    ids = {tokenizer.convert_tokens_to_ids(name) for name in names} | {tokenizer.eos_token_id}
-    return tuple(sorted(ids - {None, tokenizer.unk_token_id}))

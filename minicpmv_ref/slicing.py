@@ -25,6 +25,7 @@ from operator import index
 from PIL import Image
 
 from .config import SliceConfig
+from .pictures import to_rgb
 
 Size = tuple[int, int]  # (width, height) in pixels
 Grid = tuple[int, int]  # (cols, rows)
@@ -213,7 +214,7 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
 
     Args:
         image: a PIL image of any mode; it is read as RGB. EXIF orientation is not applied here
-            (`processor.load_image` does that).
+            (`load_image` does that).
         cfg: the slicing parameters.
 
     Returns:
@@ -252,41 +253,6 @@ def resize_views(image: Image.Image, plan: SlicePlan, finish: Callable = lambda 
     overview = _pool.submit(view, plan.overview_size)
     refined = view(plan.refined_size)
     return overview.result(), refined
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Read a PIL image of any mode as 8-bit RGB.
-
-    Alpha is dropped, as the released code does: a transparent pixel shows the color stored under it. Pillow's own
-    conversion clips 16-bit images to white; here they are scaled: "I;16" always, "I" if a value exceeds 255. Mode "F"
-    counts as 0..1 if no value exceeds 1.
-
-    Raises:
-        ValueError: an image whose file turns out to be damaged (Pillow reads files only when pixels are needed).
-    """
-    try:
-        image.load()
-        if image.mode == "RGB":
-            return image
-        if image.mode[0] in "IF":  # I, I;16, I;16B, F
-            deep = image.mode.startswith("I;16")
-            image = image.convert("F" if image.mode == "F" else "I")
-            low, high = image.getextrema()
-            most = 65535 if image.mode == "I" else 255
-            if not 0 <= low <= high <= most:
-                raise ValueError(f"a picture of mode {image.mode!r} must hold values in 0..{most}, got {low}..{high}")
-            if image.mode == "I" and (deep or high > 255):
-                image = image.point(lambda value: value * (1 / 257) + 0.5)
-            elif image.mode == "F" and high <= 1:
-                image = image.point(lambda value: value * 255.0 + 0.5)
-            image = image.convert("L")
-        elif image.mode == "La":
-            image = image.convert("LA")  # Pillow knows no direct way
-        elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colors; the direct way warns about transparency
-        return image.convert("RGB")
-    except (OSError, SyntaxError, RuntimeError) as error:  # RuntimeError: Pillow's AVIF decoder
-        raise ValueError(f"the image cannot be decoded: {error}") from error
 
 
 def _new_pool() -> None:

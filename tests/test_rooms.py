@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "minicpmv_ref"
-CORE = "config slicing positions vision resampler prompt processor checkpoint model __main__".split()
+CORE = (
+    "checks files config pictures slicing positions vision resampler prompt tokenizer processor checkpoint model "
+    "__main__"
+).split()
 ROOMS = ("learn", "deploy", "peers")  # and course, which may import all
 EVERYTHING = {*CORE, *ROOMS, "course"}
 

@@ -23,8 +23,8 @@ import torch
 from einops import rearrange
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 
-from ..checkpoint import replacing
 from ..config import LLMConfig, MiniCPMVConfig
+from ..files import replacing
 from .gguf_reader import padded, read_gguf, tensor_bytes
 from .kquant import FORMATS, quantize
 

@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint import WEIGHTS, replacing, write_checkpoint
+from ..checkpoint import WEIGHTS, write_checkpoint
+from ..files import replacing
 from ..model import MiniCPMV
 from ..processor import Processor
 from .data import TOPICS, Sample, draw

@@ -23,8 +23,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..checkpoint import replacing
-from ..config import read_json
+from ..files import read_json, replacing
 from ..model import MiniCPMV
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names

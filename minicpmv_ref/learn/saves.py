@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..checkpoint import WEIGHTS
-from ..config import read_json
+from ..files import flush, read_json
 from ..model import MiniCPMV
 from ..processor import Processor
 
@@ -117,9 +117,9 @@ def write_save(
         (draft / NOTES).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         # A new name may reach the disk before the bytes do, and then the power fails.
         for part in (*draft.iterdir(), draft):
-            _flush(part)
+            flush(part)
         os.replace(draft, path)
-        _flush(folder)
+        flush(folder)
     except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
         shutil.rmtree(draft, ignore_errors=True)
         whole = saves_in(folder)
@@ -279,17 +279,6 @@ def _clear(folder: Path) -> None:
     """Remove what a process that died has left behind."""
     for left in folder.glob(".step-*.part"):
         shutil.rmtree(left)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # only there can a folder be opened
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---- Ctrl-C and SIGTERM

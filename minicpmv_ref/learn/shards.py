@@ -33,8 +33,7 @@ from tqdm.auto import tqdm
 from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ..checkpoint import replacing
-from ..config import read_json
+from ..files import read_json, replacing
 from ..processor import Processor
 from .records import ONE, Problem, Record, Report, misfit
 

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoint import WEIGHTS, replacing
+from ..checkpoint import WEIGHTS
+from ..files import replacing
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
 from ..prompt import answer_labels, image_bounds, image_layout

@@ -1,0 +1,192 @@
+"""What a public function checks at its door, and the most that a file or a caller may claim.
+
+A wrong type is a TypeError, a wrong value a ValueError. Both name the argument, say what is allowed and show what came.
+Nothing here needs more than the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from operator import index
+
+# The most that a file or a caller may claim, and why. Compared before any memory is taken or work is done.
+LIMITS = {
+    "json_bytes": 64 * 2**20,  # the largest published one, a tokenizer.json, has 11 MB
+    "json_depth": 100,  # lists and objects inside each other; published files need 6
+}
+
+
+class WrongType(TypeError, ValueError):
+    """A wrong type is a TypeError. It is a ValueError, too, so code that catches only that keeps working."""
+
+
+def check_type(name: str, value, *kinds: type, what: str | None = None):
+    """Return `value` if it is one of these types.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        kinds: the types that are allowed.
+        what: how the message calls them; None joins their names.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: another type.
+
+    Example:
+        >>> check_type("folder", 3, str)
+        Traceback (most recent call last):
+        minicpmv_ref.checks.WrongType: folder must be str, got int: 3
+    """
+    if not isinstance(value, kinds):
+        what = what or " or ".join(kind.__name__ for kind in kinds)
+        raise WrongType(f"{name} must be {what}, got {type(value).__name__}: {shown(value)}")
+    return value
+
+
+def check_int(name: str, value, least: int = 1, most: int = 2**63 - 1) -> int:
+    """Return `value` as an int if it is a whole number in a range; True and False are none.
+
+    Args:
+        name: of the argument, for the message.
+        value: an int, or a number of numpy that is one.
+        least, most: the range, both included.
+
+    Returns:
+        The int.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: outside the range.
+
+    Example:
+        >>> check_int("steps", 3), check_int("steps", 0, least=0)
+        (3, 0)
+    """
+    try:
+        number = index(value) if not isinstance(value, bool) else None
+    except TypeError:
+        number = None
+    if number is None:
+        raise WrongType(f"{name} must be an integer {_range(least, most)}, got {type(value).__name__}: {shown(value)}")
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be an integer {_range(least, most)}, got {shown(number)}")
+    return number
+
+
+def check_number(name: str, value, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
+    """Return `value` as a finite float if it lies in a range.
+
+    Args:
+        name: of the argument, for the message.
+        value: an int or a float.
+        least, most: the range, both included.
+        above: the number must be larger than this.
+
+    Returns:
+        The float.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: outside the range, infinite, or not a number in the sense of floating point.
+
+    Example:
+        >>> check_number("beta", 1, above=0)
+        1.0
+    """
+    allowed = " and ".join(filter(None, (f"above {above:g}" * (above > -math.inf), _range(least, most))))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise WrongType(
+            f"{name} must be a number {allowed}, got {type(value).__name__}: {shown(value)}".replace(" ,", ",")
+        )
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and least <= number <= most and number > above):
+        raise ValueError(f"{name} must be a finite number {allowed}, got {shown(value)}".replace(" ,", ","))
+    return number
+
+
+def check_choice(name: str, value, allowed: Iterable):
+    """Return `value` if it is one of the allowed ones.
+
+    Raises:
+        ValueError: it is not; the message lists them.
+
+    Example:
+        >>> check_choice("version", "2.6", ("2.0", "2.5", "2.6"))
+        '2.6'
+    """
+    allowed = list(allowed)
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {shown(value)}")
+    return value
+
+
+def check_list(name: str, value, *kinds: type, what: str | None = None, empty: bool = True) -> list:
+    """Return `value` as a new list if it is a list or a tuple whose items are of these types.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        kinds: the types of an item; none allows all.
+        what: how the message calls an item; None joins their names.
+        empty: whether a list without items is allowed.
+
+    Returns:
+        A new list.
+
+    Raises:
+        TypeError: no list, or an item of another type; the message gives its number.
+        ValueError: no items.
+
+    Example:
+        >>> check_list("lengths", (3, 4), int)
+        [3, 4]
+    """
+    check_type(name, value, list, tuple, what="a list")
+    if not value and not empty:
+        raise ValueError(f"{name} must hold at least one item, got an empty list")
+    for number, item in enumerate(value if kinds else ()):
+        check_type(f"{name}[{number}]", item, *kinds, what=what)
+    return list(value)
+
+
+def shown(value, most: int = 80) -> str:
+    """Write a value for a message: at most `most` characters, and none that a terminal would obey.
+
+    Example:
+        >>> shown("a\\x1b[2J"), shown("x" * 200, 20)
+        ("'a\\\\x1b[2J'", "'xxxxxxxxxxxxxxx ...")
+    """
+    if isinstance(value, str | bytes) and len(value) > 2 * most:
+        value = value[: 2 * most]
+    try:
+        text = repr(value)
+    except Exception:  # a number of more digits than Python prints, a list inside itself too deep
+        text = f"a {type(value).__name__} that cannot be printed"
+    text = printable(text)
+    return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would obey, or what changes the order of letters; newlines stay.
+
+    Example:
+        >>> printable("red\\x1b[2J")
+        'red\\ufffd[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def _range(least: float = -math.inf, most: float = math.inf) -> str:
+    high = (
+        "" if most in (math.inf, 2**63 - 1) else f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}"
+    )
+    low = "" if least == -math.inf else f"of at least {least}"
+    return " and ".join(filter(None, (low, high)))
