@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
 from torch import nn
 
+from .checks import check_list, check_type, shown
 from .config import ResamplerConfig
 from .positions import sincos_2d
-from .vision import linear
+from .vision import Linear, is_plain, linear
 
 Grids = list[tuple[int, int]]
 
@@ -43,9 +44,9 @@ class Resampler(nn.Module):
 
     def __init__(self, cfg: ResamplerConfig):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = check_type("cfg", cfg, ResamplerConfig)
         self.query = nn.Parameter(torch.empty(cfg.num_queries, cfg.width))
-        self.kv_proj = nn.Linear(cfg.kv_width, cfg.width, bias=False)
+        self.kv_proj = Linear(cfg.kv_width, cfg.width, bias=False)
         self.attn = _AttentionWeights(cfg.width)
         self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(cfg.width, eps=cfg.eps) for _ in range(3))
         self.proj = nn.Parameter(torch.empty(cfg.width, cfg.width))  # multiplied from the right: x @ proj
@@ -69,6 +70,7 @@ class Resampler(nn.Module):
             Tensor (B, Q, E).
 
         Raises:
+            TypeError: no list of tensors, or no list of pairs of integers.
             ValueError: features and grids that do not fit each other.
         """
         _check_features(features, patch_grids, self.cfg)
@@ -93,6 +95,7 @@ class Resampler(nn.Module):
             The tokens (B, Q, E), and for each slice the attention weights (H, Q, L), which sum to 1 over L.
 
         Raises:
+            TypeError: no list of tensors, or no list of pairs of integers.
             ValueError: features and grids that do not fit each other.
         """
         _check_features(features, patch_grids, self.cfg)
@@ -118,7 +121,7 @@ class Resampler(nn.Module):
     def _keys_values(self, slices: list[int], features, patch_grids) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (b, H, L, K) of some slices of equal length."""
         x = torch.stack([features[i] for i in slices])  # (b, L, C)
-        x = self.ln_kv(linear(x, self.kv_proj.weight))  # (b, L, E)
+        x = self.ln_kv(self.kv_proj(x))  # (b, L, E)
         positions = torch.stack([_positions(self.cfg.width, *patch_grids[i]) for i in slices]).to(x)
         keys = linear(x + positions, *self.attn.part("k"))
         values = linear(x, *self.attn.part("v"))
@@ -150,6 +153,7 @@ class FoldedResampler(nn.Module):
 
     def __init__(self, resampler: Resampler):
         super().__init__()
+        _check_plain(resampler)
         cfg = self.cfg = resampler.cfg
         wide = {name: p.detach().double() for name, p in resampler.named_parameters()}  # fold once, in float64
         norm = {name: (wide[f"{name}.weight"], wide[f"{name}.bias"]) for name in ("ln_q", "ln_kv")}
@@ -228,6 +232,10 @@ def fold(resampler: Resampler) -> FoldedResampler:
         A module that is called as the resampler is. It keeps no gradients and does not follow later changes of the
         weights: fold again after training.
 
+    Raises:
+        TypeError: no Resampler.
+        ValueError: a part of it is wrapped (LoRA, a quantized layer, hooks), so its weights do not say what it does.
+
     Example:
         >>> resampler = Resampler(ResamplerConfig(num_queries=4, width=32, kv_width=24))
         >>> features, grids = [torch.randn(15, 24)], [(3, 5)]
@@ -237,6 +245,15 @@ def fold(resampler: Resampler) -> FoldedResampler:
     Source: this project; the function it equals is resampler.py of MiniCPM-V 2.0 and 2.6.
     """
     return FoldedResampler(resampler)
+
+
+def _check_plain(resampler: Resampler) -> None:
+    check_type("resampler", resampler, Resampler)
+    kinds = (Resampler, Linear, nn.Linear, nn.LayerNorm, _AttentionWeights)
+    for name, module in resampler.named_modules(prefix="resampler"):
+        if not any(is_plain(module, kind) for kind in kinds):
+            kind = type(module).__name__
+            raise ValueError(f"{name} is wrapped ({kind}, or hooks): merge or remove the wrapper before you fold")
 
 
 @lru_cache(maxsize=8)
@@ -260,11 +277,15 @@ def _inverse(groups: list[list[int]]) -> list[int]:
 
 
 def _check_features(features, patch_grids, cfg: ResamplerConfig) -> None:
+    check_list("features", features, torch.Tensor)
+    check_list("patch_grids", patch_grids)
     if len(features) != len(patch_grids):
         raise ValueError(f"{len(features)} slices of features but {len(patch_grids)} patch grids")
-    for i, (feature, (rows, cols)) in enumerate(zip(features, patch_grids)):
-        if feature.ndim != 2 or tuple(feature.shape) != (rows * cols, cfg.kv_width) or rows < 1 or cols < 1:
+    for i, (feature, grid) in enumerate(zip(features, patch_grids)):
+        check_list(f"patch_grids[{i}]", grid, int)
+        fits = len(grid) == 2 and min(grid) >= 1 and feature.shape == (grid[0] * grid[1], cfg.kv_width)
+        if not fits or not feature.is_floating_point():
             raise ValueError(
-                f"slice {i}: features must be (rows * cols, kv_width) = ({rows} * {cols}, {cfg.kv_width}), "
-                f"got {tuple(feature.shape)}"
+                f"slice {i}: features must be floating-point numbers (rows * cols, {cfg.kv_width}) with (rows, cols) = "
+                f"{shown(grid)}, got {shown(tuple(feature.shape))} of {feature.dtype}"
             )

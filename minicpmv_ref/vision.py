@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from .checks import check_list, check_type, shown
 from .config import VisionConfig
 from .positions import bucket_position_ids, interpolate_position_table
 
@@ -39,7 +41,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        self.cfg = cfg
+        self.cfg = check_type("cfg", cfg, VisionConfig)
         self.embeddings = _Embeddings(cfg)
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))})
         self.post_layernorm = nn.LayerNorm(cfg.width, eps=cfg.eps)
@@ -55,10 +57,10 @@ class VisionTransformer(nn.Module):
             For each slice its features (rows * cols, D), row by row.
 
         Raises:
-            ValueError: a slice that is not (3, H, W) with sides that are multiples of the patch.
+            TypeError: no list of tensors.
+            ValueError: a slice that is not (3, H, W) with sides that are multiples of the patch; integer pixels.
         """
-        if isinstance(images, torch.Tensor):
-            raise ValueError(f"images must be a list of slices (3, H, W), got one tensor {tuple(images.shape)}")
+        images = check_list("images", images, torch.Tensor, what="a slice, which is a tensor (3, H, W)")
         if not images:
             return []
         grids = [self._patch_grid(image) for image in images]
@@ -86,7 +88,9 @@ class VisionTransformer(nn.Module):
     def _patch_grid(self, image: torch.Tensor) -> tuple[int, int]:
         p = self.cfg.patch_size
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape or image.shape[1] % p or image.shape[2] % p:
-            raise ValueError(f"a slice must be (3, {p} * rows, {p} * cols), got {tuple(image.shape)}")
+            raise ValueError(f"a slice must be (3, {p} * rows, {p} * cols), got {shown(tuple(image.shape))}")
+        if not image.is_floating_point():
+            raise ValueError(f"a slice must hold normalized pixels, which are floating-point, got {image.dtype}")
         return image.shape[1] // p, image.shape[2] // p
 
     def _patchify(self, image: torch.Tensor) -> torch.Tensor:
@@ -104,9 +108,8 @@ class VisionTransformer(nn.Module):
         """
         longest = max(rows * cols for rows, cols in grids)
         patches = [F.pad(p, (0, 0, 0, longest - len(p))) for p in map(self._patchify, images)]
-        table = self.embeddings.position_embedding.weight
-        ids = bucket_position_ids(1, longest, self.cfg.table_side).to(table.device)
-        return torch.cat(patches), table[ids].repeat(len(images), 1), [longest] * len(images)
+        positions = self.embeddings.positions(1, longest)
+        return torch.cat(patches), positions.repeat(len(images), 1), [longest] * len(images)
 
 
 class _Embeddings(nn.Module):
@@ -121,13 +124,19 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(cfg.table_side**2, cfg.width)
 
     def patches(self, patches: torch.Tensor) -> torch.Tensor:
-        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        if is_plain(self.patch_embedding, nn.Conv2d):
+            return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        squares = rearrange(patches, "n (c p q) -> n c p q", c=3, p=self.cfg.patch_size)
+        return self.patch_embedding(squares).flatten(1)  # (N, D, 1, 1) -> (N, D)
 
     def positions(self, rows: int, cols: int) -> torch.Tensor:
-        table = self.position_embedding.weight
-        if self.cfg.position == "interpolate":
-            return interpolate_position_table(table, rows, cols)
-        return table[bucket_position_ids(rows, cols, self.cfg.table_side).to(table.device)]
+        device = next(self.parameters()).device
+        if self.cfg.position != "interpolate":
+            return self.position_embedding(bucket_position_ids(rows, cols, self.cfg.table_side).to(device))
+        if is_plain(self.position_embedding, nn.Embedding):
+            return interpolate_position_table(self.position_embedding.weight, rows, cols)
+        whole = self.position_embedding(torch.arange(self.cfg.table_side**2, device=device))
+        return interpolate_position_table(whole, rows, cols)
 
 
 class _Layer(nn.Module):
@@ -147,7 +156,7 @@ class _Attention(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
         self.heads = cfg.heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (_Linear(cfg.width, cfg.width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(cfg.width, cfg.width) for _ in range(4))
 
     def forward(self, x: torch.Tensor, runs: list[tuple[int, int]]) -> torch.Tensor:
         """x (N, D); `runs` says which neighbors form a slice: [(L, how many slices of that length), ...]."""
@@ -164,8 +173,8 @@ class _Attention(nn.Module):
 class _MLP(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        self.fc1 = _Linear(cfg.width, cfg.mlp_width)
-        self.fc2 = _Linear(cfg.mlp_width, cfg.width)
+        self.fc1 = Linear(cfg.width, cfg.mlp_width)
+        self.fc2 = Linear(cfg.mlp_width, cfg.width)
         self.approximate = "tanh" if cfg.act == "gelu_tanh" else "none"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -177,7 +186,7 @@ class _MLP(nn.Module):
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
         """gelu(fc1(x)); where oneDNN multiplies, it does both in one pass."""
         # The operator is torch's own but private, so it may vanish; the line below it computes the same.
-        if _ONE_PASS and suits_onednn(x):
+        if _ONE_PASS and is_plain(self.fc1, Linear) and suits_onednn(x, self.fc1.weight):
             return _ONE_PASS(x, self.fc1.weight, self.fc1.bias, "gelu", [], self.approximate)
         return F.gelu(self.fc1(x), approximate=self.approximate)
 
@@ -185,9 +194,26 @@ class _MLP(nn.Module):
 _ONE_PASS = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-class _Linear(nn.Linear):
+class Linear(nn.Linear):
+    """torch's own layer, which multiplies by `linear`."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of exactly this kind and its forward() all that a call of it runs.
+
+    Only then may its weights be used without a call, as faster ways do: what wraps a layer (LoRA, a quantized layer,
+    hooks) would be bypassed.
+
+    Example:
+        >>> is_plain(nn.Linear(2, 2), nn.Linear), is_plain(Linear(2, 2), nn.Linear)
+        (True, False)
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    # Subtle: some libraries hook into a single module by an attribute `forward`, which hides that of its class.
+    return type(module) is kind and not hooks and "forward" not in module.__dict__ and not _has_any_global_hook()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -199,15 +225,17 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         >>> linear(torch.ones(200, 3), torch.ones(2, 3)).sum()
         tensor(1200.)
     """
-    if suits_onednn(x):
+    if suits_onednn(x, weight):
         return F.linear(x.to_mkldnn(), weight, bias).to_dense()
     return F.linear(x, weight, bias)
 
 
-def suits_onednn(x: torch.Tensor) -> bool:
+def suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `linear` takes the other way: float32 on a CPU, no gradient wanted, and enough rows to be worth it."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False  # first of all: torch.compile must not see that the number of rows matters below
+    if type(weight) not in (torch.Tensor, nn.Parameter):
+        return False  # a quantized tensor brings its own way to multiply
     fits = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return fits and x.shape[:-1].numel() >= 128
 

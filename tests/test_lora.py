@@ -1,14 +1,15 @@
 """LoRA: adapters, their files and the merged model all give the same logits; peft reads ours, and we read peft's."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import ask, lively, picture, several, tiny_model, tiny_processor
+from tiny import VERSIONS, ask, lively, picture, several, tiny_config, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.config import BUNDLED
@@ -180,6 +181,79 @@ def test_the_adapters_are_the_same_every_time():
     assert torch.equal(torch.random.get_rng_state(), before)
     name = "llm.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     assert torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name])
+
+
+# ---- whatever layer is wrapped, the wrapper computes
+
+
+def layers(version):
+    """The names of all layers with a matrix; of those that repeat themselves, the first."""
+    kinds = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Embedding
+    with torch.device("meta"):
+        modules = MiniCPMV(tiny_config(version)).named_modules()
+    return [name for name, module in modules if isinstance(module, kinds) and not re.search(r"layers\.[1-9]", name)]
+
+
+EVERY_LAYER = [(version, name) for version in VERSIONS for name in layers(version)]
+
+
+def wide_batch(version):
+    """Enough patches in one call for the faster ways of inference."""
+    batch = tiny_processor(version)([ask(picture(168, 168, 5), "What is this?")])
+    assert sum(rows * cols for rows, cols in batch.patch_grids[0]) >= 128
+    return batch
+
+
+def wrapped(version, name, **settings):
+    model = inject_adapter_in_model(LoraConfig(r=2, target_modules=[name], **settings), tiny_model(version))
+    generator = torch.Generator().manual_seed(3)
+    learning = {key: p for key, p in model.named_parameters() if "lora_" in key}
+    with torch.no_grad():
+        for parameter in learning.values():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model, learning
+
+
+def same_with_and_without_gradients(model, batch):
+    logits = model(batch).logits
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert (model(batch).logits - logits).abs().max() < 1e-4 * logits.abs().max()
+    return logits
+
+
+@pytest.mark.parametrize(("version", "name"), EVERY_LAYER, ids=map(" ".join, EVERY_LAYER))
+def test_an_adapter_on_any_layer_is_what_is_merged(version, name):
+    batch = wide_batch(version)
+    model, learning = wrapped(version, name)
+    logits = same_with_and_without_gradients(model, batch)
+    (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
+    assert len(learning) == 2 and all((p.grad != 0).any() for p in learning.values())
+    change = (logits - tiny_model(version)(batch).logits).abs().max()
+    assert (merge_lora(model)(batch).logits - logits).abs().max() < 1e-3 * change
+
+
+@pytest.mark.parametrize("name", [name for name in layers("2.6") if "embed" not in name])
+def test_dora_on_any_linear_layer_is_what_is_merged(name):
+    batch = wide_batch("2.6")
+    model, learning = wrapped("2.6", name, use_dora=True)
+    logits = same_with_and_without_gradients(model, batch)
+    logits.square().sum().backward()
+    assert len(learning) == 3 and all((p.grad != 0).any() for p in learning.values())
+    change = (logits - tiny_model("2.6")(batch).logits).abs().max()
+    assert (merge_lora(model)(batch).logits - logits).abs().max() < 1e-3 * change
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_hooks_on_every_layer_fire(version):
+    batch, model, seen = wide_batch(version), tiny_model(version), set()
+    for name in layers(version):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.add(name))
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        seen.clear()
+        with mode():
+            model(batch)
+        assert seen == set(layers(version))
 
 
 # ---- a MiniCPMV stays one

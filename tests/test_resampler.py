@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange, repeat
+from torch.nn.utils.parametrize import register_parametrization
 
 from minicpmv_ref.config import ResamplerConfig, v2_0, v2_5, v2_6
 from minicpmv_ref.positions import sincos_2d
@@ -387,6 +388,76 @@ def test_a_bad_slice_is_named(bad, grid):
         assert str(tuple(bad.shape)) in str(caught.value)
         with pytest.raises(ValueError, match="1 slices of features but 2 patch grids"):
             call([good], [(2, 3), (2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("features", "grids", "words"),
+    [
+        (None, [], "features must be a list, got NoneType"),
+        (torch.zeros(1, 6, 40), [(2, 3)], "features must be a list, got Tensor"),
+        ([torch.zeros(6, 40)], None, "patch_grids must be a list, got NoneType"),
+        ([[1.0]], [(2, 3)], r"features\[0\] must be Tensor, got list"),
+        ([torch.zeros(6, 40)], [6], r"patch_grids\[0\] must be a list, got int"),
+        ([torch.zeros(6, 40)], [(2, 3.0)], r"patch_grids\[0\]\[1\] must be int, got float"),
+        ([torch.zeros(6, 40)], [(2, 3, 1)], r"slice 0: .*\(2, 3, 1\)"),
+        ([torch.zeros(6, 40)], [(10**5000, 1)], "slice 0: "),
+        ([torch.zeros(6, 40, dtype=torch.int64)], [(2, 3)], r"slice 0: features must be floating-point.*int64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_list_of_features(features, grids, words):
+    resampler = made(V2_6)
+    for call in (resampler, resampler.attend, fold(resampler)):
+        with pytest.raises((TypeError, ValueError), match=words):
+            call(features, grids)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("resampler.kv_proj", lambda r: setattr(r, "kv_proj", torch.nn.Sequential(r.kv_proj))),
+        ("resampler.kv_proj", lambda r: r.kv_proj.register_forward_hook(lambda *_: None)),
+        ("resampler.attn.out_proj", lambda r: torch.nn.utils.parametrizations.weight_norm(r.attn.out_proj)),
+        ("resampler.attn", lambda r: register_parametrization(r.attn, "in_proj_weight", torch.nn.Tanh())),
+        ("resampler", lambda r: register_parametrization(r, "query", torch.nn.Tanh())),
+        ("resampler.ln_kv", lambda r: setattr(r, "ln_kv", torch.nn.RMSNorm(64))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrapped_resampler_is_called_as_it_is_and_not_folded(name, change):
+    resampler, features = made(V2_6), patches(V2_6, GRIDS)
+    change(resampler)
+    with pytest.raises(ValueError, match=f"^{name} is wrapped"):
+        fold(resampler)
+    with torch.no_grad():
+        quiet = resampler(features, GRIDS)
+    assert error(resampler(features, GRIDS), quiet) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["kv_proj", "ln_q", "ln_kv", "attn.out_proj", "ln_post"])
+def test_wrapped_parts_of_the_resampler_have_an_effect(name):
+    features, ramp = patches(V2_6, GRIDS), torch.linspace(1, 2, 64)
+    resampler, other = made(V2_6), made(V2_6)
+    resampler.get_submodule(name).register_forward_hook(lambda layer, x, y: ramp * y)
+    with torch.no_grad():
+        for parameter in other.get_submodule(name).parameters():
+            parameter.mul_(ramp if parameter.ndim == 1 else ramp[:, None])
+        assert error(resampler(features, GRIDS), other(features, GRIDS)) < 1e-5
+        assert error(resampler(features, GRIDS), made(V2_6)(features, GRIDS)) > 1e-2
+
+
+def test_parametrized_weights_have_an_effect():
+    features, resampler = patches(V2_6, GRIDS), made(V2_6)
+    register_parametrization(resampler.attn, "in_proj_weight", torch.nn.Tanh())
+    assert error(resampler(features, GRIDS), made(V2_6)(features, GRIDS)) > 1e-2
+
+
+def test_what_is_no_resampler():
+    for wrong in (None, torch.nn.Linear(2, 2), torch.nn.Sequential(made(V2_6))):
+        with pytest.raises(TypeError, match="resampler must be Resampler, got"):
+            fold(wrong)
+    with pytest.raises(TypeError, match="cfg must be ResamplerConfig, got NoneType"):
+        Resampler(None)
 
 
 def test_configs_that_cannot_be():

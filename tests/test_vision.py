@@ -22,7 +22,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionConfig, Sigli
 from minicpmv_ref import vision
 from minicpmv_ref.config import VisionConfig, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.positions import bucket_position_ids
-from minicpmv_ref.vision import VisionTransformer, linear
+from minicpmv_ref.vision import Linear, VisionTransformer, is_plain, linear
 
 GOLDEN = Path(__file__).parent / "golden" / "modules.npz"
 BUCKET = VisionConfig(width=48, layers=2, heads=4, mlp_width=80)
@@ -364,7 +364,94 @@ def test_training_mode_changes_nothing():
         assert_all_close(vit.train()(images), vit.eval()(images))
 
 
+# ---- wrapped layers ----
+
+
+class Doubled(torch.nn.Module):
+    """Wraps a layer, has no weights of its own to read, and gives twice what the layer gives."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+WRAPPED = ["embeddings.patch_embedding", "embeddings.position_embedding"]
+WRAPPED += [f"encoder.layers.1.{name}" for name in ("mlp.fc1", "mlp.fc2", "self_attn.q_proj", "self_attn.out_proj")]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("cfg", ALL.values(), ids=ALL)
+def test_a_wrapped_layer_is_called(cfg, name):
+    vit, other, images = tower(cfg), tower(cfg), pictures([(8, 9), (7, 9), (3, 4)])
+    vit.set_submodule(name, Doubled(vit.get_submodule(name)))
+    with torch.no_grad():
+        for parameter in other.get_submodule(name).parameters():
+            parameter.mul_(2)
+        wanted = other(images)
+        assert_all_close(vit(images), wanted, rtol=0, atol=1e-4)
+    assert_all_close(vit(images), wanted, rtol=0, atol=1e-4)
+
+
+def test_plain_means_that_nothing_else_runs():
+    def hooked(put):
+        layer = torch.nn.Linear(2, 2)
+        put(layer)
+        return layer
+
+    plain = torch.nn.Linear(2, 2)
+    assert is_plain(plain, torch.nn.Linear) and is_plain(Linear(2, 2), Linear)
+    wrapped = [
+        Linear(2, 2),  # another kind
+        Doubled(plain),
+        torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)),
+        hooked(lambda layer: layer.register_forward_hook(print)),
+        hooked(lambda layer: layer.register_forward_pre_hook(print)),
+        hooked(lambda layer: layer.register_full_backward_hook(print)),
+        hooked(lambda layer: layer.register_full_backward_pre_hook(print)),
+        hooked(lambda layer: setattr(layer, "forward", lambda x: x)),
+    ]
+    assert not any(is_plain(layer, torch.nn.Linear) for layer in wrapped)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not is_plain(plain, torch.nn.Linear)
+    finally:
+        handle.remove()
+    assert is_plain(plain, torch.nn.Linear)
+
+
+def test_a_tensor_that_multiplies_in_its_own_way(monkeypatch):
+    class Quantized(torch.Tensor):
+        """Stands for a quantized weight inside an ordinary layer."""
+
+    weight, way = Quantized(torch.ones(5, 8)), []
+    monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda x, real=torch.Tensor.to_mkldnn: way.append(1) or real(x))
+    with torch.no_grad():
+        assert (linear(torch.ones(200, 8), weight) == 8).all()
+    assert not way
+
+
 # ---- edges ----
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (None, "images must be a list, got NoneType"),
+        ("abc", "images must be a list, got str"),
+        (torch.zeros(1, 3, 14, 14), "images must be a list, got Tensor"),
+        ([None], r"images\[0\] must be a slice, which is a tensor"),
+        ([torch.zeros(3, 14, 14), np.zeros((3, 14, 14))], r"images\[1\] must be a slice"),
+        ([torch.zeros(3, 14, 14, dtype=torch.uint8)], "a slice must hold normalized pixels.*uint8"),
+    ],
+)
+def test_what_is_no_list_of_slices(images, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        VisionTransformer(BUCKET)(images)
+    with pytest.raises(TypeError, match="cfg must be VisionConfig, got dict"):
+        VisionTransformer({})
 
 
 @pytest.mark.parametrize("cfg", ALL.values(), ids=ALL)
