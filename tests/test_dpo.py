@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny import VERSIONS, ask, picture, tiny_model, tiny_processor
 
 from minicpmv_ref.learn import dpo
@@ -158,6 +159,72 @@ def test_the_loss_refuses(change, message):
         dpo_loss(**{**{name: torch.zeros(2) for name in names}, **change})
 
 
+@pytest.mark.parametrize("size", [3e301, 1e39, 7e4])
+def test_dtypes_may_differ_and_nothing_overflows_in_silence(size):
+    """A wide number beside narrow ones: the loss of a rejected answer that became far likelier is beta * size."""
+    wide, narrow = torch.tensor([size], dtype=torch.float64), torch.zeros(1, dtype=torch.float16)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        loss, chosen, rejected = dpo_loss(narrow, wide, torch.zeros(1, dtype=dtype), narrow)
+        assert loss.item() == pytest.approx(0.1 * size) and rejected.item() == pytest.approx(0.1 * size)
+        assert loss.dtype == chosen.dtype == rejected.dtype == torch.float64
+    low, high = torch.tensor([-60000.0]).half(), torch.tensor([60000.0]).half()
+    assert dpo_loss(high, low, low, high)[1].item() == pytest.approx(12000, rel=1e-3), "float16 would end at 65504"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_reward_that_is_not_finite_is_an_error_even_if_the_loss_is(dtype):
+    zero, large = torch.zeros(1, dtype=dtype), torch.full((1,), torch.finfo(dtype).max, dtype=dtype)
+    with pytest.raises(ValueError, match="too large"):
+        dpo_loss(large, zero, -large, zero)  # the loss is 0, the reward infinite
+    with pytest.raises(ValueError, match="infinite"):
+        dpo_loss(zero, torch.full((1,), -math.inf, dtype=dtype), zero, zero)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(policy_chosen=[0.0, 0.0]), "policy_chosen must be Tensor, got list"),
+        (dict(reference_rejected=torch.zeros(2, dtype=torch.long)), "reference_rejected must be a tensor of floats"),
+        (dict(policy_rejected=torch.zeros(2, dtype=torch.complex64)), "policy_rejected must be a tensor of floats"),
+        (dict(beta="0.1"), "beta must be a number"),
+        (dict(beta=None), "beta must be a number"),
+        (dict(beta=True), "beta must be a number"),
+    ],
+)
+def test_the_loss_names_an_argument_of_a_wrong_type(change, message):
+    names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+    with pytest.raises(TypeError, match=message):
+        dpo_loss(**{**{name: torch.zeros(2) for name in names}, **change})
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ([[0.0]], torch.zeros(1, 1, dtype=torch.long), "logits must be Tensor"),
+        (
+            torch.zeros(1, 2, 4, dtype=torch.long),
+            torch.zeros(1, 2, dtype=torch.long),
+            "logits must be a tensor of floats",
+        ),
+        (torch.zeros(1, 2, 4), torch.zeros(1, 2), "labels must be integers"),
+        (torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.bool), "labels must be integers"),
+        (torch.zeros(1, 2, 4), None, "labels must be Tensor"),
+        (torch.zeros(1, 2, 4), torch.tensor([[0, 4]]), "labels must be -100 or a token from 0 to 3, got 4"),
+        (torch.zeros(1, 2, 4), torch.tensor([[0, -1]]), "got -1"),
+    ],
+)
+def test_scores_need_floats_and_tokens(logits, labels, message):
+    for function in (token_logps, sequence_logps):
+        with pytest.raises(ValueError, match=message) as refusal:
+            function(logits, labels)
+        assert isinstance(refusal.value, TypeError) == ("token" not in message and "got -1" not in message)
+
+
+def test_labels_of_any_integers_count():
+    logits, labels = golden("policy_logits"), golden("labels")
+    torch.testing.assert_close(token_logps(logits, labels.int()), token_logps(logits, labels))
+
+
 def test_an_answer_without_tokens_is_refused_not_averaged():
     labels = torch.full((3, 4), -100)
     labels[0, 2] = labels[2, 0] = 1  # nobody judges the first token of a row
@@ -256,6 +323,42 @@ def test_a_picture_is_encoded_once(models, processors, monkeypatch):
     assert not any(pair.visual.requires_grad for pair in prepared)
 
 
+def in_one_color(color: str) -> list[dict]:
+    return ask(Image.new("RGB", (112, 112), color), "What color?")
+
+
+def refilled():
+    """One prompt list, filled again for each pair: its identity says nothing about its picture."""
+    prompt = []
+    for color in ("red", "blue", "red"):
+        prompt[:] = in_one_color(color)
+        yield Pair(prompt, "yes", "no")
+
+
+def passing():
+    """Prompts that nobody keeps: the next one may get the address of the last."""
+    for color in ("red", "blue", "red"):
+        yield Pair(in_one_color(color), "yes", "no")
+
+
+def repainted():
+    """The same picture object with other pixels."""
+    picture = Image.new("RGB", (112, 112))
+    for color in ("red", "blue", "red"):
+        picture.paste(color, (0, 0, 112, 112))
+        yield Pair(ask(picture, "What color?"), "yes", "no")
+
+
+@pytest.mark.parametrize("pairs", [refilled, passing, repainted])
+def test_each_pair_has_the_tokens_of_its_own_picture(models, processors, pairs):
+    model, processor = models["2.6"], processors["2.6"]
+    prepared = prepare(model, processor, pairs())
+    for pair, color in zip(prepared, ("red", "blue", "red"), strict=True):
+        batch = processor(in_one_color(color))
+        assert torch.equal(pair.visual, model.encode_images(batch.images[0], batch.patch_grids[0]))
+    assert prepared[0].visual is prepared[2].visual, "equal pictures are encoded once, whatever holds them"
+
+
 def test_only_the_last_answer_counts(processors, models):
     [prepared] = prepare(models["2.6"], processors["2.6"], conversations()[-1:])
     decode = processors["2.6"].tokenizer.decode
@@ -279,6 +382,47 @@ def test_only_the_last_answer_counts(processors, models):
 def test_pairs_that_teach_nothing_are_refused(models, processors, chosen, rejected, message):
     with pytest.raises(ValueError, match=message):
         prepare(models["2.6"], processors["2.6"], [Pair(ask("Hi"), chosen, rejected)])
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (None, "pair 0 must be Pair, got NoneType"),
+        (("prompt", "yes", "no"), "pair 0 must be Pair, got tuple"),
+        (Pair("Hi", "yes", "no"), "pair 0: prompt must be a list"),
+        (Pair(["Hi"], "yes", "no"), r"pair 0: prompt\[0\] must be a message"),
+        (Pair(ask("Hi"), None, "no"), "pair 0: chosen must be str"),
+        (Pair(ask("Hi"), "yes", 3), "pair 0: rejected must be str"),
+        (Pair([], "yes", "no"), "pair 0: the prompt must end with the user"),
+        (Pair([{"role": "assistant", "content": "Hi"}], "yes", "no"), "pair 0: the prompt must end with the user"),
+    ],
+)
+def test_what_is_no_pair_is_refused_by_its_number(models, processors, pair, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(models["2.6"], processors["2.6"], iter([pair]))
+
+
+def test_what_is_no_model_and_no_list_is_refused(models, processors):
+    for arguments, message in (
+        ((None, processors["2.6"], []), "model must be MiniCPMV"),
+        ((models["2.6"], models["2.6"], []), "processor must be Processor"),
+        ((models["2.6"], processors["2.6"], 3), "pairs must be Iterable"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            prepare(*arguments)
+
+
+def test_a_pair_without_a_prompt_would_be_judged_by_its_neighbor():
+    none = torch.zeros(0, 2, dtype=torch.long), [], torch.zeros(0, 16, 256)
+    one, empty = torch.tensor([1]), torch.zeros(0, dtype=torch.long)
+    for name, fields in dict(prompt=(empty, one, one), chosen=(one, empty, one), rejected=(one, one, empty)).items():
+        with pytest.raises(ValueError, match=rf"pairs\[1\].{name} must be \(tokens,\), at least one"):
+            pair_batch([dpo.Prepared(one, one, one, *none), dpo.Prepared(*fields, *none)])
+    with pytest.raises(ValueError, match=r"pairs\[1\].visual must be \(views, Q, D\)"):
+        other = dpo.Prepared(one, one, one, none[0], [], torch.zeros(0, 4, 256))
+        pair_batch([dpo.Prepared(one, one, one, *none), other])
+    with pytest.raises(TypeError, match=r"pairs\[0\] must be Prepared"):
+        pair_batch([Pair(ask("Hi"), "yes", "no")])
 
 
 def test_no_pairs_are_refused(models):
@@ -406,12 +550,35 @@ def test_a_batch_is_never_larger_than_the_pairs(learner):
         dict(lr=math.nan),
         dict(beta=0.0),
         dict(reference=torch.zeros(2, 3)),
+        dict(reference=[0.0] * 10),
+        dict(steps=2.0),
+        dict(batch_size=None),
+        dict(lr="1"),
+        dict(seed=[]),
+        dict(lr=math.inf),
     ],
 )
 def test_training_refuses(learner, change):
     model, prepared = learner
     with pytest.raises(ValueError, match=next(iter(change))):
         train_dpo(model, prepared, **{"steps": 2, **change})
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(learner, monkeypatch):
+    model, prepared = learner
+    weight = model.llm.model.layers[0].mlp.down_proj.weight
+    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.inf))
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="the gradient of this step is"):
+        train_dpo(model, prepared, steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_vision_needs_the_pictures(learner):
+    model, prepared = learner
+    bare = [dpo.replace(pair, views=()) for pair in prepared]
+    with pytest.raises(ValueError, match="vision=True needs the pictures"):
+        train_dpo(model, bare, steps=1, vision=True)
 
 
 def test_a_step_that_fails_changes_nothing(learner):

@@ -23,6 +23,7 @@ from minicpmv_ref.deploy.gguf import (
     CHAT_TEMPLATES,
     MIXTURES,
     PRE_TOKENIZERS,
+    encode,
     export,
     llm_tensors,
     plan_mixture,
@@ -30,7 +31,8 @@ from minicpmv_ref.deploy.gguf import (
     vision_tensors,
 )
 from minicpmv_ref.deploy.gguf_reader import read_gguf
-from minicpmv_ref.deploy.kquant import FORMATS, quantize
+from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
+from minicpmv_ref.deploy.runtime import Runtime
 from minicpmv_ref.processor import read_tokenizer
 from minicpmv_ref.prompt import render_chat
 
@@ -301,6 +303,92 @@ def test_a_bad_weight_is_named_and_nothing_is_left(parameter, value, mixture, wo
         export(model, processor, tmp_path, mixture, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model-Q4_K_M.gguf"]
     assert (tmp_path / "model-Q4_K_M.gguf").read_bytes() == b"old"
+
+
+MATRIX = "llm.model.layers.1.self_attn.o_proj.weight"  # in GGUF blk.1.attn_output.weight
+
+
+@pytest.mark.parametrize(
+    ("mixture", "parameter", "name", "value"),
+    [
+        ("Q4_K_M", MATRIX, "blk.1.attn_output.weight", 1e9),
+        ("Q4_K_M", "llm.model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight", -3e38),
+        ("Q4_K_M", "llm.lm_head.weight", "output.weight", 1e20),
+        ("Q8_0", MATRIX, "blk.1.attn_output.weight", 1e7),
+        ("Q8_0", "llm.model.embed_tokens.weight", "token_embd.weight", -1e30),
+        ("F16", MATRIX, "blk.1.attn_output.weight", -65536.0),
+    ],
+)
+def test_a_weight_that_would_be_read_back_as_infinity_is_refused(mixture, parameter, name, value, tmp_path):
+    model, processor = phone_model()
+    if parameter not in dict(model.named_parameters()):
+        parameter, name = "llm.model.embed_tokens.weight", "token_embd.weight"
+    with torch.no_grad():
+        dict(model.named_parameters())[parameter].view(-1)[-1] = value
+    with pytest.raises(ValueError, match=rf"{name}.* float16"):
+        export(model, processor, tmp_path, mixture)
+    assert not list(tmp_path.iterdir())
+    if mixture != "F16":
+        with pytest.raises(ValueError, match=rf"{name}.* float16"):
+            Runtime(model, mixture)
+
+
+@pytest.mark.parametrize(("mixture", "size"), [("Q4_K_M", 2e-5), ("Q4_K_M", 1e-9), ("Q8_0", 1e-6), ("F16", 1e-8)])
+def test_a_matrix_too_small_for_its_kind_is_refused_but_zeros_are_not(mixture, size, tmp_path):
+    model, processor = phone_model()
+    weight = dict(model.named_parameters())[MATRIX]
+    with torch.no_grad():
+        weight.mul_(size / weight.abs().max())
+    with pytest.raises(ValueError, match=r"blk.1.attn_output.weight has no weight above .*: too small for"):
+        export(model, processor, tmp_path, mixture)
+    with torch.no_grad():
+        weight.zero_()
+    export(model, processor, tmp_path, mixture)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_matrices_of_usual_sizes_are_near_when_read_back(mixture, size):
+    weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * size
+    for kind in {"F32": ["F32"], "F16": ["F16"], "Q8_0": ["Q8_0"], "Q4_K_M": ["Q4_K", "Q6_K", "Q5_0"]}[mixture]:
+        stored = encode("a.weight", weight, kind)
+        back = dequantize(stored, kind, 512) if kind in FORMATS else stored
+        assert np.abs(back - weight.numpy()).max() < 0.25 * size
+
+
+@pytest.mark.parametrize("part", ["language model", "vision"])
+def test_a_model_with_adapters_is_told_to_merge(part, tmp_path):
+    model, processor = phone_model()
+    target = "q_proj" if part == "language model" else "fc1"
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=[target]), model)
+    with pytest.raises(ValueError, match=rf"the model has no tensor .*{target}.weight: .*merge_lora first"):
+        export(model, processor, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    if part == "language model":
+        with pytest.raises(ValueError, match="merge_lora first"):
+            Runtime(model)
+
+
+def test_arguments_of_other_types_are_named(small, tmp_path):
+    model, processor = small
+    for arguments, words in (
+        ((None, processor, tmp_path), "model must be MiniCPMV"),
+        ((model, None, tmp_path), "processor must be Processor"),
+        ((model, processor, 3), "folder must be"),
+        ((Runtime(model), processor, tmp_path), "the model has no tensor llm"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(*arguments)
+    for function in (plan_mixture, plan_vision):
+        with pytest.raises(TypeError, match="config must be MiniCPMVConfig, got dict"):
+            function({})
+    with pytest.raises(ValueError, match="mixture must be one of"):
+        plan_mixture(model.config, ["Q4_K_M"])
+    with pytest.raises(TypeError, match="a Runtime already"):
+        Runtime(Runtime(model))
+    with pytest.raises(TypeError, match="model must be a MiniCPMV or a folder"):
+        Runtime(3)
 
 
 def test_a_full_disk_leaves_the_old_files(small, tmp_path, monkeypatch):

@@ -121,9 +121,15 @@ def importances(rng, cols=512) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, F32) for name, values in families.items()}
 
 
+@pytest.fixture
+def as_ggml(monkeypatch):
+    """ggml stores infinite scales without a word; `quantize` refuses them. The bytes are the same until then."""
+    monkeypatch.setattr(kquant, "_check_stored", lambda blocks, x, kind: None)
+
+
 @pytest.mark.llamacpp
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_equal_live_ggml(kind, golden_inputs):
+def test_bytes_equal_live_ggml(kind, golden_inputs, as_ggml):
     pytest.importorskip("llama_cpp", reason="needs the extra: pip install minicpmv-ref[llamacpp]", exc_type=ImportError)
     assert extreme_digests(ggml_quantize, kind, golden_inputs) == EXTREMES[kind]
     rng = np.random.default_rng(0)
@@ -200,7 +206,7 @@ EXTREMES = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_equal_ggml_at_the_extremes(kind, golden_inputs):
+def test_bytes_equal_ggml_at_the_extremes(kind, golden_inputs, as_ggml):
     assert extreme_digests(quantize, kind, golden_inputs) == EXTREMES[kind]
 
 
@@ -228,7 +234,7 @@ def test_bytes_of_torch_equal_ggml(case, device, golden_inputs):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_of_torch_equal_ggml_at_the_extremes(kind, device, golden_inputs):
+def test_bytes_of_torch_equal_ggml_at_the_extremes(kind, device, golden_inputs, as_ggml):
     def by_torch(array, kind, importance=None):
         return quantize(array, kind, importance, device)
 
@@ -237,7 +243,7 @@ def test_bytes_of_torch_equal_ggml_at_the_extremes(kind, device, golden_inputs):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_of_torch_equal_numpy_for_odd_weights(kind, device):
+def test_bytes_of_torch_equal_numpy_for_odd_weights(kind, device, as_ggml):
     rng = np.random.default_rng(0)
     for name, x in hard_inputs(rng, rows=6, cols=256).items():
         for weighting, importance in {"none": None, **importances(rng, cols=256)}.items():
@@ -520,6 +526,47 @@ def test_nan_and_infinity_are_refused(kind, bad):
         quantize(x, kind)
     with pytest.raises(ValueError, match="weights must be finite, got"):
         quantize(x.astype(np.float16), kind, np.ones(256, F32))
+
+
+# The largest weight of each kind: its levels, times 63 or 128 for the scales of a K-quant, times 65504. Below zero,
+# Q4_K and Q5_K end at their lows, which have no levels.
+LARGEST = {"Q4_K": 15 * 63, "Q5_K": 31 * 63, "Q6_K": 32 * 128, "Q8_0": 127, "Q5_0": 16}
+LOWEST = LARGEST | {"Q4_K": 63, "Q5_K": 63}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_weights_whose_scale_is_beyond_float16_are_refused(kind, sign):
+    """ggml would write them, and they would be read back as infinity, not-a-number, or (Q6_K, 1e20) as zero."""
+    x = np.random.default_rng(3).standard_normal((600, 256), F32)
+    end = 65504 * (LARGEST if sign > 0 else LOWEST)[kind]
+    x[599, 255] = sign * 0.9 * end
+    back = dequantize(quantize(x, kind), kind, 256)
+    assert np.isfinite(back).all() and abs(back[599, 255] / x[599, 255] - 1) < 0.1
+    for value in (2.2 * end, 1e10, 1e18, 1e20, 3e38):
+        x[599, 255] = sign * value
+        with pytest.raises(ValueError, match=rf"weights as large as .* do not fit {kind}: its scales are float16"):
+            quantize(x, kind)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K"])
+def test_a_low_beyond_float16_is_refused_too(kind):
+    """Many weights far below zero, close together: an ordinary scale, an infinite low."""
+    x = np.random.default_rng(3).standard_normal((2, 256), F32) - F32(2**24)
+    with pytest.raises(ValueError, match="do not fit"):
+        quantize(x, kind)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_wrong_type_is_a_type_error(kind):
+    for call, name in (
+        (lambda: quantize([[1.0] * 256], kind), "array"),
+        (lambda: quantize(np.ones((1, 256), F32), kind, [1.0] * 256), "importance"),
+        (lambda: dequantize(b"", kind, 256), "blocks"),
+        (lambda: dequantize(np.zeros((1, FORMATS[kind].bytes), np.uint8), kind, "256"), "columns"),
+    ):
+        with pytest.raises(TypeError, match=name):
+            call()
 
 
 @pytest.mark.parametrize("kind", FORMATS)

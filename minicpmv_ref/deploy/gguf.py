@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from torch import nn
 
+from ..checks import check_choice, check_type, shown
 from ..config import LLMConfig, MiniCPMVConfig
 from ..files import replacing
+from ..model import MiniCPMV
+from ..processor import Processor
 from .gguf_reader import padded, read_gguf, tensor_bytes
-from .kquant import FORMATS, quantize
+from .kquant import FORMATS, dequantize, quantize
 
 __all__ = ["MIXTURES", "Plan", "export", "plan_mixture", "plan_vision", "read_gguf"]
 
@@ -36,6 +40,7 @@ MIXTURES = {  # name -> the number that the file gives it
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
 }
+BITE = 1 << 20  # weights that are float32 at a time: 4 MB
 
 
 # What stands in the two files ----------------------------------------------------------------------------------------
@@ -178,6 +183,7 @@ def plan_mixture(config: MiniCPMVConfig, mixture: str = "Q4_K_M") -> Plan:
         A Plan: `.kinds` (tensor -> kind), `.shapes`, `.total_bytes`, `.bits_per_weight`.
 
     Raises:
+        TypeError: no MiniCPMVConfig.
         ValueError: an unknown mixture.
 
     Example:
@@ -188,8 +194,8 @@ def plan_mixture(config: MiniCPMVConfig, mixture: str = "Q4_K_M") -> Plan:
 
     Source: llama.cpp, llama-quant.cpp, llama_tensor_get_type.
     """
-    if mixture not in MIXTURES:
-        raise ValueError(f"mixture must be one of {', '.join(MIXTURES)}, got {mixture!r}")
+    check_type("config", config, MiniCPMVConfig)
+    check_choice("mixture", mixture, MIXTURES)
     shapes = {name: source.shape for name, source in llm_tensors(config.llm).items()}
     kinds = {}
     for name, shape in shapes.items():
@@ -209,6 +215,10 @@ def plan_vision(config: MiniCPMVConfig, kind: str = "F16") -> Plan:
         config: a MiniCPMVConfig.
         kind: "F16" or "F32" of the matrices; vectors and the queries are F32.
 
+    Raises:
+        TypeError: no MiniCPMVConfig.
+        ValueError: another kind.
+
     Example:
         >>> from minicpmv_ref import v2_5
         >>> before = plan_mixture(v2_5, "F16").total_bytes + plan_vision(v2_5).total_bytes
@@ -216,8 +226,9 @@ def plan_vision(config: MiniCPMVConfig, kind: str = "F16") -> Plan:
         >>> f"{before / 1e9:.2f} GB -> {after / 1e9:.2f} GB"
         '17.08 GB -> 5.93 GB'
     """
-    if kind not in ("F16", "F32"):
-        raise ValueError(f"ViT and resampler are stored as F16 or F32, got {kind!r}")
+    check_type("config", config, MiniCPMVConfig)
+    if not isinstance(kind, str) or kind not in ("F16", "F32"):
+        raise ValueError(f"ViT and resampler are stored as F16 or F32, got {shown(kind)}")
     shapes = {name: source.shape for name, source in vision_tensors(config).items()}
     kinds = {name: kind if len(shape) > 1 else "F32" for name, shape in shapes.items()}
     shapes["resampler.pos_embed_k"] = (1, config.resampler.width)
@@ -278,8 +289,9 @@ def export(
 
     Raises:
         FileExistsError: a file is there and `force` is False.
-        ValueError: an unknown mixture, a model or a tokenizer that llama.cpp cannot run, a weight that is not finite
-            or that float16 cannot hold.
+        TypeError: no MiniCPMV, no Processor, or a folder that is no path.
+        ValueError: an unknown mixture, a model or a tokenizer that llama.cpp cannot run, a model with adapters, a
+            tensor that is not finite or would be read back as something else (too large or too small for float16).
         OSError: the folder cannot be written; what was there before is untouched.
 
     Example:
@@ -293,8 +305,11 @@ def export(
 
     Source: llama.cpp, convert_hf_to_gguf.py, tools/mtmd/clip.cpp; llama-quant.cpp, llama_model_quantize_impl.
     """
-    config = model.config
+    check_type("processor", processor, Processor)
+    folder = Path(check_type("folder", folder, str, os.PathLike))
+    config = check_type("model", model, MiniCPMV).config
     _check_runs_in_llama_cpp(config)
+    weights_of(model, [*llm_tensors(config.llm).values(), *vision_tensors(config).values()])
     llm_plan, eye_kind = plan_mixture(config, mixture), "F32" if mixture == "F32" else "F16"
     eye_plan = plan_vision(config, eye_kind)
     llm_keys = [*_llm_keys(config), *_tokenizer_keys(processor.tokenizer, config)]
@@ -302,7 +317,6 @@ def export(
     llm_keys += [("uint32", "general.quantization_version", 2)] if mixture not in ("F32", "F16") else []
     llm_keys += [("uint32", "general.file_type", int(MIXTURES[mixture]))]
 
-    folder = Path(folder)
     paths = folder / f"model-{mixture}.gguf", folder / f"mmproj-{eye_kind}.gguf"
     for path in paths:
         if path.exists() and not force:
@@ -360,30 +374,62 @@ def _write(path: Path, architecture: str, keys: list, plan: Plan, weights: Itera
         for (name, kind), (weight_name, weight) in zip(plan.kinds.items(), weights, strict=True):
             if name != weight_name or tuple(weight.shape) != plan.shapes[name]:
                 raise ValueError(f"{name} {plan.shapes[name]} expected, got {weight_name} {tuple(weight.shape)}")
-            writer.write_tensor_data(_encode(name, weight, kind))
+            writer.write_tensor_data(encode(name, weight, kind))
             report(name, padded(plan.bytes_of(name)))
 
 
-def _encode(name: str, weight: torch.Tensor, kind: str) -> np.ndarray:
-    """A tensor as stored. Rows are independent, so a big matrix is never float32 as a whole."""
-    parts = []
-    for rows in weight.split(4096):
-        rows = rows.float().cpu().numpy()
+def encode(name: str, weight: torch.Tensor, kind: str) -> np.ndarray:
+    """A tensor as stored. Rows are independent, so a big matrix is never float32 as a whole.
+
+    The row with the largest weight is read back: what is too small for a kind would be noise or zeros in the file.
+    """
+    parts, largest, error = [], 0.0, 0.0
+    for rows in weight.split(max(1, BITE // weight[0].numel())):
+        rows = rows.detach().float().cpu().numpy()
         if not np.isfinite(rows).all():
             raise ValueError(f"{name} has a weight that is not a finite number")
-        if kind in FORMATS:
-            parts.append(quantize(rows, kind))
-            continue
-        with np.errstate(over="ignore"):
-            parts.append(rows.astype(np.float16 if kind == "F16" else np.float32))
-        if not np.isfinite(parts[-1]).all():
-            raise ValueError(f"{name} has the weight {rows.flat[np.abs(rows).argmax()]}: float16 ends at 65504")
+        parts.append(_encode_rows(name, rows, kind))
+        sizes = np.abs(rows).reshape(len(rows), -1).max(axis=1)
+        row = sizes.argmax()
+        if kind != "F32" and sizes[row] > largest:
+            stored = parts[-1][row : row + 1]
+            back = dequantize(stored, kind, rows.shape[1]) if kind in FORMATS else stored.astype(np.float32)
+            largest, error = float(sizes[row]), float(np.abs(back - rows[row]).max())
+    if error > largest / 4:
+        raise ValueError(
+            f"{name} has no weight above {largest:.2g}: too small for {kind}, which would change one by {error:.2g}"
+        )
     return np.concatenate(parts)
 
 
+def _encode_rows(name: str, rows: np.ndarray, kind: str) -> np.ndarray:
+    if kind in FORMATS:
+        try:
+            return quantize(rows, kind)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    with np.errstate(over="ignore"):
+        stored = rows.astype(np.float16 if kind == "F16" else np.float32)
+    if not np.isfinite(stored).all():
+        raise ValueError(f"{name} has the weight {rows.flat[np.abs(rows).argmax()]}: float16 ends at 65504")
+    return stored
+
+
+def weights_of(model: nn.Module, sources: Iterable[Source], prefix: str = "") -> dict[str, torch.Tensor]:
+    """The state dict of a model that holds all of these tensors under their own names."""
+    state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
+    missing = [source.key for source in sources if source.key not in state]
+    if missing:
+        adapters = any("lora_" in key or ".base_layer." in key for key in state)
+        hint = ": it has LoRA adapters, so merge_lora first" if adapters else ""
+        raise ValueError(f"the model has no tensor {missing[0]}{hint}")
+    return state
+
+
 def _llm_weights(model) -> Iterator[tuple[str, torch.Tensor]]:
-    cfg, state = model.config.llm, model.state_dict()
-    for name, source in llm_tensors(cfg).items():
+    cfg, sources = model.config.llm, llm_tensors(model.config.llm)
+    state = weights_of(model, sources.values())
+    for name, source in sources.items():
         weight = state[source.key]
         if cfg.family != "qwen2" and name.endswith(("attn_q.weight", "attn_k.weight")):
             # Rotary positions turn pairs of channels. Ours pair k with k + half of the head, llama.cpp's "llama" pairs
@@ -394,8 +440,9 @@ def _llm_weights(model) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _vision_weights(model) -> Iterator[tuple[str, torch.Tensor]]:
-    state = model.state_dict()
-    for name, source in vision_tensors(model.config).items():
+    sources = vision_tensors(model.config)
+    state = weights_of(model, sources.values())
+    for name, source in sources.items():
         weight = state[source.key]
         if source.third is not None:
             weight = weight.chunk(3)[source.third]

@@ -25,9 +25,12 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
+from ..checks import WrongType, check_choice, shown
+
 F32 = np.float32
 MOST_VALUES = 1 << 17  # worked on at a time: five arrays of 512 kB, which is about what a core's cache holds
 MOST_ON_A_GPU = 1 << 24  # which wants more: some thousand short steps on arrays of 64 MB
+TOO_LARGE = 2.0**29  # no kind reaches it: the farthest, Q6_K, ends at 32 x 128 x 65504, a little below 2^28
 
 
 def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None, device=None) -> np.ndarray:
@@ -41,13 +44,15 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None,
         device: where torch runs the search, such as "cuda". None: in numpy, without torch. The bytes are the same.
 
     Returns:
-        uint8 (rows, bytes_per_row): 144, 176 or 210 bytes a block of 256, 34 or 22 a block of 32. Values whose
-        scale exceeds float16's 65504 give an infinite scale, as in ggml.
+        uint8 (rows, bytes_per_row): 144, 176 or 210 bytes a block of 256, 34 or 22 a block of 32. Weights that are too
+        small for float16 scales become zeros, as in ggml.
 
     Raises:
+        TypeError: no numpy arrays.
         ValueError: an unknown kind; an array that is not a 2-D float32 or float16 array, has a NaN or an infinity,
-            or whose columns are no multiple of the block; an importance of wrong length, negative or not finite; a
-            device that is neither a CPU nor a CUDA device, or is not there.
+            or whose columns are no multiple of the block; weights so large that their scale exceeds float16's 65504
+            (ggml would store an infinity); an importance of wrong length, negative or not finite; a device that is
+            neither a CPU nor a CUDA device, or is not there.
 
     Example:
         >>> x = np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)
@@ -58,7 +63,7 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None,
     """
     form = _form(kind)
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in (F32, np.float16):
-        raise ValueError(f"array must be a 2-D numpy array of float32 or float16, got {_describe(array)}")
+        raise _wrong(array, f"array must be a 2-D numpy array of float32 or float16, got {_describe(array)}")
     rows, cols = array.shape
     _check_cols(cols, kind)
     if importance is not None:
@@ -76,10 +81,27 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None,
     with np.errstate(all="ignore"):  # extreme weights overflow on the way; ggml lets them, and so do we
         for start in range(0, len(lines), step):
             x = np.ascontiguousarray(lines[start : start + step], F32)
-            if not np.isfinite(x).all():
-                raise ValueError(f"weights must be finite, got {x[~np.isfinite(x)][0]}")
-            packed[start : start + step] = form.encode(x, importance, device).reshape(len(x), -1)
+            blocks = form.encode(_finite(x), importance, device)
+            _check_stored(blocks, x, kind)
+            packed[start : start + step] = blocks.reshape(len(x), -1)
     return out
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    if not np.isfinite(x).all():
+        raise ValueError(f"weights must be finite, got {x[~np.isfinite(x)][0]}")
+    return x
+
+
+def _check_stored(blocks: np.ndarray, x: np.ndarray, kind: str) -> None:
+    """Refuse what would be read back as infinity: in float16 these, and not-a-number, have all bits of the exponent."""
+    scales = np.ascontiguousarray(blocks[:, FORMATS[kind].scales]).view("<u2")
+    largest = x.flat[np.abs(x).argmax()]
+    # Subtle: where even the squares of weights overflow, the search finds nothing and stores a scale of 0.
+    if abs(largest) >= TOO_LARGE or (scales & 0x7C00 == 0x7C00).any():
+        raise ValueError(
+            f"weights as large as {largest:g} do not fit {kind}: its scales are float16, which ends at 65504"
+        )
 
 
 def dequantize(blocks: np.ndarray, kind: str, cols: int) -> np.ndarray:
@@ -94,6 +116,7 @@ def dequantize(blocks: np.ndarray, kind: str, cols: int) -> np.ndarray:
         float32 (rows, cols).
 
     Raises:
+        TypeError: blocks that are no numpy array, cols that are no integer.
         ValueError: an unknown kind; blocks that are not 2-D uint8; cols that are no multiple of the block, or do not
             fit the bytes of a row.
 
@@ -107,7 +130,7 @@ def dequantize(blocks: np.ndarray, kind: str, cols: int) -> np.ndarray:
     """
     form = _form(kind)
     if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype != np.uint8:
-        raise ValueError(f"blocks must be a 2-D numpy array of uint8, got {_describe(blocks)}")
+        raise _wrong(blocks, f"blocks must be a 2-D numpy array of uint8, got {_describe(blocks)}")
     _check_cols(cols, kind)
     if blocks.shape[1] != cols // form.weights * form.bytes:
         raise ValueError(f"{cols} columns of {kind} take {cols // form.weights * form.bytes} bytes a row, "
@@ -609,31 +632,36 @@ class _Format(NamedTuple):
     bytes: int
     encode: Callable  # (R, cols), importance, device -> (N, bytes)
     decode: Callable  # (N, bytes) -> (N, weights)
+    scales: slice  # bytes of a block that are float16
 
 
 FORMATS = {
-    "Q4_K": _Format(256, 144, _encode_q4_k, _decode_q4_k),
-    "Q5_K": _Format(256, 176, _encode_q5_k, _decode_q5_k),
-    "Q6_K": _Format(256, 210, _encode_q6_k, _decode_q6_k),
-    "Q8_0": _Format(32, 34, _encode_q8_0, _decode_q8_0),
-    "Q5_0": _Format(32, 22, _encode_q5_0, _decode_q5_0),
+    "Q4_K": _Format(256, 144, _encode_q4_k, _decode_q4_k, slice(0, 4)),
+    "Q5_K": _Format(256, 176, _encode_q5_k, _decode_q5_k, slice(0, 4)),
+    "Q6_K": _Format(256, 210, _encode_q6_k, _decode_q6_k, slice(208, 210)),
+    "Q8_0": _Format(32, 34, _encode_q8_0, _decode_q8_0, slice(0, 2)),
+    "Q5_0": _Format(32, 22, _encode_q5_0, _decode_q5_0, slice(0, 2)),
 }
 
 
 def _form(kind: str) -> _Format:
-    if not isinstance(kind, str) or kind not in FORMATS:
-        raise ValueError(f"kind must be one of {', '.join(FORMATS)}, got {kind!r}")
-    return FORMATS[kind]
+    return FORMATS[check_choice("kind", kind, FORMATS)]
 
 
 def _check_cols(cols: int, kind: str) -> None:
-    if not isinstance(cols, (int, np.integer)) or isinstance(cols, bool) or cols < 0 or cols % FORMATS[kind].weights:
-        raise ValueError(f"columns of {kind} must be a multiple of {FORMATS[kind].weights}, got {cols!r}")
+    whole = isinstance(cols, (int, np.integer)) and not isinstance(cols, bool)
+    if not whole or cols < 0 or cols % FORMATS[kind].weights:
+        error = ValueError if whole else WrongType
+        raise error(f"columns of {kind} must be a multiple of {FORMATS[kind].weights}, got {shown(cols)}")
+
+
+def _wrong(value, message: str) -> ValueError:
+    return (ValueError if isinstance(value, np.ndarray) else WrongType)(message)
 
 
 def _check_importance(importance, cols: int) -> np.ndarray:
     if not isinstance(importance, np.ndarray) or importance.dtype.kind != "f" or importance.shape != (cols,):
-        raise ValueError(f"importance must be a float array of shape ({cols},), got {_describe(importance)}")
+        raise _wrong(importance, f"importance must be a float array of shape ({cols},), got {_describe(importance)}")
     with np.errstate(over="ignore"):
         importance = np.ascontiguousarray(importance, F32)
     if not (importance >= 0).all() or not np.isfinite(importance).all():

@@ -20,13 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..checks import check_choice, check_type
 from ..config import LLMConfig, MiniCPMVConfig
 from ..model import MiniCPMV
 from ..vision import linear
-from .gguf import llm_tensors, plan_mixture
-from .kquant import FORMATS, dequantize, quantize
-
-BITE = 1 << 20  # weights that are unpacked at a time: 4 MB
+from .gguf import BITE, encode, llm_tensors, plan_mixture, weights_of
+from .kquant import FORMATS, dequantize
 
 
 class Runtime(MiniCPMV):
@@ -40,7 +39,9 @@ class Runtime(MiniCPMV):
         activations: "float", or "int8" to round what meets a quantized matrix to 8 bits, as llama.cpp does.
 
     Raises:
-        ValueError: an unknown mixture or kind of activations, "int8" without a mixture, weights that are not finite.
+        TypeError: neither a MiniCPMV nor a path; a Runtime.
+        ValueError: an unknown mixture or kind of activations, "int8" without a mixture, a model with adapters, a tensor
+            that the mixture cannot hold (named).
         OSError: as `MiniCPMV.from_pretrained`.
 
     Example:
@@ -55,6 +56,9 @@ class Runtime(MiniCPMV):
 
     def __init__(self, model: MiniCPMV | str | os.PathLike, mixture: str | None = None, activations: str = "float"):
         nn.Module.__init__(self)
+        check_type("model", model, MiniCPMV, str, os.PathLike, what="a MiniCPMV or a folder")
+        if isinstance(model, Runtime):
+            raise TypeError("model is a Runtime already: give the MiniCPMV, whose weights are still whole")
         if not isinstance(model, MiniCPMV):
             model = MiniCPMV.from_pretrained(model)
         self.config, self.vpm, self.resampler = model.config, model.vpm, model.resampler
@@ -92,16 +96,15 @@ class Decoder:
     """
 
     def __init__(self, llm: nn.Module, config: MiniCPMVConfig, mixture: str | None = None, activations: str = "float"):
-        if activations not in ("float", "int8"):
-            raise ValueError(f'activations must be "float" or "int8", got {activations!r}')
+        check_choice("activations", activations, ("float", "int8"))
         if activations == "int8" and mixture is None:
             raise ValueError('activations="int8" needs a mixture: int8 is what meets quantized weights')
         self.cfg = config.llm
         self.device = llm.device
         self.dtype = llm.dtype if mixture is None else torch.float32
         kinds = plan_mixture(config, mixture).kinds if mixture else {}
-        state = {f"llm.{key}": tensor for key, tensor in llm.state_dict().items()}
         sources = llm_tensors(self.cfg)
+        state = weights_of(llm, sources.values(), prefix="llm.")
 
         def vector(name):
             return state[sources[name].key].to(self.dtype, copy=True)
@@ -113,7 +116,8 @@ class Decoder:
             bias = torch.cat(biases) if biases else None
             if mixture is None:
                 return Matrix(torch.cat(weights), bias)
-            return Blocks([(kinds[f"{name}.weight"], w) for name, w in zip(names, weights)], bias, activations)
+            parts = [(f"{name}.weight", kinds[f"{name}.weight"], w) for name, w in zip(names, weights)]
+            return Blocks(parts, bias, activations)
 
         self.embeddings = matrix("token_embd")
         self.layers = []
@@ -293,10 +297,10 @@ class Matrix:
 class Blocks:
     """A matrix that stays quantized. Rows are unpacked when they are needed, used, and forgotten."""
 
-    def __init__(self, parts: list[tuple[str, torch.Tensor]], bias: torch.Tensor | None, activations: str):
-        self.bias, self.activations, self.device = bias, activations, parts[0][1].device
-        self.cols = parts[0][1].shape[1]
-        self.parts = [(kind, _pack(weight, kind)) for kind, weight in parts]
+    def __init__(self, parts: list[tuple[str, str, torch.Tensor]], bias: torch.Tensor | None, activations: str):
+        self.bias, self.activations, self.device = bias, activations, parts[0][2].device
+        self.cols = parts[0][2].shape[1]
+        self.parts = [(kind, encode(name, weight, kind)) for name, kind, weight in parts]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         products = []
@@ -322,17 +326,6 @@ class Blocks:
     @property
     def nbytes(self) -> int:
         return sum(packed.nbytes for _, packed in self.parts) + (0 if self.bias is None else self.bias.nbytes)
-
-
-def _pack(weight: torch.Tensor, kind: str) -> np.ndarray:
-    """A tensor as a file would hold it. A few rows at a time, so that it is never float32 as a whole."""
-    parts = []
-    for rows in weight.split(max(1, BITE // weight.shape[1])):
-        rows = rows.float().cpu().numpy()
-        parts.append(
-            quantize(rows, kind) if kind in FORMATS else rows.astype(np.float16 if kind == "F16" else np.float32)
-        )
-    return np.concatenate(parts)
 
 
 # How llama.cpp rounds what meets a matrix of a kind (float matrices in float32 meet it as it is).
@@ -361,12 +354,12 @@ def round_activations(x: torch.Tensor, way: str) -> torch.Tensor:
 
     Source: ggml, ggml-quants.c, quantize_row_q8_K_ref, and quantize_row_q8_0 of ggml-cpu for x86-64.
     """
+    check_type("x", x, torch.Tensor)
+    check_choice("way", way, ("Q8_K", "Q8_0", "F16", "float"))
     if way == "float":
         return x
     if way == "F16":
         return x.half().float()
-    if way not in ("Q8_K", "Q8_0"):
-        raise ValueError(f"way must be one of Q8_K, Q8_0, F16, float, got {way!r}")
     block = 256 if way == "Q8_K" else 32
     if x.shape[-1] % block:
         raise ValueError(f"{way} takes columns in blocks of {block}, got {x.shape[-1]}")

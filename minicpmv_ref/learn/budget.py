@@ -261,7 +261,7 @@ def budget(
     Source: this project.
     """
     modules = [model, objective] if isinstance(objective, nn.Module) else [model]
-    parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
+    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
     kept, copies, inputs = _kept(model, objective, parameters, samples, half_precision)
     scale = size / (pieces * len(samples))
     vision, llm = (kept[part] * scale for part in ("vision", "llm"))

@@ -15,18 +15,23 @@ Three parts: 1. the loss, from logits   2. pairs as the model reads them   3. tr
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ..checks import WrongType, check_int, check_list, check_number, check_type, shown
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # ---- 1. The loss, from logits
 
@@ -42,7 +47,8 @@ def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         Tensor (B, T - 1), at least float32: 0 where nothing is supervised.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: logits that are no tensor of floats, labels that are no tensor of integers.
+        ValueError: shapes that do not fit, or a label that is no token.
 
     Example:
         >>> logits = torch.zeros(1, 3, 4)  # four tokens, equally likely
@@ -51,9 +57,24 @@ def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Source: RLHF-V/RLAIF-V, muffin/eval/muffin_inference_logp.py, get_batch_logps.
     """
+    _check_floats("logits", logits)
+    check_type("labels", labels, torch.Tensor)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise WrongType(f"labels must be integers, got {labels.dtype}")
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
         raise ValueError(f"logits must be (B, T, V) and labels (B, T), got {(*logits.shape,)} and {(*labels.shape,)}")
+    labels, size = labels.long(), logits.shape[-1]
+    odd = labels[(labels != -100) & ((labels < 0) | (labels >= size))]
+    if len(odd):
+        raise ValueError(f"labels must be -100 or a token from 0 to {size - 1}, got {odd[0].item()}")
     return _logps(logits[:, :-1], labels[:, 1:])
+
+
+def _check_floats(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    check_type(name, tensor, torch.Tensor)
+    if tensor.dtype not in FLOATS:
+        raise WrongType(f"{name} must be a tensor of floats, got {tensor.dtype}")
+    return tensor
 
 
 def _logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -74,7 +95,7 @@ def sequence_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         Tensor (B,), at least float32.
 
     Raises:
-        ValueError: shapes that do not fit, or a row without a supervised token.
+        TypeError, ValueError: as `token_logps`; a row without a supervised token.
 
     Example:
         >>> logits = torch.zeros(1, 4, 10)
@@ -101,14 +122,16 @@ def dpo_loss(
 
     Args:
         policy_chosen, policy_rejected: (B,) log-probabilities of the answers under the model that learns.
-        reference_chosen, reference_rejected: (B,) the same under the model before training.
+        reference_chosen, reference_rejected: (B,) the same under the model before training. Where the four differ in
+            dtype, all are computed in the widest; at least in float32.
         beta: how much moving away from the reference counts; a small one lets the policy move far.
 
     Returns:
         (mean loss, chosen rewards (B,), rejected rewards (B,)); the rewards carry no gradient.
 
     Raises:
-        ValueError: shapes that differ, a beta that is not above 0, a loss that is not finite.
+        TypeError: what is no tensor of floats; a beta that is no number.
+        ValueError: shapes that differ, a beta that is not above 0, a loss or a reward that is not finite.
 
     Example:
         >>> logps = torch.tensor([-5.0, -9.0])
@@ -118,16 +141,23 @@ def dpo_loss(
 
     Source: Rafailov et al., Direct Preference Optimization (2023), equation 7; RLHF-V/RLAIF-V, trainers.py.
     """
-    shapes = {tuple(x.shape) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)}
+    logps = dict(policy_chosen=policy_chosen, policy_rejected=policy_rejected)
+    logps |= dict(reference_chosen=reference_chosen, reference_rejected=reference_rejected)
+    shapes = {tuple(_check_floats(name, x).shape) for name, x in logps.items()}
     if len(shapes) != 1 or len(policy_chosen.shape) != 1:
         raise ValueError(f"all four log-probabilities must have one shape (B,), got {sorted(shapes)}")
-    if not 0 < beta < math.inf:
+    if check_number("beta", beta) <= 0:
         raise ValueError(f"beta must be a number above 0, got {beta}")
+    # Before any arithmetic: a difference of narrow numbers may overflow where a wide one does not.
+    dtype = reduce(torch.promote_types, (x.dtype for x in logps.values()), torch.float32)
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected = (x.to(dtype) for x in logps.values())
     chosen = beta * (policy_chosen - reference_chosen)
     rejected = beta * (policy_rejected - reference_rejected)
     loss = -F.logsigmoid(chosen - rejected).mean()
-    if not torch.isfinite(loss):
-        raise ValueError(f"the loss is {loss.item()}: a log-probability is infinite or not a number, or B is 0")
+    if not torch.isfinite(torch.cat([loss[None], chosen, rejected])).all():
+        raise ValueError(
+            f"the loss is {loss.item()}: a log-probability is infinite, not a number or too large, or B is 0"
+        )
     return loss, chosen.detach(), rejected.detach()
 
 
@@ -136,7 +166,7 @@ def dpo_loss(
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt. Pairs of one picture should share the prompt object: it is encoded once then."""
+    """Two answers to one prompt."""
 
     prompt: list[dict]  # a conversation that ends with the user, pictures included
     chosen: str
@@ -157,19 +187,20 @@ class Prepared:
 
 
 @torch.no_grad()
-def prepare(model: MiniCPMV, processor: Processor, pairs: Sequence[Pair]) -> list[Prepared]:
-    """Tokenize pairs and encode their pictures, each once.
+def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> list[Prepared]:
+    """Tokenize pairs and encode their pictures. Prompts with equal pictures are encoded once.
 
     Args:
         model, processor: as everywhere.
-        pairs: what to learn from.
+        pairs: what to learn from; any iterable.
 
     Returns:
         A list of Prepared, in the order of the pairs, on the model's device.
 
     Raises:
-        ValueError: an empty answer, two identical answers, an answer that begins or ends with white space (it would
-            melt into the header before it), or what the Processor refuses.
+        TypeError: no iterable of Pairs, or one whose fields have other types.
+        ValueError: a prompt that does not end with the user, an empty answer, two identical answers, an answer that
+            begins or ends with white space (it would melt into the header before it), or what the Processor refuses.
 
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
@@ -178,24 +209,49 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Sequence[Pair]) -> lis
         >>> processor.tokenizer.decode(prepared.chosen)
         'yes<|im_end|>'
     """
+    _check_model(model, processor)
     prepared, encoded = [], {}
-    for number, pair in enumerate(pairs):
-        for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            if not answer or answer != answer.strip():
-                raise ValueError(f"pair {number}: the {name} answer is empty or not stripped: {answer!r}")
-        if pair.chosen == pair.rejected:
-            raise ValueError(f"pair {number}: both answers are {pair.chosen!r}, so there is nothing to prefer")
+    for number, pair in enumerate(check_type("pairs", pairs, Iterable)):
+        _check_pair(number, pair)
         chats = [[*pair.prompt, {"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
-        batch = processor(chats).to(model.llm.device)
+        batch = processor(chats)
+        key = _content(batch.images[0], batch.patch_grids[0])  # not the prompt: its owner may fill it anew
+        batch = batch.to(model.llm.device)
         (prompt, chosen), (again, rejected) = (_split(batch, row) for row in range(2))
         if not torch.equal(prompt, again):
             raise ValueError(f"pair {number}: its answers change the tokens of the prompt before them")
-        if id(pair.prompt) not in encoded:
-            encoded[id(pair.prompt)] = model.encode_images(batch.images[0], batch.patch_grids[0])
+        if key not in encoded:
+            images, grids = batch.images[0], batch.patch_grids[0]
+            encoded[key] = model.encode_images(images, grids), (images, grids)
         bounds = batch.image_bounds[0] - (batch.attention_mask[0] == 0).sum().cpu()  # without the padding
-        visual, views = encoded[id(pair.prompt)], (batch.images[0], batch.patch_grids[0])
-        prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], visual, views))
+        prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], *encoded[key]))
     return prepared
+
+
+def _check_model(model, processor) -> None:
+    check_type("model", model, MiniCPMV)
+    check_type("processor", processor, Processor)
+
+
+def _check_pair(number: int, pair: Pair) -> None:
+    check_type(f"pair {number}", pair, Pair)
+    check_list(f"pair {number}: prompt", pair.prompt, dict, what="a message")
+    if not pair.prompt or pair.prompt[-1].get("role") != "user":
+        raise ValueError(f"pair {number}: the prompt must end with the user, got {shown(pair.prompt[-1:])}")
+    for name in ("chosen", "rejected"):
+        answer = check_type(f"pair {number}: {name}", getattr(pair, name), str)
+        if not answer or answer != answer.strip():
+            raise ValueError(f"pair {number}: the {name} answer is empty or not stripped: {shown(answer)}")
+    if pair.chosen == pair.rejected:
+        raise ValueError(f"pair {number}: both answers are {shown(pair.chosen)}, so there is nothing to prefer")
+
+
+def _content(images: Sequence[torch.Tensor], grids: Sequence[tuple[int, int]]) -> tuple:
+    """What tells the pictures of a prompt apart: their grids, and a hash of all pixels."""
+    pixels = hashlib.blake2b()
+    for image in images:
+        pixels.update(image.contiguous().numpy())
+    return *map(tuple, grids), pixels.digest()
 
 
 def _split(batch: Batch, row: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,7 +293,8 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
         A PairBatch, as wide as its longest pair.
 
     Raises:
-        ValueError: no pairs.
+        TypeError: no list of Prepared; fields that are no tensors.
+        ValueError: no pairs; a pair without tokens of prompt or answers; visual tokens of different models.
 
     Example:
         >>> none = torch.zeros(0, 2, dtype=torch.long), [], torch.zeros(0, 16, 256)
@@ -249,8 +306,8 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
         >>> batch.judges.tolist()  # 8 predicts 3 and 4; 4 predicts 5
         [1, 1, 3]
     """
-    if not pairs:
-        raise ValueError("a batch needs at least one pair")
+    _check_prepared(pairs)
+    check_int("pad_id", pad_id, 0)
     device = pairs[0].prompt.device
     width = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
     longest = max(len(answer) for pair in pairs for answer in (pair.chosen, pair.rejected))
@@ -286,6 +343,19 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
     )
 
 
+def _check_prepared(pairs: Sequence[Prepared]) -> None:
+    for number, pair in enumerate(check_list("pairs", pairs, Prepared, empty=False)):
+        for name in ("prompt", "chosen", "rejected"):
+            tokens = check_type(f"pairs[{number}].{name}", getattr(pair, name), torch.Tensor)
+            # Without a token before it, nobody would predict the first token of an answer but the pair before.
+            if tokens.ndim != 1 or not len(tokens):
+                raise ValueError(f"pairs[{number}].{name} must be (tokens,), at least one, got {tuple(tokens.shape)}")
+        shape = check_type(f"pairs[{number}].visual", pair.visual, torch.Tensor).shape
+        if len(shape) != 3 or shape[1:] != pairs[0].visual.shape[1:]:
+            first = tuple(pairs[0].visual.shape)
+            raise ValueError(f"pairs[{number}].visual must be (views, Q, D), {first} in pairs[0], got {tuple(shape)}")
+
+
 def pair_logps(model: MiniCPMV, batch: PairBatch) -> torch.Tensor:
     """Score every token of both answers of every pair, in one pass. The LM head runs on their judges only.
 
@@ -297,6 +367,7 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> torch.Tensor:
         Tensor (2, B, A): chosen, rejected; 0 behind an answer. Sum over the last axis for `dpo_loss`.
 
     Raises:
+        TypeError: no MiniCPMV, no PairBatch.
         ValueError: slots and visual tokens that do not match.
 
     Example:
@@ -306,6 +377,8 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> torch.Tensor:
         >>> pair_logps(model, pair_batch(pairs)).shape
         torch.Size([2, 1, 7])
     """
+    check_type("model", model, MiniCPMV)
+    check_type("batch", batch, PairBatch)
     hidden = model.llm.model(
         inputs_embeds=model.embed(batch, batch.visual),
         attention_mask=batch.attention_mask,  # transformers passes a 4-D mask on as it is
@@ -334,10 +407,10 @@ def reference_logps(model: MiniCPMV, pairs: Sequence[Prepared], batch_size: int 
         Tensor (2, n): chosen, rejected.
 
     Raises:
-        ValueError: no pairs.
+        TypeError, ValueError: as `pair_batch`; a batch_size below 1.
     """
-    if not pairs:
-        raise ValueError("there are no pairs to score")
+    check_int("batch_size", batch_size)
+    check_list("pairs", pairs, Prepared, empty=False)
     batches = (pair_batch(pairs[i : i + batch_size]) for i in range(0, len(pairs), batch_size))
     return torch.cat([pair_logps(model, batch).sum(dim=2) for batch in batches], dim=1)
 
@@ -378,7 +451,9 @@ def train_dpo(
         margin), chosen and rejected (mean log-probabilities).
 
     Raises:
-        ValueError: no pairs, a reference of other pairs, steps or batch_size below 1, an impossible lr or beta.
+        TypeError: an argument of another type.
+        ValueError: no pairs, a reference of other pairs, steps or batch_size below 1, an impossible lr or beta, pairs
+            without pictures' pixels where `vision` needs them; as `dpo_step`.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -391,9 +466,16 @@ def train_dpo(
     Source: RLHF-V/RLAIF-V, script/train/llava15_train.sh, which trains all parameters with lr 5e-7. What was trained
         for MiniCPM-V itself, and how, is not published.
     """
-    if steps < 1 or batch_size < 1 or not 0 < lr < math.inf:
-        raise ValueError(f"steps and batch_size must be at least 1 and lr above 0, got {steps=}, {batch_size=}, {lr=}")
-    reference = reference_logps(model, pairs) if reference is None else reference
+    check_type("model", model, MiniCPMV)
+    check_list("pairs", pairs, Prepared, empty=False)
+    check_int("steps", steps)
+    check_int("batch_size", batch_size)
+    check_number("lr", lr, above=0)
+    check_number("beta", beta, above=0)
+    check_type("seed", seed, int, str)
+    if vision and not all(pair.views for pair in pairs):
+        raise ValueError("vision=True needs the pictures of each pair: take pairs from prepare")
+    reference = reference_logps(model, pairs) if reference is None else _check_floats("reference", reference)
     if tuple(reference.shape) != (2, len(pairs)):
         raise ValueError(f"the reference of {len(pairs)} pairs is (2, {len(pairs)}), got {tuple(reference.shape)}")
     learning = model.parameters() if vision else model.llm.parameters()
@@ -440,15 +522,21 @@ def dpo_step(
         The figures of the step, see `train_dpo`.
 
     Raises:
-        ValueError: as `dpo_loss`; the model is as before then.
+        TypeError, ValueError: as `pair_logps` and `dpo_loss`; a gradient that is not finite. The weights are as before
+            then.
     """
     policy = pair_logps(model, batch).sum(dim=2)
+    _check_floats("reference", reference)
+    if reference.shape != policy.shape:
+        raise ValueError(f"the reference of this batch is {tuple(policy.shape)}, got {tuple(reference.shape)}")
     loss, chosen, rejected = dpo_loss(*policy, *reference, beta)
     if sft:
         loss = -policy[0].sum() / (batch.labels[0] != -100).sum()
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    if not torch.isfinite(norm):
+        raise ValueError(f"the gradient of this step is {norm.item()}: a weight or an activation is too large")
     optimizer.step()
     figures = torch.stack(
         [loss.detach(), (chosen - rejected).mean(), (chosen > rejected).to(loss).mean(), *policy.mean(1)]
