@@ -14,7 +14,34 @@ from operator import index
 # The most that a file or a caller may claim, and why. Compared before any memory is taken or work is done.
 LIMITS = {
     "json_bytes": 64 * 2**20,  # the largest published one, a tokenizer.json, has 11 MB
+    "records": 100_000_000,  # an epoch's order is a list of them: 4 GB
+    "records_bytes": 2 * 2**30,  # LLaVA's 665,000 records have 1 GB; in memory they take some five times as much
+    "picture_bytes": 2**30,  # a picture file; 100 megapixels without any compression have 0.3 GB
+    "shard_bytes": 4 * 2**30,  # a tar of records, held in memory while it is read; usual ones have 1 GB
+    "lost_records": 10_000,  # that an index of shards may name beyond what their bytes can hold: shards are cut off
     "json_depth": 100,  # lists and objects inside each other; published files need 6
+    "token_letters": 512,  # letters of one token: the longest of the published tokenizers is 128 spaces
+    "temperature": 1e-4,  # the least above 0: it already takes the likeliest token; far smaller ones divide by zero
+    "repetition_penalty": 1000,  # or its inverse; released: 1.05 and 1.2
+    # fields of a config; a billion layers would keep us busy long before a tensor is compared
+    "layers": 1000,  # the released ones have 26 or 27
+    "num_hidden_layers": 1000,  # 28 to 40
+    "num_queries": 1024,  # 64 or 96
+    "table_side": 1024,  # 27 or 70
+    "patch_size": 1024,  # 14
+    "view_side": 128,  # patches: 32 as released; attention compares every patch with every other
+    "max_slice_nums": 1000,  # 9; a grid of every number of slices up to it may be tried
+    "width": 2**16,  # 1152 to 4096, as the next two
+    "kv_width": 2**16,
+    "hidden_size": 2**16,
+    "initializer_range": 1,  # 0.02 or 0.1
+    "config_integer": 2**20,  # any other one; the largest released, the vocabulary, is 151,666
+    "config_fraction": 1e12,  # any other one; the largest released, rope_theta, is 1,000,000
+    "aspect": 2**16,  # longer side of a picture by its shorter; at 448 the overview then has 8,192 patches, not 1,024
+    "picture_patches": 2**18,  # of all views together; 10,240 as released, 37,888 with 36 slices
+    "picture_pixels": 2**26,  # the same; 2 million as released; 12 bytes each
+    "grid_patches": 2**19,  # positions of one grid; from 950,177 in a row on, the released float32 steps miss some
+    "grid_numbers": 2**28,  # the same with channels: 1 GB; 1,024 patches of 4,096 channels are 2**22
 }
 
 

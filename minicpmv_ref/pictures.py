@@ -1,86 +1,271 @@
-"""The one door for pictures: a file or a PIL image comes in, an upright 8-bit RGB image goes on to `slicing`."""
+"""The one door for pictures: a file or a PIL image comes in, an upright 8-bit RGB image goes on to `slicing`.
+
+Pillow chooses the decoder by the first bytes of a file, whatever its name, and some decoders hand the file to another
+program (EPS: Ghostscript). So only the formats below are decoded, also when the caller has opened the file already.
+Left out: videos, drawings (SVG, PDF), color profiles.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from .checks import LIMITS, WrongType, check_type, printable, shown
+from .files import plain_file
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "HEIF")  # HEIF: where a plugin is loaded
+SIBLINGS = ("MPO", "DIB")  # what Pillow calls a JPEG with several pictures, as phones write, and a BMP of a clipboard
+
+HINTS = {  # what the first bytes of other files look like, and what helps
+    rb"....ftyp(hei|hev|mif1|msf1)": "a HEIC picture: install pillow-heif, call pillow_heif.register_heif_opener()",
+    rb"....ftyp(?!avi)|\x1aE\xdf\xa3|RIFF....AVI ": "a video: pass a list of its frames as PIL images",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "PostScript, a program that draws: save it as PNG",
+    rb"%PDF": "a PDF: save its pages as PNG",
+    rb"\s*<(!doctype html|html)": "a web page, perhaps of a download that failed",
+    rb"\s*<(svg|[?!].*?<svg)": "an SVG drawing: save it as PNG",
+    rb"version https://git-lfs": "a pointer of Git LFS: get the picture with `git lfs pull`",
+    rb"\Z": "an empty file",
+}
 
 
 def load_image(source) -> Image.Image:
     """Open a picture and make it upright RGB.
 
+    Values of more than 8 bits are scaled to 0..255. Where the file says how far they go, that is used (PGM, and TIFF
+    by BitsPerSample or MaxSampleValue), otherwise they go to 65535; a picture that is dark then gives a warning.
+
     Args:
         source: a path, a binary file object, or a PIL image of any mode. Of an animated file the first frame is taken;
-            a PIL image that was moved to another frame keeps it.
+            a PIL image that was moved to another frame keeps it. Files are PNG, JPEG, GIF, BMP, PPM, WebP, TIFF, AVIF,
+            and HEIF if pillow-heif is loaded.
 
     Returns:
         An RGB image, with its EXIF orientation applied.
 
     Raises:
-        ValueError: not a picture, damaged, truncated, or so large that Pillow suspects a decompression bomb.
-        OSError: the file does not exist or cannot be read.
+        TypeError: `source` is something else, for example an array or a file in text mode.
+        ValueError: not a picture of these formats, damaged, truncated, or so large that Pillow suspects a
+            decompression bomb; an address instead of a path.
+        OSError: the file does not exist, cannot be read, or is a pipe or a device.
 
     Example:
         >>> load_image(Image.new("L", (4, 3), 7)).getpixel((0, 0))
         (7, 7, 7)
     """
-    if not isinstance(source, Image.Image):
-        if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
-            raise ValueError(f"an image must be a path, a binary file or a PIL image, got {type(source).__name__}")
-        name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the file")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(source) as image:
-                    return load_image(image)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name}: {error}") from None
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
-        except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
-            raise ValueError(f"{name} is not a picture that Pillow can decode: {error}") from error
-    if 0 in source.size:
-        raise ValueError(f"size (width, height) must be at least 1 on both sides, got {source.size}")
-    try:
-        if source.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            source = ImageOps.exif_transpose(source)
-    except Exception as error:
-        raise ValueError(f"the image cannot be decoded: {error}") from error
-    return to_rgb(source)
+    if isinstance(source, Image.Image):
+        return _upright(source, "the picture")
+    with _opened(source) as (image, name):
+        return _upright(image, name)
+
+
+def picture_size(source) -> tuple[int, int]:
+    """Read only a file's header: (width, height), not turned by EXIF (in a TIFF: turned). Errors as `load_image`."""
+    with _opened(source) as (image, _):
+        return _check_sides(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Read a PIL image of any mode as 8-bit RGB.
 
     Alpha is dropped, as the released code does: a transparent pixel shows the color stored under it. Pillow's own
-    conversion clips 16-bit images to white; here they are scaled: "I;16" always, "I" if a value exceeds 255. Mode "F"
-    counts as 0..1 if no value exceeds 1.
+    conversion clips 16-bit images to white; here they are scaled (see `load_image`): "I;16" always, "I" if a value
+    exceeds 255. Mode "F" counts as 0..1 if no value exceeds 1.
 
     Raises:
-        ValueError: an image whose file turns out to be damaged (Pillow reads files only when pixels are needed).
+        TypeError: no PIL image.
+        ValueError: an image whose file turns out to be damaged (Pillow reads files only when pixels are needed), or of
+            a format that is not decoded here; values outside 0..65535, in mode "F" outside 0..255.
     """
+    deep = _deep(check_type("image", image, Image.Image, what="a PIL image"))
+    _decode(image)
+    return _rgb(image, "the picture", *deep)
+
+
+# ---- opening
+
+
+@contextmanager
+def _opened(source) -> Iterator[tuple[Image.Image, str]]:
+    """A file's picture, not decoded yet, and its name; what goes wrong with it is one ValueError."""
+    file, name = _file(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_formats()) as image:
+                yield image, name
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(
+            f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels may be a decompression bomb; make it smaller, or set "
+            "PIL.Image.MAX_IMAGE_PIXELS higher if you trust it"
+        ) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+        raise
+    except UserWarning:  # ours, where the caller made it an error
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not a picture that Pillow can decode: {_what(file)}") from None
+    except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
+        if "MAX_TEXT" in str(error):
+            reason = "it holds more text than Pillow reads; save it without, or raise PIL.PngImagePlugin.MAX_TEXT_CHUNK"
+            raise ValueError(f"{name} is not a picture that Pillow can decode: {reason}") from None
+        raise ValueError(f"{name} is not a picture that Pillow can decode: {error}") from error
+
+
+def _formats() -> list[str]:
+    return [name for name in FORMATS if name != "HEIF" or name in Image.OPEN]
+
+
+def _file(source) -> tuple[str | io.BytesIO, str]:
+    """What Pillow opens, and its name for messages."""
+    if hasattr(source, "read") and not isinstance(source, type):
+        name = getattr(source, "name", None)
+        return _read(source), printable(str(name)) if isinstance(name, str | os.PathLike) else "the file"
+    check_type("source: an image", source, str, os.PathLike, what="a path, a binary file or a PIL image")
+    try:
+        path = os.fsdecode(source)
+        sound = 0 < len(os.fsencode(path)) < 4096 and "\0" not in path
+    except (TypeError, ValueError):  # an odd __fspath__; letters that no file name can have
+        path, sound = source, False
+    if isinstance(path, str) and re.match(r"(https?|ftp|s3|gs|file|data):", path, re.I):
+        raise ValueError(f"source is an address, not a path; pass io.BytesIO of its bytes instead: {shown(path)}")
+    if not sound:
+        raise ValueError(f"source must be the path of an image, got {shown(path)}")
+    with suppress(FileNotFoundError, IsADirectoryError):  # the system's own errors follow
+        plain_file(path, LIMITS["picture_bytes"])
+    return path, printable(path)
+
+
+def _read(file) -> io.BytesIO:
+    """All of an open file, from its beginning if it can go back there."""
+    whole = bytearray()
+    try:
+        with suppress(AttributeError, io.UnsupportedOperation):
+            file.seek(0)
+        while chunk := file.read(2**20):
+            if not isinstance(chunk, bytes):
+                raise WrongType(f"source must be a file in binary mode, its read() gave {type(chunk).__name__}")
+            whole += chunk
+            if len(whole) > LIMITS["picture_bytes"]:
+                raise ValueError(f"source has more than {LIMITS['picture_bytes']:,} bytes")
+    except WrongType:
+        raise
+    except Exception as error:  # closed, write-only, a broken connection
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"source cannot be read: {error}") from error
+    return io.BytesIO(whole)
+
+
+def _what(file: str | io.BytesIO) -> str:
+    """What a file is that Pillow does not know, as far as its first bytes say."""
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            head = opened.read(512)
+    else:
+        head = file.getvalue()[:512]
+    for pattern, hint in HINTS.items():
+        if re.match(pattern, head.removeprefix(b"\xef\xbb\xbf"), re.S | re.I):
+            return f"it is {hint}"
+    return f"it is none of {', '.join(_formats())}, or damaged at its beginning"
+
+
+# ---- decoding
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    _check_sides(image)
+    deep = _deep(image)  # before the turn, which drops what the file says
+    _decode(image)
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise ValueError(f"the image cannot be decoded: {error}") from error
+    return _rgb(image, name, *deep)
+
+
+def _check_sides(image: Image.Image) -> tuple[int, int]:
+    if 0 in image.size:
+        raise ValueError(f"size (width, height) must be at least 1 on both sides, got {image.size}")
+    return image.size
+
+
+def _decode(image: Image.Image) -> None:
+    if image.format not in (None, *FORMATS, *SIBLINGS):
+        raise ValueError(
+            f"the image was opened as {shown(image.format)}, but only {', '.join(FORMATS)} are decoded here, because "
+            "some other formats start programs; pass image.copy() if you trust its file"
+        )
     try:
         image.load()
-        if image.mode == "RGB":
-            return image
-        if image.mode[0] in "IF":  # I, I;16, I;16B, F
-            deep = image.mode.startswith("I;16")
-            image = image.convert("F" if image.mode == "F" else "I")
-            low, high = image.getextrema()
-            most = 65535 if image.mode == "I" else 255
-            if not 0 <= low <= high <= most:
-                raise ValueError(f"a picture of mode {image.mode!r} must hold values in 0..{most}, got {low}..{high}")
-            if image.mode == "I" and (deep or high > 255):
-                image = image.point(lambda value: value * (1 / 257) + 0.5)
-            elif image.mode == "F" and high <= 1:
-                image = image.point(lambda value: value * 255.0 + 0.5)
-            image = image.convert("L")
-        elif image.mode == "La":
-            image = image.convert("LA")  # Pillow knows no direct way
-        elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colors; the direct way warns about transparency
-        return image.convert("RGB")
-    except (OSError, SyntaxError, RuntimeError) as error:  # RuntimeError: Pillow's AVIF decoder
+    except Exception as error:  # OSError, SyntaxError (PNG), RuntimeError (AVIF), and more from damaged files
         raise ValueError(f"the image cannot be decoded: {error}") from error
+
+
+def _deep(image: Image.Image) -> tuple[bool, int | None]:
+    """Whether samples have more than 8 bits, and the largest value they can have, if the image's file says so."""
+    if image.format == "PPM":
+        return image.mode == "I", 65535  # Pillow has scaled them by the file's own maximum
+    try:
+        raw = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in getattr(image, "tile", ())]
+        tags = getattr(image, "tag_v2", {})
+        bits, most = (tags.get(number) for number in (258, 281))  # BitsPerSample, MaxSampleValue
+    except Exception:  # damaged: decoding will say so
+        raw, bits, most = [], None, None
+    bits, most = (value[0] if isinstance(value, tuple) and value else value for value in (bits, most))
+    deep = image.mode.startswith("I;16") or bits == 16 or any(re.match(r"(?!BGR)\w+;16", str(name)) for name in raw)
+    if bits == 12:
+        most = 4095
+    elif not (isinstance(most, int) and most in (2**n - 1 for n in range(8, 17))):
+        most = None  # some programs write the largest value that occurs
+    return deep or bits == 12, most
+
+
+def _rgb(image: Image.Image, name: str, deep: bool, most: int | None) -> Image.Image:
+    if image.mode[0] in "IF":  # I, I;16, I;16B, F
+        return _gray(image, name, deep, most).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow knows no direct way
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colors; the direct way warns about transparency
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if deep and most != 65535:  # Pillow has kept the upper 8 of 16 bits
+        _warn_if_dark(name, max(high for _, high in image.getextrema()), 65535)
+    return image
+
+
+def _gray(image: Image.Image, name: str, deep: bool, most: int | None) -> Image.Image:
+    """Scale gray values of any range to 8 bits."""
+    mode = image.mode
+    image = image.convert("F" if mode == "F" else "I")
+    low, high = image.getextrema()
+    top = 255 if mode == "F" else 65535
+    if not 0 <= low <= high <= top:
+        raise ValueError(f"a picture of mode {mode!r} must hold values in 0..{top}, got {low}..{high}")
+    if mode == "F":
+        scale = 255.0 if high <= 1 else 1
+    elif most is not None and high <= most:
+        scale = 255 / most
+    else:
+        scale = 1 / 257 if deep or high > 255 else 1
+    if scale != 1:
+        image = image.point(lambda value: value * scale + 0.5)
+    if (mode == "F" and scale == 1) or (scale == 1 / 257 and most != 65535):
+        _warn_if_dark(name, high * scale, top)
+    return image.convert("L")
+
+
+def _warn_if_dark(name: str, brightest: float, top: int) -> None:
+    if 0 < brightest < 64:  # the two upper bits are never used
+        warnings.warn(
+            f"{name} is dark, its largest value becomes {brightest:.0f} of 255: its file does not say how far its "
+            f"values go, so 0..{top} was assumed. If they end lower (12 bits: at 4095), scale them first: "
+            "Image.fromarray((values * (255 / 4095)).astype('uint8'))",
+            stacklevel=2,
+        )

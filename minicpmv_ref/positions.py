@@ -8,20 +8,22 @@ Patch grids are (rows, cols). D width, S side of the table.
 
 from __future__ import annotations
 
-from operator import index
+import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from .checks import LIMITS, WrongType, check_int, check_type, shown
+
 
 def bucket_position_ids(rows: int, cols: int, side: int = 70, exact: bool = False) -> torch.Tensor:
     """Give each patch of a grid its row in a side x side position table: the nearest cell, no interpolation.
 
     Args:
-        rows, cols: the grid in patches; either may be larger than `side`.
-        side: cells on one side of the square table.
+        rows, cols: the grid in patches; either may be larger than `side`. At most 524,288 patches.
+        side: cells on one side of the square table, at most 1,024.
         exact: False: the float32 arithmetic of the released 2.6 code, which the weights were trained with.
             True: floor(side * i / n) in integers, as transformers' MiniCPM-V 4.6 and llama.cpp do. The two differ
             for n = 25, 49, 50, 55, 58, 77, ... (the released ids are one too low at a few patches).
@@ -30,7 +32,8 @@ def bucket_position_ids(rows: int, cols: int, side: int = 70, exact: bool = Fals
         LongTensor (rows * cols,), row by row; values in 0 .. side * side - 1.
 
     Raises:
-        ValueError: a count below 1.
+        TypeError: a count that is not an integer, `exact` neither True nor False.
+        ValueError: a count below 1, a grid that is too large.
 
     Example:
         >>> bucket_position_ids(2, 3).tolist()  # patch (r, c) -> 70 * floor(70 r / 2) + floor(70 c / 3)
@@ -40,7 +43,8 @@ def bucket_position_ids(rows: int, cols: int, side: int = 70, exact: bool = Fals
 
     Source: MiniCPM-V 2.6, modeling_navit_siglip.py, SiglipVisionEmbeddings.forward.
     """
-    _check_grid(rows, cols, side)
+    check_type("exact", exact, bool, what="True or False")
+    rows, cols, side = _check_grid(rows, cols, side)
     bucket = _exact_buckets if exact else _released_buckets
     return rearrange(side * bucket(rows, side)[:, None] + bucket(cols, side)[None, :], "r c -> (r c)")
 
@@ -69,7 +73,8 @@ def interpolate_position_table(table: torch.Tensor, rows: int, cols: int) -> tor
         Tensor (rows * cols, D) in the table's dtype; the table itself when the grid is S x S.
 
     Raises:
-        ValueError: a table whose length is not a square, or a count below 1.
+        TypeError: `table` is no tensor of floating-point numbers, a count is not an integer.
+        ValueError: a table whose length is not a square, a count below 1, a grid that is too large.
 
     Example:
         >>> interpolate_position_table(torch.ones(27 * 27, 8), 28, 37).shape
@@ -77,10 +82,13 @@ def interpolate_position_table(table: torch.Tensor, rows: int, cols: int) -> tor
 
     Source: 2.0 through timm's resample_abs_pos_embed; paper section 3.2, "Slice encoding".
     """
+    check_type("table", table, torch.Tensor, what="a tensor")
+    if not table.is_floating_point():
+        raise WrongType(f"table must hold floating-point numbers, got {table.dtype}")
     side = round(len(table) ** 0.5) if table.ndim else 0
     if table.ndim != 2 or side * side != len(table):
         raise ValueError(f"table must be (S * S, D) with a square number of rows, got {tuple(table.shape)}")
-    _check_grid(rows, cols, side)
+    rows, cols, _ = _check_grid(rows, cols, side, table.shape[1])
     if (rows, cols) == (side, side):
         return table
     square = rearrange(table.float(), "(r c) d -> 1 d r c", r=side)
@@ -99,7 +107,8 @@ def sincos_2d(dim: int, rows: int, cols: int) -> torch.Tensor:
         Tensor (rows, cols, dim), float32.
 
     Raises:
-        ValueError: `dim` not a multiple of 4, or a count below 1.
+        TypeError: a number that is not an integer.
+        ValueError: `dim` not a multiple of 4, a count below 1, a grid that is too large.
 
     Example:
         >>> sincos_2d(8, 1, 2)[0, 1].round(decimals=2).tolist()  # column 1: sin 1, sin 0.01, cos 1, cos 0.01; row 0
@@ -108,9 +117,10 @@ def sincos_2d(dim: int, rows: int, cols: int) -> torch.Tensor:
     Source: MiniCPM-V 2.6, resampler.py, get_2d_sincos_pos_embed. Its variables emb_h and emb_w are swapped ("here w
         goes first"); ports that trust the names put the row first.
     """
-    _check_grid(rows, cols, 1)
+    dim = check_int("dim", dim, least=-math.inf, most=LIMITS["width"])
     if dim < 4 or dim % 4:
         raise ValueError(f"dim must be a positive multiple of 4, got {dim}")
+    rows, cols, _ = _check_grid(rows, cols, 1, dim)
     along_col, along_row = _sincos_1d(dim // 2, cols), _sincos_1d(dim // 2, rows)
     table = np.empty((rows, cols, dim), dtype=np.float32)
     table[..., : dim // 2] = along_col[None, :]
@@ -125,12 +135,14 @@ def _sincos_1d(dim: int, n: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-def _check_grid(rows: int, cols: int, side: int) -> None:
+def _check_grid(rows, cols, side, channels: int = 1) -> tuple[int, int, int]:
+    got = f"rows={shown(rows)}, cols={shown(cols)}, side={shown(side)}"
     try:
-        smallest = min(index(n) for n in (rows, cols, side))
-    except TypeError:  # 2.5 patches
-        smallest = 0
-    if smallest < 1:
-        raise ValueError(
-            f"a grid has a whole number of patches, at least 1 a side, got rows={rows!r}, cols={cols!r}, side={side!r}"
-        )
+        rows, cols = (check_int("count", n) for n in (rows, cols))
+        side = check_int("side", side, most=LIMITS["table_side"])
+    except ValueError as error:
+        rule = f"a grid has a whole number of patches, at least 1 a side, and a table at most {LIMITS['table_side']:,}"
+        raise type(error)(f"{rule}, got {got}") from None
+    if rows * cols > LIMITS["grid_patches"] or rows * cols * channels > LIMITS["grid_numbers"]:
+        raise ValueError(f"a grid of so many patches, of {channels} channels each, is not computed: {got}")
+    return rows, cols, side

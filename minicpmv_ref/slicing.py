@@ -20,10 +20,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import index
 
 from PIL import Image
 
+from .checks import LIMITS, WrongType, check_int, check_type, shown
 from .config import SliceConfig
 from .pictures import to_rgb
 
@@ -42,7 +42,8 @@ def candidate_grids(size: Size, cfg: SliceConfig = SliceConfig()) -> list[Grid]:
         (cols, rows) pairs; an empty list when the image is not sliced.
 
     Raises:
-        ValueError: a side that is not an integer of at least 1.
+        TypeError: `size` is not two integers, `cfg` no SliceConfig.
+        ValueError: a side below 1 or above 2^31.
 
     Example:
         >>> candidate_grids((1000, 700))  # N = ceil(3.49) = 4, so 3, 4 and 5 slices are tried
@@ -53,7 +54,7 @@ def candidate_grids(size: Size, cfg: SliceConfig = SliceConfig()) -> list[Grid]:
     Source: MiniCPM-V 2.6, image_processing_minicpmv.py, get_sliced_grid.
     """
     width, height = _check_size(size)
-    most = cfg.max_slice_nums
+    most = check_type("cfg", cfg, SliceConfig).max_slice_nums
     ideal = min(math.ceil(width * height / (cfg.scale_resolution * cfg.scale_resolution)), most)
     if ideal <= 1:
         return []
@@ -72,7 +73,8 @@ def partition_score(size: Size, grid: Grid) -> float:
         A float <= 0: minus the distance of the two log aspect ratios.
 
     Raises:
-        ValueError: a side or a grid entry that is not an integer of at least 1.
+        TypeError: a side or a grid entry that is not an integer.
+        ValueError: one below 1 or above 2^31.
 
     Example:
         >>> partition_score((800, 400), (2, 1)), round(partition_score((800, 400), (1, 2)), 3)
@@ -97,7 +99,8 @@ def best_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid | None:
         (cols, rows), or None when the image is not sliced.
 
     Raises:
-        ValueError: a side that is not an integer of at least 1.
+        TypeError: `size` is not two integers, `cfg` no SliceConfig.
+        ValueError: a side below 1 or above 2^31.
 
     Example:
         >>> best_grid((1920, 1080)), best_grid((1080, 1920)), best_grid((300, 200))
@@ -125,7 +128,8 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
         (cols, rows); (1, 1) means that the paper would not cut.
 
     Raises:
-        ValueError: a side that is not an integer of at least 1.
+        TypeError: `size` is not two integers, `cfg` no SliceConfig.
+        ValueError: a side below 1 or above 2^31.
 
     Example:
         >>> paper_grid((640, 480)), best_grid((640, 480))
@@ -135,6 +139,7 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
         takes the logarithm of width / height first, so 1080 x 1080 is cut (3, 2) by the code, (2, 3) by the equations.
     """
     width, height = _check_size(size)
+    check_type("cfg", cfg, SliceConfig)
     ideal = min(math.ceil(width * height / cfg.scale_resolution**2), cfg.max_slice_nums)
     candidates = [grid for n in (ideal - 1, ideal, ideal + 1) for grid in _factor_pairs(n)]
     target = math.log(1)  # W_v / H_v: the slices are meant to be square
@@ -177,7 +182,7 @@ class SlicePlan:
 
     def visual_tokens(self, num_queries: int) -> int:
         """Visual tokens that the LLM reads: `num_queries` for each view (64 in 2.0 and 2.6, 96 in 2.5)."""
-        return num_queries * (1 + self.num_slices)
+        return check_int("num_queries", num_queries) * (1 + self.num_slices)
 
 
 def plan_slices(size: Size, cfg: SliceConfig = SliceConfig()) -> SlicePlan:
@@ -191,7 +196,8 @@ def plan_slices(size: Size, cfg: SliceConfig = SliceConfig()) -> SlicePlan:
         A SlicePlan with .grid .overview_size .refined_size .slice_size .num_slices .patch_grids .visual_tokens(n).
 
     Raises:
-        ValueError: a side that is not an integer of at least 1.
+        TypeError: `size` is not two integers, `cfg` no SliceConfig.
+        ValueError: a side below 1 or above 2^31.
 
     Example:
         >>> plan = plan_slices((1920, 1080))
@@ -221,7 +227,9 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
         RGB images: the overview first, then the slices row by row.
 
     Raises:
-        ValueError: an image without pixels, or one whose file turns out to be damaged.
+        TypeError: `image` is no PIL image, `cfg` no SliceConfig.
+        ValueError: an image without pixels, one that is too long for its width, or one whose file turns out to be
+            damaged.
 
     Example:
         >>> [view.size for view in slice_image(Image.new("RGB", (640, 480)))]
@@ -229,7 +237,7 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
 
     Source: MiniCPM-V 2.6, image_processing_minicpmv.py, slice_image and split_to_patches.
     """
-    plan = plan_slices(image.size, cfg)
+    plan = plan_slices(check_type("image", image, Image.Image, what="a PIL image").size, cfg)
     overview, refined = resize_views(image, plan)
     return [overview] + [refined.crop(box) for box in plan.boxes]
 
@@ -243,6 +251,9 @@ def resize_views(image: Image.Image, plan: SlicePlan, finish: Callable = lambda 
     Returns:
         (overview, refined) after `finish`; refined is None without a grid.
     """
+    check_plan(plan)
+    if check_type("image", image, Image.Image, what="a PIL image").size != plan.image_size:
+        raise ValueError(f"plan is for an image of size {plan.image_size}, got one of {image.size}")
     image = to_rgb(image)
 
     def view(size: Size):
@@ -266,15 +277,37 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_new_pool)
 
 
+def check_plan(plan: SlicePlan) -> None:
+    """Refuse views that take minutes or gigabytes, before any work; `plan_slices` itself is exact for every size."""
+    width, height = check_type("plan", plan, SlicePlan).image_size
+    if max(width, height) > LIMITS["aspect"] * min(width, height):
+        raise ValueError(
+            f"an image of {width:,} x {height:,} pixels is too long for its width: one side may have at most "
+            f"{LIMITS['aspect']:,} times the other. Cut it into parts, or take off what is not needed"
+        )
+    refined = plan.refined_size or (0, 0)
+    pixels = math.prod(plan.overview_size) + math.prod(refined)
+    patches = pixels // plan.patch_size**2
+    if pixels > LIMITS["picture_pixels"] or patches > LIMITS["picture_patches"]:
+        raise ValueError(
+            f"the views of this image would have {pixels:,} pixels and {patches:,} patches, at most "
+            f"{LIMITS['picture_pixels']:,} and {LIMITS['picture_patches']:,} are computed; a smaller max_slice_nums or "
+            "scale_resolution makes them fewer"
+        )
+
+
 def _check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
+    sides = list(size) if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
+    if len(sides) != 2:
+        raise WrongType(f"{what} must be two integers {order}, got {shown(size)}")
     try:
-        first, second = (index(side) for side in size)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what} must be two integers {order}, got {size!r}") from None
+        first, second = (check_int(what, side, -math.inf, math.inf) for side in sides)
+    except WrongType:
+        raise WrongType(f"{what} must be two integers {order}, got {shown(size)}") from None
     if first < 1 or second < 1:
-        raise ValueError(f"{what} {order} must be at least 1 on both sides, got {size!r}")
+        raise ValueError(f"{what} {order} must be at least 1 on both sides, got {shown(size)}")
     if max(first, second) > 2**31:
-        raise ValueError(f"{what} {order} must be at most 2^31 on both sides")
+        raise ValueError(f"{what} {order} must be at most 2^31 on both sides, got {shown(size)}")
     return first, second
 
 

@@ -4,6 +4,7 @@ Everything of llama.cpp runs in a process of its own, because its failed asserti
 """
 
 import importlib.util
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +23,7 @@ from minicpmv_ref.deploy.gguf import MIXTURES, export, llm_tensors
 from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.llamacpp import MARKER, prompt_text
 from minicpmv_ref.learn.data import draw
+from minicpmv_ref.pictures import load_image
 
 pytestmark = pytest.mark.llamacpp
 
@@ -291,6 +293,58 @@ def test_what_llama_cpp_refuses_is_one_clear_error(files, tmp_path):
         llamacpp.run(llm, tmp_path / "noise.gguf", [(text, None)])
     with pytest.raises(ValueError, match=f"must hold {MARKER} exactly once"):
         llamacpp.run(llm, mmproj, [(text, picture(56, 56))])
+
+
+def test_pictures_are_read_as_everywhere_else(files):
+    """Turned upright, 16 bits scaled and not clipped: the same visual tokens as of what `load_image` gives."""
+    _, processor, paths = files
+    turned, deep = Image.Exif(), Image.fromarray(np.linspace(0, 65535, 56 * 112).astype(np.uint16).reshape(56, 112))
+    turned[0x112] = 6
+    file, text = io.BytesIO(), prompt_text("What?", processor)
+    photo(112, 56).save(file, "PNG", exif=turned)
+    for image in (Image.open(file), deep, photo(56, 112).convert("RGBA")):
+        ours, theirs = llamacpp.run(*paths, [(text, load_image(image)), (text, image)], max_new_tokens=1)
+        for a, b in zip(ours.visual, theirs.visual, strict=True):
+            assert (a == b).all()
+    plain = llamacpp.run(*paths, [(text, photo(112, 56))], max_new_tokens=1)[0]
+    lying = llamacpp.run(*paths, [(text, Image.open(file))], max_new_tokens=1)[0]
+    assert plain.visual[0].shape == lying.visual[0].shape and (plain.visual[0] != lying.visual[0]).any()
+
+
+IMAGE = Image.new("RGB", (56, 56))
+NO_PROMPTS = [
+    ("Hi", "prompts must be a list, got str"),
+    (["Hi"], r"prompts\[0\] must be a \(text, image\) pair, got str"),
+    ([("Hi", None), ("Hi",)], r"prompts\[1\] must be a \(text, image\) pair, got 1 parts"),
+    ([(None, None)], r"prompts\[0\]\[0\], the text, must be str, got NoneType"),
+    ([("", None)], r"prompts\[0\]\[0\], the text, must have letters"),
+    ([("Hi\0 you", None)], r"prompts\[0\]\[0\], the text, must have .* no zero byte"),
+    ([("\0", None)], r"prompts\[0\]\[0\], the text, must have .* no zero byte"),
+    ([("Hi", None), ("\ud800", None)], r"prompts\[1\]\[0\], the text, must have .* no half of a character"),
+    ([("Hi", "cat.jpg")], r"prompts\[0\]\[1\], the image, must be a PIL image or None, got str"),
+    ([(MARKER, IMAGE)], r"prompts\[0\] has an image, but mmproj, the file with the ViT, is None"),
+]
+
+
+@pytest.mark.parametrize(("prompts", "words"), NO_PROMPTS, ids=[str(n) for n in range(len(NO_PROMPTS))])
+def test_bad_prompts_start_no_process(prompts, words, monkeypatch):
+    monkeypatch.setattr(llamacpp.subprocess, "run", None)
+    with pytest.raises(ValueError, match=words):
+        llamacpp.run("no.gguf", None, prompts)
+
+
+def test_bad_files_and_numbers_start_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(llamacpp.subprocess, "run", None)
+    for bad in (None, 3, b"a.gguf"):
+        with pytest.raises(TypeError, match="llm must be a path"):
+            llamacpp.run(bad, None, [("Hi", None)])
+    with pytest.raises(OSError, match=r"there is no file .*none\.gguf"):
+        llamacpp.run(tmp_path / "none.gguf", None, [("Hi", None)])
+    with pytest.raises(OSError, match="is a folder"):
+        llamacpp.run(tmp_path, None, [("Hi", None)])
+    for name, bad in (("max_new_tokens", 0), ("max_new_tokens", 1.5), ("threads", 0), ("threads", 513)):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
+            llamacpp.run("no.gguf", None, [("Hi", None)], **{name: bad})
 
 
 def test_a_crash_of_llama_cpp_does_not_end_python(files, tmp_path):

@@ -331,6 +331,17 @@ def test_a_file_that_is_no_picture(content):
     assert panel._alert.value == ""
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"), (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC")],
+)
+def test_an_upload_goes_through_the_same_door(content, words):
+    panel = panels.SlicingPlayground("cat.jpg")
+    with pytest.raises(ValueError, match=rf"a\.png is not a picture that can be read: it is .*{words}"):
+        upload(panel, "a.png", content)
+    assert words in panel._alert.value
+
+
 def test_an_unknown_sample():
     with pytest.raises(ValueError, match=r"no sample 'none\.jpg'"):
         panels.SlicingPlayground("none.jpg")

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps, features
-from standins import byte_tokenizer
 
+from minicpmv_ref import pictures
+from minicpmv_ref.checks import LIMITS
 from minicpmv_ref.config import nano
+from minicpmv_ref.pictures import FORMATS, picture_size, to_rgb
 from minicpmv_ref.processor import Processor, load_image, normalize_views
 from minicpmv_ref.slicing import plan_slices, slice_image
 
@@ -146,7 +149,7 @@ def test_orientation_is_the_processors_business_and_not_slice_images():
     turned = NOISE.copy()
     turned.getexif()[ORIENTATION] = 6
     assert slice_image(turned)[0].size == plan_slices((60, 40)).overview_size
-    batch = Processor(byte_tokenizer("2.6"), nano)(ask(turned))
+    batch = Processor.from_pretrained("nano")(ask(turned))
     assert batch.plans[0][0].image_size == (40, 60)
 
 
@@ -229,7 +232,7 @@ def test_20_megapixels_take_little_time_and_memory():
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
 def test_pictures_without_pixels_are_refused(size):
     image = Image.new("RGB", size)
-    for call in (load_image, slice_image, lambda x: Processor(byte_tokenizer("2.6"), nano)(ask(x))):
+    for call in (load_image, slice_image, lambda x: Processor.from_pretrained("nano")(ask(x))):
         with pytest.raises(ValueError, match="must be at least 1 on both sides"):
             call(image)
 
@@ -306,7 +309,7 @@ ENCODED = {
     "WEBP, animated": ANIMATED["WEBP"],
     "BMP": encode(SMOOTH, "BMP"),
     "PPM": encode(SMOOTH, "PPM"),
-    "DDS": encode(SMOOTH, "DDS"),
+    "MPO": encode(SMOOTH, "MPO", save_all=True, append_images=[NOISE]),
     "TIFF": encode(SMOOTH, "TIFF", exif=EXIF),
 }
 if features.check("avif"):
@@ -327,7 +330,7 @@ def outcome(source) -> str:
     return "fine"
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("DDS", "TIFF")])
+@pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("MPO", "TIFF")])
 def test_truncated_files_are_refused(name):
     data = ENCODED[name]
     assert outcome(io.BytesIO(data)) == "fine"
@@ -366,7 +369,7 @@ def test_random_damage_is_decoded_or_refused_but_nothing_else(name):
 def test_lazily_opened_truncated_images_are_refused_everywhere(name):
     data = ENCODED[name]
     cut = data[: len(data) // (3 if name == "GIF" else 2)]  # inside the first frame
-    processor = Processor(byte_tokenizer("2.6"), nano)
+    processor = Processor.from_pretrained("nano")
     for call in (load_image, slice_image, lambda image: processor(ask(image))):
         lazy = Image.open(io.BytesIO(cut))
         with pytest.raises(ValueError, match="cannot be decoded"):
@@ -406,3 +409,338 @@ def test_a_file_object_stays_open_and_is_the_callers():
     file = io.BytesIO(ENCODED["PNG"])
     load_image(file)
     assert not file.closed
+
+
+# Formats: Pillow knows many more, and some start other programs
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """Stands for a real one, and says whether it ran."""
+    program, ran = tmp_path / "gs", tmp_path / "ran"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0; echo "$@" >> {ran}; exit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    return ran
+
+
+def with_preview(postscript: bytes) -> bytes:
+    """The other way that PostScript begins: behind a header in binary."""
+    return struct.pack("<4sII", b"\xc5\xd0\xd3\xc6", 32, len(postscript)) + bytes(20) + postscript
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+@pytest.mark.parametrize("data", [POSTSCRIPT, with_preview(POSTSCRIPT)], ids=["text", "binary"])
+def test_no_picture_starts_a_program(data, ghostscript, tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        Image.open(io.BytesIO(data)).load()  # what Pillow does
+    assert ghostscript.exists()
+    ghostscript.unlink()
+    for name in ("a.png", "a.jpg", "a.eps", "a"):
+        (tmp_path / name).write_bytes(data)
+        for source in (tmp_path / name, io.BytesIO(data)):
+            for function in (load_image, picture_size):
+                with pytest.raises(ValueError, match="it is PostScript, a program that draws: save it as PNG"):
+                    function(source)
+    for function in (load_image, slice_image, to_rgb):
+        with pytest.raises(ValueError, match=r"opened as 'EPS', but only PNG, JPEG.*pass image\.copy\(\) if you trust"):
+            function(Image.open(io.BytesIO(data)))
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("kind", ["DDS", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "PDF", "XBM"])
+def test_other_formats_are_refused_opened_or_not(kind):
+    data = encode(SMOOTH.convert("1") if kind == "XBM" else SMOOTH, kind)
+    with pytest.raises(ValueError, match=r"it is none of PNG, JPEG, .*, or damaged|it is a PDF: save its pages as PNG"):
+        load_bytes(data)
+    if kind == "PDF":  # Pillow only writes it
+        return
+    for function in (load_image, slice_image):
+        with pytest.raises(ValueError, match=f"opened as '{kind}'"):
+            function(Image.open(io.BytesIO(data)))
+    assert load_image(Image.open(io.BytesIO(data)).copy()).mode == "RGB"  # the way that the message names
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_pillow_knows_every_format_of_the_list_by_this_name(name):
+    Image.init()
+    assert (name in Image.OPEN) == (name != "HEIF")
+
+
+def test_a_jpeg_of_several_pictures(tmp_path):
+    path = tmp_path / "phone.jpg"
+    path.write_bytes(ENCODED["MPO"])
+    with Image.open(path) as file:
+        assert (file.format, file.n_frames) == ("MPO", 2)
+        assert same(load_image(file), load_image(path))
+    assert load_image(path).size == picture_size(path) == SMOOTH.size
+
+
+def test_heif_is_opened_where_a_plugin_is_loaded(monkeypatch):
+    data = b"\0\0\0\x18ftypheic" + bytes(99)
+    with pytest.raises(ValueError, match="it is a HEIC picture: install pillow-heif, call pillow_heif"):
+        load_bytes(data)
+
+    class Heif(type(Image.open(io.BytesIO(ENCODED["BMP"])))):
+        format = "HEIF"
+
+        def _open(self):
+            self.fp = io.BytesIO(ENCODED["BMP"])
+            super()._open()
+
+    monkeypatch.setitem(Image.OPEN, "HEIF", (Heif, lambda prefix: prefix[4:12] == b"ftypheic"))
+    assert same(load_bytes(data), SMOOTH)
+
+
+def test_no_other_file_of_the_package_opens_pictures():
+    package = Path(pictures.__file__).parent
+    found = [path for path in package.rglob("*.py") if "Image.open(" in path.read_text("utf-8")]
+    assert found == [package / "pictures.py"]
+
+
+# More than 8 bits
+
+
+def tiff_with(values, **tags) -> bytes:
+    from PIL import TiffImagePlugin
+
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for number, value in tags.items():
+        info[int(number.lstrip("t"))] = value
+    return encode(Image.fromarray(np.asarray(values, np.uint16)), "TIFF", tiffinfo=info)
+
+
+def pgm(values, most: int) -> bytes:
+    values = np.asarray(values)
+    kind = ">u2" if most > 255 else "u1"
+    return b"P5 %d %d %d\n" % (*values.shape[::-1], most) + values.astype(kind).tobytes()
+
+
+def twelve_bit_tiff(values) -> bytes:
+    """Three bytes hold two values; Pillow reads that and writes it not."""
+    values = np.asarray(values)
+    packed = bytearray()
+    for a, b in values.reshape(-1, 2).tolist():
+        packed += bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255])
+    entries = [(256, values.shape[1]), (257, values.shape[0]), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1)]
+    entries += [(278, values.shape[0]), (279, len(packed))]
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(packed)) + packed + table + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_picture_that_says_how_many_bits_it_has_uses_them(bits):
+    most = 2**bits - 1
+    ramp = np.linspace(0, most, 256).round().astype(np.uint16).reshape(1, 256)
+    for data in [tiff_with(ramp, t281=most), twelve_bit_tiff(ramp) if bits == 12 else pgm(ramp, most)]:
+        with Image.open(io.BytesIO(data)) as opened:
+            for image in (load_bytes(data), load_image(opened)):
+                np.testing.assert_array_equal(np.asarray(image)[0, :, 0], np.arange(256))
+
+
+def test_a_dark_picture_that_says_its_range_stays_dark_and_is_no_reason_to_warn():
+    dark = np.array([[0, 20, 40]])
+    assert np.asarray(load_bytes(pgm(dark * 10, 4095)))[0, :, 0].tolist() == [0, 12, 25]
+    assert np.asarray(load_bytes(pgm(dark // 2, 4095)))[0, :, 0].tolist() == [0, 1, 1]  # not taken for 8 bits
+    assert np.asarray(load_bytes(tiff_with(dark, t281=65535)))[0].max() == 0
+
+
+UNSAID = {
+    "PNG": lambda ramp: io.BytesIO(encode(Image.fromarray(ramp), "PNG")),
+    "TIFF": lambda ramp: io.BytesIO(encode(Image.fromarray(ramp), "TIFF")),
+    "TIFF with the largest value that occurs": lambda ramp: io.BytesIO(tiff_with(ramp, t281=int(ramp.max()) - 95)),
+    "an array": Image.fromarray,
+    "an array, big-endian": lambda ramp: Image.fromarray(ramp.astype(">u2")),
+    "an array of 32 bits": lambda ramp: Image.fromarray(ramp.astype(np.int32)),
+    "color PNG": lambda ramp: io.BytesIO(deep_color_png(ramp)),
+}
+
+
+def deep_color_png(values) -> bytes:
+    """16 bits in each of three channels; Pillow reads that as 8 bits, and writes it not."""
+    rows = b"".join(b"\0" + np.repeat(row.astype(">u2"), 3).tobytes() for row in values)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_where_nothing_says_the_range_a_dark_picture_warns(bits, kind):
+    """A camera's 12 bits in a file of 16: nearly black."""
+    ramp = np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(1, 256)
+    with pytest.warns(UserWarning, match=r"largest value becomes \d+ of 255.*0\.\.65535 was assumed.*scale them first"):
+        image = load_image(UNSAID[kind](ramp))
+    assert np.asarray(image).max() == pytest.approx((2**bits - 1) / 257, abs=1)
+    bright = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(1, 256)  # 16 bits in use: no warning
+    np.testing.assert_array_equal(np.asarray(load_image(UNSAID[kind](bright)))[0, :, 0], np.arange(256))
+
+
+def test_a_depth_map_in_meters_warns():
+    with pytest.warns(UserWarning, match=r"largest value becomes 6 of 255.*0\.\.255 was assumed"):
+        image = load_image(Image.fromarray(np.array([[0, 3, 6]], np.float32)))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 3, 6]
+
+
+def test_the_warning_names_the_file_and_may_be_an_error(tmp_path):
+    path = tmp_path / "xray.png"
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=r"xray\.png is dark"):
+            load_image(path)
+        assert load_image(Image.new("I;16", (4, 4))).getextrema() == ((0, 0),) * 3  # black is black in any range
+
+
+# What other files are, and what helps
+
+TEXT = png_header(4, 4)[:33] + b"".join(
+    struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
+    for data in [b"Comment\0\0" + zlib.compress(bytes(3_000_000))]
+)
+HELP = [
+    (b"\0\0\0\x18ftypheix" + bytes(99), "a HEIC picture: install pillow-heif"),
+    (b"\0\0\0\x18ftypmif1" + bytes(99), "a HEIC picture: install pillow-heif"),
+    (b"\0\0\0\x20ftypisom" + bytes(99), "a video: pass a list of its frames as PIL images"),
+    (b"\0\0\0\x14ftypqt  " + bytes(99), "a video"),
+    (b"\x1aE\xdf\xa3" + bytes(99), "a video"),
+    (b"RIFF\0\0\0\0AVI LIST" + bytes(99), "a video"),
+    (b"%PDF-1.7\n", "a PDF: save its pages as PNG"),
+    (b'<?xml version="1.0"?>\n<!-- a -->\n<svg width="9"/>', "an SVG drawing: save it as PNG"),
+    (b"\xef\xbb\xbf  <svg/>", "an SVG drawing"),
+    (b"<!DOCTYPE html><html><svg/></html>", "a web page, perhaps of a download that failed"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+    (b"", "an empty file"),
+    (TEXT, "it holds more text than Pillow reads; save it without, or raise PIL.PngImagePlugin.MAX_TEXT_CHUNK"),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), HELP, ids=[words[:20] for _, words in HELP])
+def test_messages_that_help(data, words, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    for source in (path, io.BytesIO(data)):
+        with pytest.raises(ValueError, match=r"(a\.png|the file) is not a picture that Pillow can decode: ") as error:
+            load_image(source)
+        assert words in str(error.value)
+        assert error.value.__cause__ is None  # Pillow's own words would hide ours
+        assert "\n" not in str(error.value)
+
+
+def test_a_100_megapixel_photo_says_how_to_open_it(tmp_path, monkeypatch):
+    path = tmp_path / "photo.png"
+    Image.new("1", (10_000, 10_000)).save(path)
+    for function in (load_image, picture_size):
+        with pytest.raises(ValueError, match=r"photo\.png: more than 89,478,485 pixels .* set PIL\.Image\.MAX_IMAGE"):
+            function(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert picture_size(path) == load_image(path).size == (10_000, 10_000)
+
+
+# What is no source
+
+
+class Reader:
+    name = "reader"
+
+    def __init__(self, read):
+        self.read = read
+
+
+def closed_file():
+    file = io.BytesIO(ENCODED["PNG"])
+    file.close()
+    return file
+
+
+class OddPath:
+    def __fspath__(self):
+        return 3
+
+
+NO_SOURCES = [
+    (b"bytes", "must be a path, a binary file or a PIL image, got bytes"),
+    (io.BytesIO, "must be a path, a binary file or a PIL image, got type"),
+    (io.StringIO("text"), "must be a file in binary mode, its read.. gave str"),
+    (Reader(lambda size=-1: "text"), "binary mode, its read.. gave str"),
+    (Reader(lambda size=-1: 7), "binary mode, its read.. gave int"),
+    (Reader(3), "source cannot be read"),
+    (closed_file(), "source cannot be read: I/O operation on closed file"),
+    ("", "must be the path of an image, got ''"),
+    ("a\0.png", "must be the path of an image, got"),
+    (Path("a\0.png"), "must be the path of an image, got"),
+    ("\ud800.png", "must be the path of an image, got"),
+    ("iVBORw0KGgo" * 20_000, "must be the path of an image, got"),
+    (OddPath(), "must be the path of an image, got"),
+    ("https://example.org/a.png", "is an address, not a path; pass io.BytesIO of its bytes instead"),
+    ("data:image/png;base64," + "iVBORw0KGgo" * 20_000, "is an address, not a path"),
+    ("file:///a.png", "is an address, not a path"),
+]
+
+
+@pytest.mark.parametrize(("source", "words"), NO_SOURCES, ids=[str(n) for n in range(len(NO_SOURCES))])
+def test_other_sources_are_refused_by_name(source, words):
+    with pytest.raises((TypeError, ValueError), match=words) as error:
+        load_image(source)
+    assert str(error.value).startswith("source")
+    assert len(str(error.value)) < 250
+
+
+def test_a_file_that_is_not_open_for_reading(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file, pytest.raises(OSError, match="source cannot be read"):
+        load_image(file)
+    (tmp_path / "b.png").write_bytes(ENCODED["PNG"])
+    with open(tmp_path / "b.png", encoding="latin-1") as file, pytest.raises(TypeError, match="binary mode"):
+        load_image(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only where pipes have names")
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "link.png"):
+        for function in (load_image, picture_size):
+            with pytest.raises(OSError, match=f"{name} is a pipe or a device"):
+                function(tmp_path / name)
+
+
+def test_files_are_read_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setitem(LIMITS, "picture_bytes", 3_000_000)
+    asked = []
+    endless = Reader(lambda size=-1: asked.append(size) or bytes(size))
+    with pytest.raises(ValueError, match=r"source .*more than 3,000,000 bytes"):
+        load_image(endless)
+    assert len(asked) == 3
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(3_000_001)
+    with pytest.raises(ValueError, match=r"large\.png has 3,000,001 bytes"):
+        load_image(tmp_path / "large.png")
+
+
+def test_a_stream_that_cannot_go_back():
+    data = io.BytesIO(ENCODED["PNG"])
+    assert same(load_image(Reader(data.read)), load_bytes(ENCODED["PNG"]))
+    end = io.BytesIO()
+    NOISE.save(end, "PNG")  # and one that stands at its end, as `save` leaves it
+    assert same(load_image(end), NOISE)
+
+
+def test_the_header_alone(tmp_path):
+    for name, data in ENCODED.items():
+        size = (20, 10) if data in ANIMATED.values() else (60, 40)
+        size = size[::-1] if name == "TIFF" else size  # turned already
+        (tmp_path / "a").write_bytes(data)
+        assert picture_size(tmp_path / "a") == picture_size(io.BytesIO(data)) == size, name
+    assert picture_size(io.BytesIO(png_header(100, 70))) == (100, 70)  # there are no pixels
+    for data in BROKEN.values():
+        if data != BROKEN["no_pixels.png"]:
+            with pytest.raises(ValueError, match="the file is not a picture that Pillow can decode"):
+                picture_size(io.BytesIO(data))

@@ -269,3 +269,61 @@ def test_bad_widths_of_sines(dim):
 def test_bad_grids_of_sines(grid):
     with pytest.raises(ValueError, match=f"rows={grid[0]}, cols={grid[1]}"):
         sincos_2d(8, *grid)
+
+
+# --- what is refused before any work ---
+
+
+def calls(rows, cols):
+    return (
+        lambda: bucket_position_ids(rows, cols),
+        lambda: bucket_position_ids(rows, cols, exact=True),
+        lambda: interpolate_position_table(torch.zeros(9, 2), rows, cols),
+        lambda: sincos_2d(8, rows, cols),
+    )
+
+
+@pytest.mark.parametrize("bad", [None, "3", 2.0, True, [3], torch.tensor(1.5)], ids=repr)
+def test_counts_of_another_type(bad):
+    for call in (*calls(bad, 2), *calls(2, bad), lambda: bucket_position_ids(2, 2, side=bad)):
+        with pytest.raises(TypeError, match="a grid has a whole number of patches"):
+            call()
+    with pytest.raises(TypeError, match="dim must be an integer"):
+        sincos_2d(bad, 2, 2)
+
+
+@pytest.mark.parametrize("grid", [(10**9, 10**9), (1, 2**19 + 1), (2**31, 1), (10**5000, 1), (1000, 1000)])
+def test_grids_that_take_all_memory(grid):
+    for call in calls(*grid):
+        with pytest.raises(ValueError, match=r"(is not computed|a grid has a whole number)"):
+            call()
+
+
+def test_tables_that_take_all_memory():
+    with pytest.raises(ValueError, match="a table at most 1,024, got rows=2, cols=2, side=100000"):
+        bucket_position_ids(2, 2, side=100_000)
+    with pytest.raises(ValueError, match="dim must be an integer at most 65,536"):
+        sincos_2d(4 * 10**9, 1, 1)
+    with pytest.raises(ValueError, match="of 65536 channels each, is not computed"):
+        sincos_2d(2**16, 100, 100)
+    with pytest.raises(ValueError, match="of 50000 channels each, is not computed"):
+        interpolate_position_table(torch.zeros(1, 50_000), 100, 100)
+
+
+def test_the_longest_row_that_is_computed_has_one_id_per_patch():
+    """From 950,177 patches on, the released float32 steps give fewer."""
+    ids = bucket_position_ids(1, 2**19)
+    assert len(ids) == 2**19
+    assert ids[0] == 0 and ids[-1] == 69
+
+
+@pytest.mark.parametrize("bad", [None, [[1.0]], np.zeros((9, 2)), torch.zeros(9, 2, dtype=torch.long)])
+def test_tables_of_another_type(bad):
+    with pytest.raises(TypeError, match="table must"):
+        interpolate_position_table(bad, 2, 2)
+
+
+@pytest.mark.parametrize("bad", [None, "no", 1, 0.0])
+def test_exact_is_true_or_false(bad):
+    with pytest.raises(TypeError, match="exact must be True or False"):
+        bucket_position_ids(2, 2, exact=bad)

@@ -1,5 +1,6 @@
 """Together or in turns: the operating system's figures against the sums of the tensors' bytes."""
 
+import io
 import json
 import subprocess
 import weakref
@@ -148,6 +149,24 @@ def test_the_child_forgets_its_imports(tmp_path, monkeypatch, one_thread):
     assert json.loads((tmp_path / "peak.json").read_text()) == {"before": 10240, "highest": 20480, "tokens": [7]}
 
 
+@linux
+def test_the_other_process_gets_the_picture_upright(tmp_path, monkeypatch):
+    """As a file of its own, in 8 bits and without EXIF, so it cannot be turned twice."""
+    exif, seen = Image.Exif(), []
+    exif[0x112] = 6
+    file = io.BytesIO()
+    picture(112, 56).save(file, "PNG", exif=exif)
+
+    def run(folder, job):
+        with Image.open(folder / "image.png") as image:
+            seen.append((image.size, dict(image.getexif())))
+        return sequence.Peak(0, 0, [])
+
+    monkeypatch.setattr(sequence, "_run", run)
+    measure(tiny_model("2.6"), tiny_processor("2.6"), Image.open(file), QUESTION)
+    assert seen == [((56, 112), {})] * 2
+
+
 def test_read_tensors_are_views_of_one_piece(tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {str(kind): torch.randn(3, 5, generator=generator).to(kind) for kind in sequence.DTYPES.values()}
@@ -188,6 +207,11 @@ def test_a_kernel_that_keeps_no_peak(monkeypatch, tmp_path):
         (dict(max_new_tokens=0), "max_new_tokens and top_k must be at least 1"),
         (dict(question="<image>"), "reserved"),
         (dict(image=Image.new("RGB", (0, 5))), "size"),
+        (dict(image=None), "image must be a PIL image, got NoneType"),
+        (dict(image="cat.jpg"), "image must be a PIL image, got str"),
+        (dict(question=None), "question must be str, got NoneType"),
+        (dict(question=b"What?"), "question must be str, got bytes"),
+        (dict(mapped="no"), "mapped must be True or False, got str"),
     ],
 )
 def test_bad_input_starts_no_process(monkeypatch, bad, match):

@@ -22,6 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..checks import check_int, check_list, check_type, shown
+from ..files import parse_json, plain_file, read_json
+from ..pictures import load_image
+
 MARKER = "<__media__>"  # stands where llama.cpp puts the picture
 REFUSED = 3  # exit code of a child that refuses its job; any other is a crash
 INSTALL = (
@@ -79,29 +83,38 @@ def run(
 
     Args:
         llm, mmproj: the two files that `gguf.export` writes; None for the second if no prompt has a picture.
-        prompts: (text, image) pairs; the text has MARKER where the image belongs, see `prompt_text`.
+        prompts: (text, image) pairs; the text has MARKER where the image belongs, see `prompt_text`. The image is a
+            PIL image, read as `load_image` does, or None.
         max_new_tokens: of each answer; it may end earlier.
-        threads: of the CPU.
+        threads: of the CPU, at most 512.
 
     Returns:
         An Answer for each prompt.
 
     Raises:
         ImportError: llama.cpp is not installed; the message says how.
-        ValueError: llama.cpp refuses a file, or a prompt is longer than the model's positions.
-        OSError: llama.cpp died; the message ends with its last words.
+        TypeError: an argument or a part of a prompt of another type.
+        ValueError: llama.cpp refuses a file, a text is empty or has a zero byte, a picture comes without `mmproj`, or a
+            prompt is longer than the model's positions.
+        OSError: a file is missing, or llama.cpp died; the message ends with its last words.
     """
     if missing():
         raise ImportError(f"this needs llama.cpp. Install it with\n{missing()}")
-    if max_new_tokens < 1 or threads < 1:
-        raise ValueError(f"max_new_tokens and threads must be at least 1, got {max_new_tokens} and {threads}")
+    job = {
+        "max_new_tokens": check_int("max_new_tokens", max_new_tokens),
+        "threads": check_int("threads", threads, 1, 512),
+    }
+    prompts = _check_prompts(prompts, with_images=mmproj is not None)
+    for name, file in (("llm", llm), ("mmproj", mmproj)):
+        if file is not None or name == "llm":
+            file = os.fsdecode(plain_file(check_type(name, file, str, os.PathLike, what="a path")))
+        job[name] = file
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as folder:
-        job = {"llm": os.fspath(llm), "mmproj": mmproj and os.fspath(mmproj), "max_new_tokens": max_new_tokens}
-        job |= {"threads": threads, "texts": [text for text, _ in prompts], "images": []}
+        job |= {"texts": [text for text, _ in prompts], "images": []}
         for number, (_, image) in enumerate(prompts):
             job["images"].append(image and f"{number}.png")
             if image:
-                image.convert("RGB").save(Path(folder, f"{number}.png"))
+                load_image(image).save(Path(folder, f"{number}.png"))
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
         search = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         child = subprocess.run(
@@ -118,11 +131,27 @@ def run(
         if child.returncode:
             raise OSError(f"llama.cpp died with exit code {child.returncode}: {'; '.join(words)}")
         with np.load(Path(folder, "answers.npz"), allow_pickle=False) as arrays:
-            answers = json.loads(str(arrays["answers"]))
+            answers = parse_json(str(arrays["answers"]))
             return [
                 Answer(**a, visual=[arrays[f"visual {n} {v}"] for v in range(views)], logits=arrays[f"logits {n}"])
                 for n, (a, views) in enumerate(answers)
             ]
+
+
+def _check_prompts(prompts, with_images: bool) -> list[tuple[str, Image.Image | None]]:
+    for number, prompt in enumerate(check_list("prompts", prompts, tuple, list, what="a (text, image) pair")):
+        name = f"prompts[{number}]"
+        if len(prompt) != 2:
+            raise ValueError(f"{name} must be a (text, image) pair, got {len(prompt)} parts")
+        text, image = check_type(f"{name}[0], the text,", prompt[0], str), prompt[1]
+        if not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):  # C ends a text at a zero byte
+            raise ValueError(
+                f"{name}[0], the text, must have letters, no zero byte and no half of a character, got {shown(text)}"
+            )
+        check_type(f"{name}[1], the image,", image, Image.Image, type(None), what="a PIL image or None")
+        if image is not None and not with_images:
+            raise ValueError(f"{name} has an image, but mmproj, the file with the ViT, is None")
+    return list(prompts)
 
 
 # In the child --------------------------------------------------------------------------------------------------------
@@ -239,11 +268,11 @@ class _LlamaCpp:
 
 
 def _child(folder: Path) -> None:
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job = read_json(folder / "job.json")
     model = _LlamaCpp(job["llm"], job["mmproj"], job["threads"])
     answers, arrays = [], {}
     for number, (text, name) in enumerate(zip(job["texts"], job["images"])):
-        image = Image.open(folder / name) if name else None
+        image = load_image(folder / name) if name else None
         answer, visual, logits = model.answer(text, image, job["max_new_tokens"])
         answers.append((answer, len(visual)))
         arrays |= {f"visual {number} {view}": tokens for view, tokens in enumerate(visual)}

@@ -1,10 +1,11 @@
 """Lesson 08: from answers to pairs, the loss that learns from pairs, and what it did to the nano model."""
 
-import json
 import math
 from functools import cache
 
 from PIL import Image
+
+from minicpmv_ref.files import read_json
 
 from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, text_width
 
@@ -24,7 +25,7 @@ ROWS = 4  # claims that fit into the table
 @cache
 def recorded() -> dict:
     """The recorded run, see `minicpmv_ref.learn.align.summarize`."""
-    return json.loads(RECORDED.read_text(encoding="utf-8"))
+    return read_json(RECORDED)
 
 
 # ---- claims and pairs

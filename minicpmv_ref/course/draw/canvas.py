@@ -12,9 +12,9 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from minicpmv_ref.slicing import to_rgb
+from minicpmv_ref.pictures import load_image
 
 SAMPLES = Path(__file__).resolve().parents[3] / "data_samples" / "images"
 
@@ -175,12 +175,7 @@ def load_sample(name: str) -> Image.Image:
     path = SAMPLES / name
     if not path.is_file():
         raise ValueError(f"there is no sample {name!r} in {SAMPLES}")
-    return upright(Image.open(path))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as the camera was held: phones store that as a remark (EXIF), not in the pixels."""
-    return to_rgb(ImageOps.exif_transpose(image))
+    return load_image(path)
 
 
 def preview(image: Image.Image, most: int = 800) -> Image.Image:

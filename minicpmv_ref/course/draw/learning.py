@@ -1,9 +1,9 @@
 """Lesson 07: the world that nano learns from, and the stages: what learns, from what, at which resolution."""
 
-import json
 from functools import lru_cache
 from typing import NamedTuple
 
+from minicpmv_ref.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
 
 from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, fit, preview, text_width
@@ -173,11 +173,11 @@ def stage_losses(metrics=None) -> dict:
         shipped = SAMPLES.parent / "checkpoints" / "metrics.json"
         if not shipped.is_file():
             return {}
-        stages = json.loads(shipped.read_text(encoding="utf-8"))["stages"]
+        stages = read_json(shipped)["stages"]
         return {name: [tuple(point) for point in stage["loss"]] for name, stage in stages.items()}
     curves = {}
     with open(metrics, encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
+        for row in map(parse_json, lines):
             if "loss" in row:
                 curves.setdefault(row["stage"], []).append((row["step"], row["loss"]))
     return curves

@@ -4,9 +4,9 @@ import io
 import math
 
 import ipywidgets as widgets
-from PIL import Image, UnidentifiedImageError
 
 from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.pictures import load_image
 from minicpmv_ref.slicing import best_grid, paper_grid, partition_score, plan_slices
 
 from .. import draw
@@ -60,9 +60,9 @@ class SlicingPlayground(Panel):
     def _take_upload(self):
         for file in self._upload.value:
             try:
-                image = draw.upright(Image.open(io.BytesIO(file["content"])))
+                image = load_image(io.BytesIO(file["content"]))
             except (OSError, ValueError) as error:
-                reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+                reason = str(error).partition(": ")[2] or error  # without "the file is not a picture ..."
                 raise ValueError(f"{file['name']} is not a picture that can be read: {reason}") from None
             self._pictures[file["name"]] = image.size, draw.preview(image)
             menu = self.controls["picture"]
