@@ -10,24 +10,35 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
+from .checks import LIMITS, check_int, check_list, check_number, check_type, printable, shown
 from .files import read_json
 
 VERSIONS = ("2.0", "2.5", "2.6")
 
 
-def _check_positive(config, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{type(config).__name__}.{name} must be an integer of at least 1, got {value!r}")
+def _check_numbers(config) -> None:
+    """Check the type of every number of a config, and that none is absurd."""
+    for entry in fields(config):
+        name, value = f"{type(config).__name__}.{entry.name}", getattr(config, entry.name)
+        kind, _, optional = entry.type.partition(" | ")
+        if kind == "str" or (value is None and optional):
+            continue
+        if kind == "bool":
+            check_type(name, value, bool, what="true or false")
+        elif kind == "float":
+            check_number(name, value, above=0, most=LIMITS.get(entry.name, LIMITS["config_fraction"]))
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
+        else:
+            check_int(name, value, most=LIMITS.get(entry.name, LIMITS["config_integer"]))
 
 
 def _check_choice(config, name: str, allowed: tuple) -> None:
     if getattr(config, name) not in allowed:
-        raise ValueError(f"{type(config).__name__}.{name} must be one of {allowed}, got {getattr(config, name)!r}")
+        raise ValueError(f"{type(config).__name__}.{name} must be one of {allowed}, got {shown(getattr(config, name))}")
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,16 @@ class SliceConfig:
     max_slice_nums: int = 9  # the overview is not counted
 
     def __post_init__(self):
-        _check_positive(self, "scale_resolution", "patch_size", "max_slice_nums")
+        _check_numbers(self)
         if self.scale_resolution < self.patch_size:
             raise ValueError(
                 f"SliceConfig.scale_resolution must be at least patch_size = {self.patch_size}, "
                 f"got {self.scale_resolution}"
+            )
+        if self.scale_resolution > self.patch_size * LIMITS["view_side"]:
+            raise ValueError(
+                f"SliceConfig.scale_resolution must be at most {LIMITS['view_side']} patches of patch_size = "
+                f"{self.patch_size}, got {self.scale_resolution}"
             )
 
 
@@ -62,7 +78,7 @@ class VisionConfig:
     eps: float = 1e-6
 
     def __post_init__(self):
-        _check_positive(self, "width", "layers", "heads", "mlp_width", "patch_size", "table_side")
+        _check_numbers(self)
         _check_choice(self, "position", ("bucket", "interpolate", "released_2_5"))
         _check_choice(self, "act", ("gelu_tanh", "gelu"))
         if self.width % self.heads:
@@ -85,11 +101,10 @@ class ResamplerConfig:
     eps: float = 1e-6
 
     def __post_init__(self):
-        _check_positive(self, "num_queries", "width", "kv_width")
+        _check_numbers(self)
         if self.heads is None or isinstance(self.heads, _Derived):
             # The only derived value that a caller may override, so it is stored, not a property.
             object.__setattr__(self, "heads", _Derived(max(1, self.width // 128)))
-        _check_positive(self, "heads")
         _check_choice(self, "version", VERSIONS)
         if self.width % self.heads or self.width % 4:
             raise ValueError(
@@ -123,8 +138,7 @@ class LLMConfig:
 
     def __post_init__(self):
         _check_choice(self, "family", ("granite", "llama", "qwen2"))
-        _check_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        _check_positive(self, "num_key_value_heads", "vocab_size", "max_position_embeddings")
+        _check_numbers(self)
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"LLMConfig: hidden_size {self.hidden_size} must divide into {self.num_attention_heads} heads, "
@@ -154,6 +168,9 @@ class LLMConfig:
         return self.hidden_size / self.dim_model_base if self.dim_model_base else 1.0
 
 
+_PARTS = {"vision": VisionConfig, "resampler": ResamplerConfig, "llm": LLMConfig, "slicing": SliceConfig}
+
+
 @dataclass(frozen=True)
 class MiniCPMVConfig:
     """The whole model: eyes (`vision`), the bottleneck (`resampler`), the mouth (`llm`), and the scissors (`slicing`).
@@ -169,6 +186,8 @@ class MiniCPMVConfig:
 
     def __post_init__(self):
         _check_choice(self, "version", VERSIONS)
+        for name, kind in _PARTS.items():
+            check_type(f"MiniCPMVConfig.{name}", getattr(self, name), kind)
         for left, right, a, b in (
             ("resampler.kv_width", "vision.width", self.resampler.kv_width, self.vision.width),
             ("resampler.width", "llm.hidden_size", self.resampler.width, self.llm.hidden_size),
@@ -181,7 +200,7 @@ class MiniCPMVConfig:
 
     def to_dict(self) -> dict:
         """The config as plain JSON types; `from_dict` is its inverse."""
-        parts = {name: dict(vars(getattr(self, name))) for name in ("vision", "resampler", "llm", "slicing")}
+        parts = {name: dict(vars(getattr(self, name))) for name in _PARTS}
         return {"version": self.version, **parts}
 
     @classmethod
@@ -191,24 +210,25 @@ class MiniCPMVConfig:
         Raises:
             ValueError: an unknown, missing or impossible field, by name.
         """
-        kinds = {"vision": VisionConfig, "resampler": ResamplerConfig, "llm": LLMConfig, "slicing": SliceConfig}
-        unknown = set(data) - {"version", *kinds}
+        check_type("config", data, dict)
+        unknown = set(data) - {"version", *_PARTS}
         missing = {"version", "vision", "resampler", "llm"} - set(data)
         if unknown or missing:
-            raise ValueError(f"config: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
+            raise ValueError(f"config: unknown fields {_listed(unknown)}, missing fields {_listed(missing)}")
         parts = {}
-        for name, kind in kinds.items():
-            given = data.get(name, {})
-            if not isinstance(given, dict):
-                raise ValueError(f"config.{name} must be a dict of fields, got {given!r}")
-            strange = set(given) - {f.name for f in fields(kind)}
-            if strange:
-                raise ValueError(f"config.{name}: unknown fields {sorted(strange)}")
-            try:
-                parts[name] = kind(**given)
-            except TypeError as error:  # a missing field
-                raise ValueError(f"config.{name}: {error}") from None
+        for name, kind in _PARTS.items():
+            given = check_type(f"config.{name}", data.get(name, {}), dict, what="a dict of fields")
+            unknown = set(given) - {f.name for f in fields(kind)}
+            missing = {f.name for f in fields(kind) if f.default is MISSING} - set(given)
+            if unknown or missing:
+                wrong = f"unknown fields {_listed(unknown)}, missing fields {_listed(missing)}"
+                raise ValueError(f"config.{name}: {wrong}")
+            parts[name] = kind(**given)
         return cls(version=data["version"], **parts)
+
+
+def _listed(names: set) -> str:
+    return shown(sorted(map(str, names)), 200)
 
 
 _SIGLIP = dict(width=1152, heads=16, mlp_width=4304)
@@ -298,18 +318,15 @@ PRESETS = {"v2_0": v2_0, "v2_5": v2_5, "v2_6": v2_6, "nano": nano}
 CONFIG = "config.json"
 BUNDLED = Path(__file__).resolve().parent.parent / "data_samples" / "checkpoints"
 
-# What a config from a stranger may claim. A billion layers would keep us busy long before a tensor is compared.
-LIMITS = {"layers": 1000, "num_hidden_layers": 1000, "num_queries": 1024, "table_side": 1024, "patch_size": 1024}
-LIMITS |= {"width": 2**16, "kv_width": 2**16, "hidden_size": 2**16, "initializer_range": 1}  # any other integer: 2**20
-
 
 def find_folder(path: str | os.PathLike) -> Path:
     """Resolve a checkpoint's path; "nano" and "nano-..." are the course's own, found beside the package.
 
     Raises:
+        TypeError: not a path.
         OSError: there is no such folder; the message names the place.
     """
-    name = os.fspath(path)
+    name = os.fspath(check_type("path", path, str, os.PathLike))
     bundled = BUNDLED / name if name == "nano" or name.startswith("nano-") else None
     for folder in filter(None, (bundled, Path(name))):  # a folder of yours may be called nano-something, too
         if folder.is_dir():
@@ -317,7 +334,7 @@ def find_folder(path: str | os.PathLike) -> Path:
     hint = " (the course's checkpoints lie beside the package, in its repository)" if bundled else ""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         hint = " (this takes a path, not the name of a repository: download its files first)"
-    raise FileNotFoundError(f"no checkpoint folder at {bundled or name}{hint}")
+    raise FileNotFoundError(f"no checkpoint folder at {printable(str(bundled or name))}{hint}")
 
 
 def read_config(folder: Path) -> MiniCPMVConfig:
@@ -325,16 +342,20 @@ def read_config(folder: Path) -> MiniCPMVConfig:
 
     Raises:
         OSError: no config.json; a LoRA adapter without its base.
-        ValueError: not JSON, or a config that no MiniCPM-V of these versions has; the message names the field.
+        ValueError: not JSON, a LoRA adapter beside a model, quantized weights, or a config that no MiniCPM-V of these
+            versions has; the message names the field.
     """
-    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is a LoRA adapter, no model: `load_lora` puts it onto its base")
+    if (folder / "adapter_config.json").is_file():
+        if not (folder / CONFIG).is_file():
+            raise FileNotFoundError(f"{folder} is a LoRA adapter, no model: `load_lora` puts it onto its base")
+        raise ValueError(
+            f"{folder} holds a model and a LoRA adapter, which would be left out: move adapter_config.json and "
+            "adapter_model.safetensors to a folder of their own, and `load_lora` puts them onto the model"
+        )
     data = read_json(folder / CONFIG)
     data.pop("base", None)
     try:
-        config = MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
-        _check_plausible(config)
-        return config
+        return MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
 
@@ -352,13 +373,13 @@ def base_folder(folder: Path) -> Path | None:
         if base is None:
             return folder.parent / seen[1] if len(seen) > 1 else None
         if not isinstance(base, str) or Path(base).name != base or base in ("", "..", "."):
-            raise ValueError(f"{folder / CONFIG}: base must be the name of a folder beside it, got {base!r}")
+            raise ValueError(f"{folder / CONFIG}: base must be the name of a folder beside it, got {shown(base)}")
         if base in seen:
-            raise ValueError(f"{folder / CONFIG}: its base leads in a circle: {' -> '.join([*seen, base])}")
+            raise ValueError(f"{folder / CONFIG}: its base leads in a circle: {printable(' -> '.join([*seen, base]))}")
         seen.append(base)
         folder = folder.parent / base
         if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}, which holds the other tensors of {seen[0]}")
+            raise FileNotFoundError(f"no folder {printable(str(folder))}, which holds the other tensors of {seen[0]}")
 
 
 def config_from_published(data: dict) -> MiniCPMVConfig:
@@ -367,6 +388,7 @@ def config_from_published(data: dict) -> MiniCPMVConfig:
     Args:
         data: the parsed JSON. 2.0 has no version key and no vision_config, 2.5's version is a string, 2.6's a number.
             A vision_config overrides the tower's dimensions; it counts layers before `drop_vision_last_layer`.
+            transformers 5 writes rope_parameters, with rope_theta inside.
 
     Returns:
         The MiniCPMVConfig.
@@ -382,59 +404,111 @@ def config_from_published(data: dict) -> MiniCPMVConfig:
 
     Source: config.json and configuration_minicpm.py of the three published repositories.
     """
+    check_type("config", data, dict)
     presets = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
     version = str(data.get("version", "2.0"))
     if version not in presets:
-        raise ValueError(f'version must be missing (2.0), "2.5" or 2.6, got {data["version"]!r}')
+        raise ValueError(f'version must be missing (2.0), "2.5" or 2.6, got {shown(data["version"])}')
     preset = presets[version]
-    if data.get("rope_scaling") is not None or data.get("hidden_act", "silu") != "silu":
-        raise ValueError("rope_scaling and any hidden_act but silu belong to none of these models")
-    drops_last = data.get("drop_vision_last_layer", True)
-    if not isinstance(drops_last, bool):
-        raise ValueError(f"drop_vision_last_layer must be true or false, got {drops_last!r}")
+    if data.get("quantization_config") is not None:
+        raise ValueError(
+            "quantization_config says that the weights are quantized (bitsandbytes, AWQ, GPTQ), which is not read "
+            "here: download the model in bfloat16 or float16; `export` quantizes it for llama.cpp"
+        )
     try:
-        tower = dict(data.get("vision_config") or {})
-        default_layers = preset.vision.layers + (version == "2.0")  # 2.0 was built with 27 layers, one is dropped
-        patch = data.get("patch_size", 14)
-        vision = replace(
-            preset.vision,
-            width=tower.get("hidden_size", preset.vision.width),
-            layers=tower.get("num_hidden_layers", default_layers) - drops_last,
-            heads=tower.get("num_attention_heads", preset.vision.heads),
-            mlp_width=tower.get("intermediate_size", preset.vision.mlp_width),
-            patch_size=tower.get("patch_size", patch),
-            table_side=tower["image_size"] // patch if "image_size" in tower else preset.vision.table_side,
-        )
-        llm_names = (
-            "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size rms_norm_eps "
-            "max_position_embeddings tie_word_embeddings"
-        ).split()
-        multipliers = {"scale_emb", "scale_depth", "dim_model_base"} if version == "2.0" else set()
-        llm = LLMConfig(
-            family=preset.llm.family,
-            **{name: data[name] for name in [*llm_names, *sorted(multipliers)]},
-            num_key_value_heads=data.get("num_key_value_heads", data["num_attention_heads"]),
-            rope_theta=data.get("rope_theta", 10000.0),
-            initializer_range=data.get("initializer_range", 0.02),
-        )
+        vision = _published_vision(data, preset)
+        llm = _published_llm(data, preset)
         resampler = ResamplerConfig(data["query_num"], llm.hidden_size, vision.width, version=version)
-        cuts = {**data, **(data.get("slice_config") or {})}
-        slicing = SliceConfig(cuts.get("scale_resolution", 448), patch, cuts.get("max_slice_nums", 9))
+        cuts, tower = _part(data, "slice_config"), _part(data, "vision_config")
+        slicing = SliceConfig(
+            _agreed("scale_resolution", data, cuts, default=448),
+            _agreed("patch_size", data, tower, cuts, default=14),
+            _agreed("max_slice_nums", data, cuts, default=9),
+        )
     except KeyError as error:
         raise ValueError(f"field {error} is missing from the config of a {version} model") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise ValueError(f"impossible config of a {version} model: {error}") from None
     return MiniCPMVConfig(version, vision, resampler, llm, slicing)
 
 
-def _check_plausible(config: MiniCPMVConfig) -> None:
-    """Check the type of every number, and that none is absurd."""
-    for part in (config.vision, config.resampler, config.llm, config.slicing):
-        for name, kind in ((entry.name, entry.type) for entry in fields(part)):
-            value, most = getattr(part, name), LIMITS.get(name, 1e12 if kind.startswith("float") else 2**20)
-            if kind == "str" or (value is None and kind.endswith("None")):
-                continue
-            if kind == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}")
-            if kind != "bool" and (isinstance(value, bool | str | list | dict) or not 0 < value <= most):
-                raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+def _published_vision(data: dict, preset: MiniCPMVConfig) -> VisionConfig:
+    drops_last = check_type("drop_vision_last_layer", data.get("drop_vision_last_layer", True), bool)
+    tower = _part(data, "vision_config")
+    if not tower:  # 2.0 was built with 27 layers, too
+        return replace(preset.vision, layers=27 - drops_last, patch_size=_agreed("patch_size", data, default=14))
+    act = "gelu" if preset.vision.act == "gelu" else "gelu_pytorch_tanh"
+    _check_fixed(tower, "vision_config.", hidden_act=act, layer_norm_eps=preset.vision.eps, num_channels=3)
+    names = "hidden_size num_hidden_layers num_attention_heads intermediate_size image_size".split()
+    for name in names:
+        if name not in tower:
+            raise KeyError(f"vision_config.{name}")
+        check_int(f"vision_config.{name}", tower[name], most=LIMITS["config_integer"])
+    patch = check_int("patch_size", _agreed("patch_size", data, tower, default=14), most=LIMITS["patch_size"])
+    width, layers, heads, mlp_width, side = (tower[name] for name in names)
+    return replace(
+        preset.vision,
+        width=width,
+        layers=layers - drops_last,
+        heads=heads,
+        mlp_width=mlp_width,
+        patch_size=patch,
+        table_side=side // patch,
+    )
+
+
+def _published_llm(data: dict, preset: MiniCPMVConfig) -> LLMConfig:
+    multipliers = ["dim_model_base", "scale_depth", "scale_emb"]
+    fixed = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
+    _check_fixed(data, "", **fixed, **({} if preset.version == "2.0" else dict.fromkeys(multipliers)))
+    kinds = check_list("layer_types", [] if data.get("layer_types") is None else data["layer_types"])
+    if any(kind != "full_attention" for kind in kinds):
+        raise ValueError("layer_types: layers that are not full_attention belong to none of these models")
+    names = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
+        "rms_norm_eps max_position_embeddings tie_word_embeddings"
+    ).split()
+    llm = LLMConfig(
+        family=preset.llm.family,
+        **{name: data[name] for name in names + (multipliers if preset.version == "2.0" else [])},
+        rope_theta=_rope_theta(data, preset),
+        initializer_range=data.get("initializer_range", preset.llm.initializer_range),
+    )
+    _check_fixed(data, "", head_dim=llm.head_width)
+    return llm
+
+
+def _rope_theta(data: dict, preset: MiniCPMVConfig) -> float:
+    """The base of the rotary positions. Scaling is refused wherever it stands."""
+    places = {name: _part(data, name) for name in ("rope_parameters", "rope_scaling")}
+    for name, place in places.items():
+        for key, value in place.items():
+            plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1, "rope_theta": value}
+            if value is not None and (key not in plain or value != plain[key]):
+                raise ValueError(
+                    f"{name}.{printable(key)}: scaled positions (rope_scaling) belong to no model read here"
+                )
+    default = preset.llm.rope_theta if preset.version == "2.0" else None  # its class has one of its own: 10000
+    return _agreed("rope_theta", data, *places.values(), default=default)
+
+
+def _part(data: dict, name: str) -> dict:
+    return {} if data.get(name) is None else check_type(name, data[name], dict, what="an object of fields")
+
+
+def _agreed(name: str, *places: dict, default=None):
+    """A field that may stand in several places, which must agree; without a default one of them must have it."""
+    found = [place[name] for place in places if place.get(name) is not None] or [default]
+    if found[0] is None:
+        raise KeyError(name)
+    for other in found:
+        if other != found[0]:
+            raise ValueError(f"{name} is {shown(found[0])} in one place and {shown(other)} in another")
+    return found[0]
+
+
+def _check_fixed(given: dict, where: str, **allowed) -> None:
+    """Refuse what would change the computation and that none of these models has."""
+    for name, value in allowed.items():
+        if given.get(name) is not None and given[name] != value:
+            raise ValueError(f"{where}{name} = {shown(given[name])} belongs to none of these models")

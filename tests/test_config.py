@@ -7,7 +7,10 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from conftest import ROOT
+from transformers import GraniteConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
 
+from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.config import (
     PRESETS,
     LLMConfig,
@@ -15,7 +18,11 @@ from minicpmv_ref.config import (
     ResamplerConfig,
     SliceConfig,
     VisionConfig,
+    base_folder,
+    config_from_published,
+    find_folder,
     nano,
+    read_config,
     v2_0,
     v2_5,
     v2_6,
@@ -326,3 +333,186 @@ def test_what_the_checks_allow():
     assert ResamplerConfig(num_queries=6, width=16, kv_width=8, version="2.5").num_queries == 6
     assert tiny(version="2.5").resampler.version == "2.6"  # one and the same code
     assert LLMConfig(**{**LLM, "num_key_value_heads": 4}).num_key_value_heads == 4
+
+
+# --- published configs: whatever wrote the file, the same model or an error ---
+
+
+def by_transformers_5(version: str) -> dict:
+    """A published config as `save_pretrained` of transformers 5 writes it, through the classes of its parts."""
+    published = json.loads(json.dumps(PUBLISHED[version]["config"]))
+    parts = {
+        "2.0": (GraniteConfig,),
+        "2.5": (LlamaConfig, Idefics2VisionConfig),
+        "2.6": (Qwen2Config, SiglipVisionConfig),
+    }
+    again = parts[version][0](**published).to_dict()
+    if version != "2.0":
+        again["vision_config"] = parts[version][1](**published["vision_config"]).to_dict()
+        cut = PreTrainedConfig(**published["slice_config"], scale_resolution=448)
+        again["slice_config"] = cut.to_dict()
+    return json.loads(json.dumps(again))
+
+
+@releases
+def test_a_config_saved_again_by_transformers_5_is_the_same_model(preset, published):
+    again = by_transformers_5(preset.version)
+    assert "rope_parameters" in again and "rope_theta" not in again  # what this is about
+    assert config_from_published(again) == config_from_published(published["config"]) == preset
+    for other in (10000.0, 500000.0, 1000000.0, 12345):
+        moved = again | {"rope_parameters": {"rope_theta": other, "rope_type": "default"}}
+        assert config_from_published(moved) == replace(preset, llm=replace(preset.llm, rope_theta=other))
+
+
+@releases
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"type": "dynamic", "factor": 2.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
+        {"rope_type": "default", "factor": 4.0},
+        {"full_attention": {"rope_type": "default"}},
+        {"partial_rotary_factor": 0.5},
+    ],
+)
+def test_scaled_positions_are_refused_wherever_they_stand(preset, published, name, scaling):
+    for data in (published["config"], by_transformers_5(preset.version)):
+        with pytest.raises(ValueError, match=f"{name}.*rope_scaling"):
+            config_from_published(data | {name: scaling | {"rope_theta": preset.llm.rope_theta}})
+
+
+@releases
+@pytest.mark.parametrize(
+    "field",
+    "rope_theta num_key_value_heads hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size "
+    "rms_norm_eps max_position_embeddings tie_word_embeddings query_num initializer_range patch_size max_slice_nums "
+    "scale_resolution image_size".split(),
+)
+def test_an_absent_field_is_named_or_the_version_s_own(preset, published, field):
+    data = {name: value for name, value in published["config"].items() if name != field}
+    try:
+        assert config_from_published(data) == preset
+    except ValueError as error:
+        assert f"{field!r} is missing from the config of a {preset.version} model" in str(error)
+    if field == "rope_theta" and preset.version != "2.0":
+        for nothing in ({}, {"rope_parameters": None}, {"rope_parameters": {"rope_type": "default"}}):
+            with pytest.raises(ValueError, match="'rope_theta' is missing"):
+                config_from_published(data | nothing)
+
+
+@pytest.mark.parametrize(
+    "field", "hidden_size num_hidden_layers num_attention_heads intermediate_size image_size".split()
+)
+def test_a_vision_config_is_whole(field):
+    data = json.loads(json.dumps(PUBLISHED["2.6"]["config"]))
+    del data["vision_config"][field]
+    with pytest.raises(ValueError, match=f"vision_config.{field}' is missing"):
+        config_from_published(data)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}, "rope_theta is 1000000.0 in one place"),
+        ({"rope_scaling": {"rope_theta": 5.0}}, "rope_theta is 1000000.0 in one place and 5.0 in another"),
+        ({"patch_size": 16}, "patch_size is 16 in one place and 14 in another"),
+        ({"scale_resolution": 224, "slice_config": {"scale_resolution": 448}}, "scale_resolution is 224 in one place"),
+        ({"max_slice_nums": 4}, "max_slice_nums is 4 in one place and 9 in another"),
+        ({"slice_config": {"patch_size": 7}}, "patch_size is 14 in one place and 7 in another"),
+        ({"head_dim": 64}, "head_dim = 64 belongs to none"),
+        ({"use_sliding_window": True, "sliding_window": 4096}, "use_sliding_window = True belongs to none"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: layers that are not full_attention"),
+        ({"attention_bias": True}, "attention_bias = True belongs to none"),
+        ({"mlp_bias": True}, "mlp_bias = True belongs to none"),
+        ({"scale_emb": 12}, "scale_emb = 12 belongs to none"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' belongs to none"),
+        ({"vision_config": {"hidden_act": "gelu"}}, "vision_config.hidden_act = 'gelu' belongs to none"),
+        ({"vision_config": {"layer_norm_eps": 1e-5}}, "vision_config.layer_norm_eps = 1e-05 belongs to none"),
+        ({"vision_config": {"num_channels": 4}}, "vision_config.num_channels = 4 belongs to none"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "weights are quantized"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "download the model in bfloat16"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+    ],
+)
+def test_what_contradicts_or_is_not_built_is_refused(change, words):
+    data = json.loads(json.dumps(PUBLISHED["2.6"]["config"]))
+    for name, value in change.items():
+        data[name] = {**data[name], **value} if isinstance(value, dict) and name in data else value
+    with pytest.raises(ValueError) as error:
+        config_from_published(data)
+    assert words in str(error.value)
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize(
+    "build, words",
+    [
+        (
+            lambda: SliceConfig(max_slice_nums=1001),
+            "SliceConfig.max_slice_nums must be an integer of at least 1 and at",
+        ),
+        (lambda: replace(SliceConfig(), max_slice_nums=10**9), "SliceConfig.max_slice_nums"),
+        (lambda: SliceConfig(scale_resolution=2**20), "SliceConfig.scale_resolution must be at most 128 patches"),
+        (lambda: SliceConfig(patch_size=1), "SliceConfig.scale_resolution must be at most 128 patches"),
+        (lambda: SliceConfig(10**9, 10**9), "SliceConfig"),
+        (lambda: ResamplerConfig(10**9, 16, 8), "ResamplerConfig.num_queries"),
+        (lambda: VisionConfig(**VISION, table_side=10**6), "VisionConfig.table_side"),
+        (lambda: LLMConfig(**{**LLM, "num_hidden_layers": 10**9}), "LLMConfig.num_hidden_layers"),
+        (lambda: LLMConfig(**LLM, rope_theta=math.nan), "LLMConfig.rope_theta must be a finite number"),
+        (lambda: LLMConfig(**LLM, rms_norm_eps="1e-6"), "LLMConfig.rms_norm_eps must be a number"),
+        (lambda: LLMConfig(**LLM, tie_word_embeddings=1), "LLMConfig.tie_word_embeddings must be true or false"),
+        (lambda: tiny(vision=None), "MiniCPMVConfig.vision must be VisionConfig"),
+    ],
+)
+def test_what_a_config_may_claim(build, words):
+    with pytest.raises(ValueError) as error:
+        build()
+    assert words in str(error.value)
+
+
+def test_the_limits_leave_room():
+    assert SliceConfig(scale_resolution=980, max_slice_nums=1000).max_slice_nums == 1000
+    assert SliceConfig(scale_resolution=128 * 14).patch_size == 14
+
+
+# --- folders ---
+
+
+def test_a_folder_with_a_model_and_an_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for read in (read_config, Processor.from_pretrained, MiniCPMV.from_pretrained):
+        with pytest.raises(FileNotFoundError, match="is a LoRA adapter, no model: `load_lora`"):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(nano.to_dict()))
+    for read in (read_config, Processor.from_pretrained, MiniCPMV.from_pretrained):
+        with pytest.raises(ValueError, match="a model and a LoRA adapter, which would be left out"):
+            read(tmp_path)
+
+
+def test_names_from_files_are_printable(tmp_path):
+    evil = "a\x1b[2J\u202eb"
+    for data in (
+        nano.to_dict() | {evil: 1},
+        nano.to_dict() | {"version": evil},
+        {"version": evil},
+        PUBLISHED["2.6"]["config"] | {"hidden_act": evil},
+        PUBLISHED["2.6"]["config"] | {"rope_parameters": {evil: evil}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(data))
+        with pytest.raises(ValueError) as error:
+            read_config(tmp_path)
+        assert str(error.value).isprintable()
+    (tmp_path / "config.json").write_text(json.dumps(nano.to_dict() | {"base": evil}))
+    with pytest.raises((ValueError, OSError)) as error:
+        base_folder(tmp_path)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"nano", ["nano"]])
+def test_a_path_is_text(path):
+    with pytest.raises(TypeError, match="path must be"):
+        find_folder(path)
