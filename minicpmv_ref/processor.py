@@ -8,22 +8,42 @@ S samples in the batch, T tokens, views of a sample in the order of its text: ov
 from __future__ import annotations
 
 import os
+import re
+import warnings
+from collections import Counter, deque
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import ExifTags, Image
 
+from .checks import LIMITS, WrongType, check_int, check_list, check_type, shown
 from .config import MiniCPMVConfig, SliceConfig, base_folder, find_folder, read_config
 from .pictures import load_image
-from .prompt import MARKERS, PLACEHOLDER, answer_labels, image_bounds, image_layout, marker_ids, render_chat
+from .prompt import (
+    MARKERS,
+    PLACEHOLDER,
+    SLOT,
+    answer_labels,
+    check_messages,
+    image_bounds,
+    image_layout,
+    marker_ids,
+    merged_answers,
+    render_chat,
+    reserved_in,
+    reserved_tokens,
+    token_row,
+)
 from .slicing import SlicePlan, plan_slices, resize_views
-from .tokenizer import TOKENIZER, read_tokenizer, stop_ids
+from .tokenizer import TOKENIZER, check_fits, read_tokenizer, save_tokenizer, stop_ids
 
 MAX_FRAMES = 64  # of one video
 MAX_FRAME_SLICES = 2
+SHORTER = "a smaller max_slice_nums, fewer images or less text makes it shorter"
+PICTURE = re.compile(r"(https?:|file:)\S+|data:image/\S+|\S+\.(png|jpe?g|webp|gif|bmp|tiff?|ppm|heic|avif)", re.I)
 
 
 @dataclass
@@ -76,10 +96,12 @@ class Processor:
     """
 
     def __init__(self, tokenizer, config: MiniCPMVConfig):
-        if not tokenizer.is_fast:
-            raise ValueError("the processor needs a fast tokenizer: labels are found by character offsets")
+        check_type("config", config, MiniCPMVConfig)
+        if not getattr(tokenizer, "is_fast", False):
+            raise WrongType("the processor needs a fast tokenizer: labels are found by character offsets")
         self.tokenizer, self.config = tokenizer, config
         self.token_ids = marker_ids(tokenizer)
+        check_fits(tokenizer, config)
         self.stop_ids = stop_ids(tokenizer, config.version)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -91,9 +113,10 @@ class Processor:
             ValueError, OSError: the folder, its config or its tokenizer is missing or damaged.
         """
         folder = home = find_folder(path)
+        config = read_config(folder)
         while not (home / TOKENIZER).is_file() and (base := base_folder(home)):
             home = base
-        return cls(read_tokenizer(home), read_config(folder))
+        return cls(read_tokenizer(home, config.version), config)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights.
@@ -101,8 +124,7 @@ class Processor:
         Raises:
             OSError: the folder cannot be made or written.
         """
-        Path(path).mkdir(parents=True, exist_ok=True)  # or an error: the tokenizer itself would only log one
-        self.tokenizer.save_pretrained(path)
+        save_tokenizer(self.tokenizer, path)
 
     def __call__(self, messages, images=None, *, max_slice_nums: int | None = None, use_image_id: bool = True) -> Batch:
         """Process one conversation or a list of them.
@@ -111,7 +133,8 @@ class Processor:
             messages: [{"role": ..., "content": str | list}, ...]; a list of such lists is a batch. A content list holds
                 text (never a path: `load_image` opens files), PIL images, and lists of PIL images (the frames of a
                 video, about one per second: 64 at most, more are thinned out evenly; at most 2 slices each; no image
-                ids). Its parts are joined by newlines.
+                ids). Text and images may be written {"type": "text", "text": ...} and {"type": "image", "image": ...},
+                too. Its parts are joined by newlines.
             images: PIL images that fill "(<image>./</image>)" in string contents (in a content list, put the picture
                 itself), in order; for a batch one list each.
             max_slice_nums: overrides the config's, for all images of this call.
@@ -122,44 +145,60 @@ class Processor:
             the header of the coming answer.
 
         Raises:
-            ValueError: more or fewer images than placeholders, markers typed as text, an undecodable image, a prompt
-                longer than the model's positions.
+            TypeError: an argument, or a part of a content, of another type.
+            ValueError: more or fewer images than placeholders, a reserved token typed as text (see
+                `prompt.reserved_tokens`), an undecodable image, a prompt longer than the model's positions; in a
+                conversation that ends with the assistant, an answer whose beginning changes the tokens before it
+                (2.6: a newline).
         """
-        if not messages or not isinstance(messages, list | tuple):
-            raise ValueError(f"messages must be a list of at least one message or conversation, got {messages!r}")
+        if not isinstance(messages, list | tuple) or not messages:
+            raise WrongType(f"messages must be a list of at least one message or conversation, got {shown(messages)}")
+        check_type("use_image_id", use_image_id, bool, np.bool_, what="True or False")
         is_batch = not isinstance(messages[0], dict)
         samples = messages if is_batch else [messages]
         image_lists = ([None] * len(samples) if images is None else images) if is_batch else [images]
         if not isinstance(image_lists, list | tuple) or len(image_lists) != len(samples):
-            raise ValueError(f"images of a batch: give {len(samples)} lists, one for each conversation")
+            raise WrongType(f"images of a batch: give {len(samples)} lists, one for each conversation")
         slicing = self.config.slicing
         if max_slice_nums is not None:
-            slicing = replace(slicing, max_slice_nums=max_slice_nums)
+            slicing = replace(slicing, max_slice_nums=check_int("max_slice_nums", max_slice_nums))
         pairs = zip(samples, image_lists, strict=True)
-        return self.collate([self._sample(sample, given, slicing, use_image_id) for sample, given in pairs])
+        written = [self._write(sample, given, slicing, bool(use_image_id)) for sample, given in pairs]
+        return self.collate([self._draw(**sample) for sample in written])
 
-    def _sample(self, messages: list[dict], images, slicing: SliceConfig, use_image_id: bool) -> dict:
-        if not isinstance(messages, list | tuple) or not all(isinstance(message, dict) for message in messages):
-            raise ValueError(f"a conversation is a list of dicts with role and content, got {messages!r}")
-        images = [] if images is None else images
-        if not isinstance(images, list | tuple) or not all(isinstance(image, Image.Image) for image in images):
-            raise ValueError(f"images= takes a list of PIL images (load_image opens files), got {images!r}")
-        plans, views, text_messages = [], [], []
-        queue = list(images)
+    @cached_property
+    def reserved(self) -> tuple[str, ...]:
+        """Tokens that a content must not hold; see `prompt.reserved_tokens`."""
+        return reserved_tokens(self.tokenizer)
+
+    def _write(self, messages: list[dict], images, slicing: SliceConfig, use_image_id: bool) -> dict:
+        """A sample without its pixels: what is wrong with text and sizes is found before pixels cost time."""
+        queries, version = self.config.resampler.num_queries, self.config.version
+        messages = check_messages(messages, version)
+        if not isinstance(images, list | tuple | None) or not all(isinstance(i, Image.Image) for i in images or ()):
+            raise WrongType(f"images= takes a list of PIL images (load_image opens files), got {shown(images)}")
+        queue = deque(images or ())
+        contents = [_parts(message, number, queue, self.reserved) for number, message in enumerate(messages)]
+        if queue:
+            raise ValueError(f"{len(queue)} of {len(images)} images have no placeholder {PLACEHOLDER} in the messages")
+        parts = [part for content in contents for part in content]
+        letters = sum(len(part) for part in parts if isinstance(part, str))
+        videos = [part if isinstance(part, list) else [part] for part in parts if not isinstance(part, str)]
+        pictures = [image for video in videos for image in video]
+        self._check_room(len(pictures) * queries, letters)
+
+        plans, text_messages = [], []
         numbered = 0  # images that got an id so far; frames get none
 
         def lay_out(image: Image.Image, cfg: SliceConfig, with_id: bool) -> str:
             nonlocal numbered
-            image = load_image(image)
-            plan = plan_slices(image.size, cfg)
+            plan = plan_slices(_upright_size(image), cfg)
             plans.append(plan)
-            views.extend(normalize_views(image, plan))
             number = numbered if with_id else None
             numbered += with_id
-            return image_layout(plan, self.config.resampler.num_queries, self.config.version, number)
+            return image_layout(plan, queries, version, number)
 
-        for number, message in enumerate(messages):
-            parts = _parts(message, number, queue)
+        for message, parts in zip(messages, contents):
             pieces = []
             for part in parts:
                 if isinstance(part, str):
@@ -168,44 +207,88 @@ class Processor:
                     pieces.append(lay_out(part, slicing, use_image_id))
                 else:
                     frame_cfg = replace(slicing, max_slice_nums=min(MAX_FRAME_SLICES, slicing.max_slice_nums))
-                    pieces.extend(lay_out(frame, frame_cfg, False) for frame in sample_frames(part))
+                    pieces.extend(lay_out(frame, frame_cfg, False) for frame in part)
             joined = "".join(pieces) if isinstance(message["content"], str) else _join(pieces)
-            text_messages.append({"role": message.get("role"), "content": joined})
-        if queue:
-            raise ValueError(f"{len(queue)} of {len(images)} images have no placeholder {PLACEHOLDER} in the messages")
+            text_messages.append({"role": message["role"], "content": joined})
+        self._check_room(sum(plan.visual_tokens(queries) for plan in plans))
+        return dict(pictures=pictures, plans=plans) | self._encode(text_messages, plans)
 
-        text, answers = render_chat(
-            text_messages, self.config.version, self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        )
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, most = encoded["input_ids"], self.config.llm.max_position_embeddings
+    def _check_room(self, visual: int, letters: int = 0) -> None:
+        """Refuse what cannot fit before it is tokenized or resized."""
+        most = self.config.llm.max_position_embeddings
+        if visual > most or letters > most * LIMITS["token_letters"]:
+            what = f"{visual} visual tokens or more" if visual > most else f"{letters} letters of text"
+            raise ValueError(f"messages: the prompt has {what}, but the model takes {most} tokens; {SHORTER}")
+
+    def _encode(self, messages: list[dict], plans: list[SlicePlan]) -> dict:
+        """Tokens, labels and bounds of messages whose images are laid out."""
+        tokenizer, config = self.tokenizer, self.config
+        queries, most = config.resampler.num_queries, config.llm.max_position_embeddings
+        text, answers = render_chat(messages, config.version, tokenizer.bos_token or "", tokenizer.eos_token or "")
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = encoded["input_ids"]
         if len(ids) > most:
+            visual = sum(plan.visual_tokens(queries) for plan in plans)
+            what = f"{len(ids)} tokens, {visual} of them visual"
+            raise ValueError(f"messages: the prompt has {what}, but the model takes {most}; {SHORTER}")
+        for token, count in Counter(i for i in ids if i in self._reserved_ids).items():
+            name = self._reserved_ids[token]
+            if count > text.count(name):  # a normalizer has made it: fullwidth letters, for example
+                raise ValueError(f"messages: the tokenizer reads {name} in a text that is spelled otherwise")
+        bounds = image_bounds(ids, self.token_ids, config.version)
+        check_slots(bounds, plans, queries)
+        if messages[-1]["role"] == "assistant" and (merged := merged_answers(text, answers, encoded, tokenizer)):
+            number = [n for n, message in enumerate(messages) if message["role"] == "assistant"][merged[0]]
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, {len(views) * self.config.resampler.num_queries} of them visual, "
-                f"but the model takes {most}; a smaller max_slice_nums, fewer images or less text makes it shorter"
+                f"message {number}: the answer begins with {shown(messages[number]['content'][:8])}, which changes the "
+                "tokens of the header before it: it would be learned after another prompt than it is asked with. "
+                "Strip white space from answers"
             )
-        bounds = image_bounds(ids, self.token_ids, self.config.version)
-        check_slots(bounds, plans, self.config.resampler.num_queries)
-        return dict(
-            ids=ids,
-            labels=answer_labels(ids, encoded["offset_mapping"], answers),
-            images=views,
-            patch_grids=[grid for plan in plans for grid in plan.patch_grids],
-            bounds=bounds,
-            plans=plans,
-        )
+        return dict(ids=ids, labels=answer_labels(ids, encoded["offset_mapping"], answers), bounds=bounds)
+
+    @cached_property
+    def _reserved_ids(self) -> dict[int, str]:
+        """Reserved tokens that this tokenizer knows; not `<unk>`, which also stands for what it does not know."""
+        ids = {self.tokenizer.convert_tokens_to_ids(token): token for token in self.reserved if token != SLOT}
+        return {i: token for i, token in ids.items() if i not in (None, self.tokenizer.unk_token_id)}
+
+    def _draw(self, pictures: list[Image.Image], plans: list[SlicePlan], **written) -> dict:
+        """Add the pixels to what `_write` returns."""
+        views = [view for image, plan in zip(pictures, plans) for view in normalize_views(load_image(image), plan)]
+        grids = [grid for plan in plans for grid in plan.patch_grids]
+        return dict(images=views, patch_grids=grids, plans=plans, **written)
 
     def collate(self, samples: list[dict]) -> Batch:
-        """Pad samples to one Batch; each is a dict of ids, labels, images, patch_grids, bounds and plans."""
-        longest = max(len(s["ids"]) for s in samples)
+        """Pad samples to one Batch.
+
+        Args:
+            samples: dicts of ids and labels (lists of one length), images, patch_grids, bounds (views, 2), counted
+                without padding, and plans. They are not changed.
+
+        Returns:
+            A Batch.
+
+        Raises:
+            TypeError: no list of dicts, or ids, labels or bounds of another type.
+            ValueError: no sample, a key is missing, as many labels as ids are not given.
+
+        Example:
+            >>> processor = Processor.from_pretrained("nano")
+            >>> empty = dict(images=[], patch_grids=[], plans=[], bounds=torch.zeros(0, 2, dtype=torch.long))
+            >>> processor.collate([dict(ids=[5, 6], labels=[-100, 6], **empty)]).input_ids
+            tensor([[5, 6]])
+        """
+        samples = check_list("samples", samples, dict, empty=False)
+        rows = [_check_sample(f"samples[{number}]", sample) for number, sample in enumerate(samples)]
+        longest = max(len(given) for given, _ in rows)
         ids = torch.full((len(samples), longest), self.pad_id)
-        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-        for row, s in enumerate(samples):
-            pad = longest - len(s["ids"])  # on the left, so that every prompt ends where its answer begins
-            ids[row, pad:] = torch.tensor(s["ids"])
-            labels[row, pad:] = torch.tensor(s["labels"])
+        labels, mask, bounds = torch.full_like(ids, -100), torch.zeros_like(ids), []
+        for row, (sample, (given, answers)) in enumerate(zip(samples, rows)):
+            pad = longest - len(given)  # on the left, so that every prompt ends where its answer begins
+            ids[row, pad:] = given
+            labels[row, pad:] = answers
             mask[row, pad:] = 1
-            s["bounds"] = s["bounds"] + pad
+            bounds.append(sample["bounds"] + pad)
         return Batch(
             input_ids=ids,
             attention_mask=mask,
@@ -213,7 +296,7 @@ class Processor:
             labels=labels,
             images=[s["images"] for s in samples],
             patch_grids=[s["patch_grids"] for s in samples],
-            image_bounds=[s["bounds"] for s in samples],
+            image_bounds=bounds,
             plans=[s["plans"] for s in samples],
             stop_ids=self.stop_ids,
             pad_id=self.pad_id,
@@ -224,12 +307,16 @@ def normalize_views(image: Image.Image, plan: SlicePlan) -> list[torch.Tensor]:
     """Resize an RGB image by its plan and scale its pixels to -1..1.
 
     Args:
-        image: an RGB image of size plan.image_size.
+        image: a PIL image of size plan.image_size; it is read as RGB.
         plan: its SlicePlan.
 
     Returns:
         float32 tensors (3, 14 * rows, 14 * cols): the overview, then the slices row by row. The slices are views of
         one tensor.
+
+    Raises:
+        TypeError: no PIL image, or no SlicePlan.
+        ValueError: a plan of another size, an image that cannot be decoded.
 
     Example:
         >>> image = Image.new("RGB", (640, 480), "white")
@@ -238,6 +325,10 @@ def normalize_views(image: Image.Image, plan: SlicePlan) -> list[torch.Tensor]:
 
     Source: image_processing_minicpmv.py: ((x / 255) - 0.5) / 0.5 in float32, to the last bit.
     """
+    check_type("image", image, Image.Image, what="a PIL image")
+    check_type("plan", plan, SlicePlan)
+    if image.size != plan.image_size:
+        raise ValueError(f"plan must be of the image's size (width, height) {image.size}, got {plan.image_size}")
     overview, refined = resize_views(image, plan, finish=_normalize)
     return [overview] + [refined[:, top:bottom, left:right] for left, top, right, bottom in plan.boxes]
 
@@ -254,14 +345,26 @@ def _normalize(image: Image.Image) -> torch.Tensor:
 def sample_frames(frames: list, most: int = MAX_FRAMES) -> list:
     """Thin a video out to at most `most` frames, evenly: the middle of each of `most` equal parts.
 
+    Args:
+        frames: a list of anything.
+        most: at least 1.
+
+    Returns:
+        A new list.
+
+    Raises:
+        TypeError: frames that are no list, or a `most` that is no integer.
+        ValueError: a `most` below 1.
+
     Example:
         >>> sample_frames(list(range(10)), 4)
         [1, 3, 6, 8]
 
     Source: docs/minicpm_v2dot6_en.md of OpenBMB/MiniCPM-V, encode_video.
     """
+    frames, most = check_list("frames", frames), check_int("most", most)
     if len(frames) <= most:
-        return list(frames)
+        return frames
     gap = len(frames) / most
     return [frames[int(i * gap + gap / 2)] for i in range(most)]
 
@@ -270,8 +373,11 @@ def check_slots(bounds: torch.Tensor, plans: list[SlicePlan], num_queries: int) 
     """Compare the slots in the text with the embeddings the images will give; the most common failure of all.
 
     Raises:
+        TypeError: bounds that are no LongTensor, plans that are no list of SlicePlan.
         ValueError: names the image, the view, and both counts.
     """
+    _check_bounds("bounds", bounds)
+    plans, num_queries = check_list("plans", plans, SlicePlan), check_int("num_queries", num_queries)
     expected = [(i, v, 1 + plan.num_slices) for i, plan in enumerate(plans) for v in range(1 + plan.num_slices)]
     for (i, v, views), (start, end) in zip(expected, bounds.tolist()):
         if end - start != num_queries:
@@ -286,7 +392,34 @@ def check_slots(bounds: torch.Tensor, plans: list[SlicePlan], num_queries: int) 
         )
 
 
-def _parts(message: dict, number: int, queue: list) -> list:
+def _check_sample(name: str, sample: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels of a sample that `collate` can take."""
+    missing = {"ids", "labels", "images", "patch_grids", "bounds", "plans"} - sample.keys()
+    if missing:
+        raise ValueError(f"{name} must have ids, labels, images, patch_grids, bounds and plans, not {sorted(missing)}")
+    ids, labels = token_row(f"{name}['ids']", sample["ids"]), token_row(f"{name}['labels']", sample["labels"])
+    if len(ids) != len(labels):
+        raise ValueError(f"{name} must have as many labels as ids, got {len(labels)} and {len(ids)}")
+    _check_bounds(f"{name}['bounds']", sample["bounds"])
+    return ids, labels
+
+
+def _check_bounds(name: str, bounds) -> None:
+    if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.long or bounds.shape[1:] != (2,):
+        what = f"{bounds.dtype} {(*bounds.shape,)}" if isinstance(bounds, torch.Tensor) else shown(bounds)
+        raise WrongType(f"{name} must be a LongTensor (views, 2), got {what}")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """The size that `load_image` gives to a PIL image, without its pixels."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:
+        return load_image(image).size  # says what is wrong with it
+    return image.size[::-1] if turned else image.size
+
+
+def _parts(message: dict, number: int, queue: deque, reserved: tuple[str, ...]) -> list:
     """A message's content as a list of text, images and videos; images of the queue fill placeholders."""
     content = message.get("content")
     if isinstance(content, str):
@@ -297,30 +430,56 @@ def _parts(message: dict, number: int, queue: list) -> list:
             )
         parts = [texts[0]]
         for text in texts[1:]:
-            parts += [queue.pop(0), text]
+            parts += [queue.popleft(), text]
     elif isinstance(content, list | tuple) and content:
-        parts = list(content)
+        parts = [_part(part, number) for part in content]
     else:
-        raise ValueError(f"message {number}: content must be text or a list of text and images, got {content!r}")
-    for part in parts:
-        if isinstance(part, str):
-            typed = [marker for marker in MARKERS if marker in part]
-            if typed:
-                raise ValueError(
-                    f"message {number}: {typed[0]} is reserved for the image layout, it cannot be text "
-                    "(a placeholder belongs in a string content; in a list, put the picture itself)"
-                )
-        elif isinstance(part, list | tuple):
-            if not part or not all(isinstance(frame, Image.Image) for frame in part):
-                raise ValueError(f"message {number}: a video must be a list of at least one PIL image")
-        elif not isinstance(part, Image.Image):
-            raise ValueError(
-                f"message {number}: {type(part).__name__} is neither text, a PIL image nor a list of frames "
-                "(load_image opens files)"
-            )
-        if not isinstance(part, str) and message.get("role") == "assistant":
-            raise ValueError(f"message {number}: an image in an answer would be supervised as text")
+        raise WrongType(f"message {number}: content must be text or a list of text and images, got {shown(content)}")
+    if message["role"] == "assistant" and not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"message {number}: an image in an answer would be supervised as text")
+    text = "\n".join(part if isinstance(part, str) else "\0" for part in parts)
+    if typed := reserved_in(text, reserved):
+        hint = " (a placeholder belongs in a string content; in a list, put the picture itself)" * (typed in MARKERS)
+        raise ValueError(
+            f"message {number}: {typed} is reserved for the image layout and the chat template, it cannot be text{hint}"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"message {number}: half a character (a lone surrogate) is in the text") from None
     return parts
+
+
+def _part(part, number: int):
+    """One part of a content list: text, an image, or the list of a video's frames."""
+    if isinstance(part, dict):  # as messages for `transformers` and for web services are written
+        kind = part.get("type")
+        value = part.get(kind) if kind in ("text", "image") else None
+        surplus = [key for key, other in part.items() if key not in ("type", kind) and other is not None]
+        if not isinstance(value, str if kind == "text" else Image.Image) or surplus:
+            raise WrongType(
+                f'message {number}: a dict in a content is {{"type": "text", "text": "..."}} or {{"type": "image", '
+                f'"image": a PIL image}} (load_image opens files; a video is a list of PIL images), got {shown(part)}'
+            )
+        return value
+    if isinstance(part, str):
+        if PICTURE.fullmatch(part.strip()) or (PICTURE.fullmatch(part.replace(" ", "")) and os.path.isfile(part)):
+            warnings.warn(
+                f"message {number}: {shown(part)} is read as text, no picture is opened: give load_image(path) "
+                'instead, or {"type": "text", "text": ...} if you mean the text',
+                stacklevel=2,
+            )
+        return part
+    if isinstance(part, list | tuple):
+        if not part or not all(isinstance(frame, Image.Image) for frame in part):
+            raise WrongType(f"message {number}: a video must be a list of at least one PIL image")
+        return sample_frames(part)
+    if not isinstance(part, Image.Image):
+        raise WrongType(
+            f"message {number}: {type(part).__name__} is neither text, a PIL image nor a list of frames "
+            "(load_image opens files)"
+        )
+    return part
 
 
 def _join(pieces: list[str]) -> str:

@@ -11,17 +11,76 @@ U stands for one `<unk>` slot below. For a 2 x 2 grid:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 
 import torch
 
+from .checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, shown
 from .config import VERSIONS
 from .slicing import SlicePlan
 
 SLOT = "<unk>"
 PLACEHOLDER = "(<image>./</image>)"  # what user code writes where an image belongs
 MARKERS = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
+GROUNDING = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<point>", "</point>")
+# What begins and ends turns, in all versions: the text of one model may train another.
+TURNS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<s>", "</s>", "<用户>", "<AI>"),
+)
+RESERVED = (*MARKERS, SLOT, *TURNS)
 DEFAULT_SYSTEM = "You are a helpful assistant."  # 2.6 only
+
+
+def reserved_tokens(tokenizer=None) -> tuple[str, ...]:
+    """List the tokens that layouts and chat templates write, and that questions and answers must not hold.
+
+    In a text they would begin a turn, end one, or open a picture. Marks of places (`<ref>`, `<box>`, `<quad>`,
+    `<point>` and their ends) are allowed: people write them in questions, and models in answers.
+
+    Args:
+        tokenizer: adds all special tokens that it has; None gives those of all versions only.
+
+    Returns:
+        The tokens as text, each once.
+
+    Raises:
+        TypeError: not a tokenizer.
+
+    Example:
+        >>> "<|im_end|>" in reserved_tokens(), "<box>" in reserved_tokens()
+        (True, False)
+    """
+    if tokenizer is None:
+        return RESERVED
+    if not hasattr(tokenizer, "added_tokens_decoder"):
+        raise WrongType(f"tokenizer must be one of transformers, got {type(tokenizer).__name__}: {shown(tokenizer)}")
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    own = (token for token in special if token.strip() and token not in GROUNDING)
+    return tuple(dict.fromkeys((*RESERVED, *own)))
+
+
+def reserved_in(text: str, tokens: tuple[str, ...] = RESERVED) -> str | None:
+    """Find a reserved token in what a user or a model has written.
+
+    Args:
+        text: the text.
+        tokens: from `reserved_tokens`.
+
+    Returns:
+        The first of `tokens` that the text holds; None if there is none.
+
+    Raises:
+        TypeError: not text.
+
+    Example:
+        >>> reserved_in("Hi<|im_end|>"), reserved_in("<ref>the cup</ref>")
+        ('<|im_end|>', None)
+    """
+    check_type("text", text, str)
+    return next((token for token in tokens if token in text), None)
 
 
 def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_id: int | None = 0) -> str:
@@ -38,7 +97,8 @@ def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_
         whole image with one).
 
     Raises:
-        ValueError: an unknown version, or fewer than 1 query.
+        TypeError: no SlicePlan, or numbers that are no integers.
+        ValueError: an unknown version, a negative image_id, fewer than 1 query or more than any model has.
 
     Example:
         >>> from minicpmv_ref import plan_slices
@@ -47,9 +107,12 @@ def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_
 
     Source: get_slice_image_placeholder and get_grid_placeholder in image_processing_minicpmv.py of each version.
     """
-    _check_version(version)
-    if num_queries < 1:
-        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+    check_choice("version", version, VERSIONS)
+    check_type("plan", plan, SlicePlan)
+    num_queries = check_int("num_queries", num_queries, most=LIMITS["num_queries"])
+    check_int("plan.num_slices", plan.num_slices, least=0, most=LIMITS["max_slice_nums"])
+    if image_id is not None:
+        image_id = check_int("image_id", image_id, least=0)
     slots = SLOT * num_queries
     overview = f"<image>{slots}</image>"
     one_slice = f"<slice>{slots}</slice>" if version == "2.6" else overview
@@ -73,7 +136,8 @@ def image_bounds(input_ids, tokens, version: str = "2.6") -> torch.Tensor:
         LongTensor (views, 2): start and end (exclusive) of the slots, in the order of the text.
 
     Raises:
-        ValueError: markers that do not come in pairs; the message counts them.
+        TypeError: input_ids that are no integers, or neither a tokenizer nor a mapping.
+        ValueError: markers that do not come in pairs of one kind; the message counts them.
 
     Example:
         >>> ids = {"<image>": 1, "</image>": 2, "<slice>": 3, "</slice>": 4}
@@ -82,27 +146,53 @@ def image_bounds(input_ids, tokens, version: str = "2.6") -> torch.Tensor:
 
     Source: processing_minicpmv.py of MiniCPM-V 2.6, _convert.
     """
-    _check_version(version)
-    ids = torch.as_tensor(input_ids)
+    check_choice("version", version, VERSIONS)
+    ids = token_row("input_ids", input_ids)
     token_ids = tokens if isinstance(tokens, Mapping) else marker_ids(tokens)
     names = ("image", "slice") if version == "2.6" else ("image",)
-    opens, closes = ([token_ids[form.format(name)] for name in names] for form in ("<{}>", "</{}>"))
-    starts = torch.isin(ids, torch.tensor(opens)).nonzero()[:, 0] + 1
-    ends = torch.isin(ids, torch.tensor(closes)).nonzero()[:, 0]
-    if len(starts) != len(ends) or (starts > ends).any() or (starts[1:] <= ends[:-1]).any():
+    opens, closes = (
+        torch.tensor([check_int(f"tokens[{form.format(n)!r}]", token_ids.get(form.format(n)), least=0) for n in names])
+        for form in ("<{}>", "</{}>")
+    )
+    starts = torch.isin(ids, opens.to(ids.device)).nonzero()[:, 0]
+    ends = torch.isin(ids, closes.to(ids.device)).nonzero()[:, 0]
+    if (
+        len(starts) != len(ends)
+        or (starts > ends).any()
+        or (starts[1:] < ends[:-1]).any()
+        or ((ids[starts] == opens[-1]) != (ids[ends] == closes[-1])).any()  # <image> ... </slice>
+    ):
         raise ValueError(
             f"the prompt has {len(starts)} view openings ({', '.join(f'<{n}>' for n in names)}) and {len(ends)} "
             "closings that do not pair up; a truncated prompt or a marker typed as text causes this"
         )
-    return torch.stack([starts, ends], dim=1)
+    return torch.stack([starts + 1, ends], dim=1)
+
+
+def token_row(name: str, ids) -> torch.Tensor:
+    """Token ids of one prompt, a list or a 1-D tensor, as a LongTensor."""
+    try:
+        row = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        row = None
+    whole = row is not None and not (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool)
+    if row is None or row.ndim != 1 or not (whole or len(row) == 0):
+        raise WrongType(
+            f"{name} must be a list or a 1-D tensor of integers, got "
+            + (f"a tensor {(*row.shape,)} of {row.dtype}" if isinstance(ids, torch.Tensor) else shown(ids))
+        )
+    return row.long()
 
 
 def marker_ids(tokenizer) -> dict[str, int]:
     """Look up the ids of `<image>`, `</image>`, `<slice>` and `</slice>`.
 
     Raises:
+        TypeError: not a tokenizer.
         ValueError: the tokenizer does not know one of them.
     """
+    if not hasattr(tokenizer, "convert_tokens_to_ids"):
+        raise WrongType(f"tokens must be a tokenizer or a mapping, got {type(tokenizer).__name__}: {shown(tokenizer)}")
     ids = {marker: tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS[:4]}
     unknown = [m for m, i in ids.items() if i is None or i == tokenizer.convert_tokens_to_ids(SLOT)]
     if unknown:
@@ -128,7 +218,9 @@ def render_chat(
         (text, answers): `answers` are the (start, end) characters of what the assistant said, its end token included.
 
     Raises:
-        ValueError: no messages, an unknown role, a system message where the version has none.
+        TypeError: messages that are no list of dicts, content that is no text.
+        ValueError: no messages, an unknown role, a system message where the version has none, a key other than role
+            and content, a token in a content that would begin or end a turn.
 
     Example:
         >>> render_chat([{"role": "user", "content": "Hi"}], "2.0", bos="<s>")
@@ -139,8 +231,13 @@ def render_chat(
 
     Source: the chat templates in tokenizer_config.json of 2.5 and 2.6; modeling_minicpmv.py of 2.0, chat.
     """
-    _check_version(version)
-    _check_messages(messages, version)
+    check_choice("version", version, VERSIONS)
+    check_type("bos", bos, str)
+    check_type("eos", eos, str)
+    for number, message in enumerate(check_messages(messages, version)):
+        content = check_type(f"message {number}: content", message.get("content"), str)
+        if typed := reserved_in(content, TURNS):
+            raise ValueError(f"message {number}: {typed} is reserved for the chat template, it cannot be text")
     if version == "2.6" and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
 
@@ -181,31 +278,83 @@ def answer_labels(input_ids: list[int], offsets: list[tuple[int, int]], answers:
         A list as long as input_ids. The official fine-tuning code supervises the end token twice and shifts
         beforehand; here each answer token is supervised once.
 
+    Raises:
+        TypeError: offsets or answers that are no lists of pairs of integers.
+        ValueError: another number of offsets than of ids.
+
     Example:
         >>> answer_labels([7, 8, 9], [(0, 3), (3, 5), (5, 6)], [(3, 6)])
         [-100, 8, 9]
 
     Source: finetune/dataset.py of OpenBMB/MiniCPM-V, conversation_to_ids.
     """
-    # Subtle: a token that begins in the header belongs to the header, even if it reaches into the answer.
-    return [
-        token if any(start <= first < end for start, end in answers) else -100
-        for token, (first, _) in zip(input_ids, offsets, strict=True)
-    ]
+    ids = token_row("input_ids", input_ids).tolist()
+    offsets, answers = check_list("offsets", offsets), check_list("answers", answers)
+    if len(ids) != len(offsets):
+        raise ValueError(f"offsets must have one entry for each of the {len(ids)} input_ids, got {len(offsets)}")
+    try:
+        # Subtle: a token that begins in the header belongs to the header, even if it reaches into the answer.
+        return [
+            token if any(start <= first < end for start, end in answers) else -100
+            for token, (first, _) in zip(ids, offsets)
+        ]
+    except (TypeError, ValueError, RuntimeError):  # the last: an array of torch is neither larger nor smaller
+        raise WrongType("offsets and answers must be lists of (start, end) pairs of integers") from None
 
 
-def _check_version(version: str) -> None:
-    if version not in VERSIONS:
-        raise ValueError(f"version must be one of {VERSIONS}, got {version!r}")
+def merged_answers(text: str, answers: list[tuple[int, int]], encoded, tokenizer) -> list[int]:
+    """Find answers whose beginning changes the tokens of the header before them.
+
+    Qwen2's tokenizer reads a newline at the end of the header and one that begins the answer as one token. A model
+    that learns from such a sample never sees the header that `chat` will end its prompt with.
+
+    Args:
+        text, answers: from `render_chat`.
+        encoded: `tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)`.
+        tokenizer: a fast tokenizer.
+
+    Returns:
+        The numbers of these answers, counted from 0.
+
+    Example:
+        >>> from minicpmv_ref import Processor
+        >>> tokenizer = Processor.from_pretrained("nano").tokenizer
+        >>> text, answers = "<|im_start|>assistant\\nred", [(22, 25)]
+        >>> encoded = tokenizer(text, return_offsets_mapping=True)
+        >>> merged_answers(text, answers, encoded, tokenizer)
+        []
+        >>> merged_answers(text, [(15, 25)], encoded, tokenizer)  # "ass" alone is another token than "assistant"
+        [0]
+    """
+    ids, offsets, merged = encoded["input_ids"], encoded["offset_mapping"], []
+    special = tokenizer.added_tokens_decoder
+    for number, (start, _) in enumerate(answers):
+        end = bisect_left(offsets, start, key=lambda offset: offset[0])
+        # A tokenizer cuts a text at its special tokens first, so nothing before the last one can change.
+        begin = next((i for i in range(end - 1, -1, -1) if ids[i] in special), 0)
+        cut = offsets[begin][0] if begin < end and ids[begin] in special else 0
+        if tokenizer(text[cut:start], add_special_tokens=False)["input_ids"] != ids[begin:end]:
+            merged.append(number)
+    return merged
 
 
-def _check_messages(messages: list[dict], version: str) -> None:
+def check_messages(messages, version: str) -> list[dict]:
+    """A conversation as a list of dicts with a role that the version knows, and a content."""
+    if not isinstance(messages, list | tuple) or not all(isinstance(message, dict) for message in messages):
+        raise WrongType(f"messages: a conversation is a list of dicts with role and content, got {shown(messages)}")
     if not messages:
         raise ValueError("a conversation needs at least one message")
     roles = ("user", "assistant") if version == "2.0" else ("system", "user", "assistant")
     for number, message in enumerate(messages):
-        if message.get("role") not in roles or (message["role"] == "system" and number > 0):
+        role = message.get("role")
+        if not isinstance(role, str) or role not in roles or (role == "system" and number > 0):
             raise ValueError(
-                f"message {number}: role must be one of {roles} (system only first) in {version}, "
-                f"got {message.get('role')!r}"
+                f"message {number}: role must be one of {roles} (system only first) in {version}, got {shown(role)}"
             )
+        surplus = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
+        if surplus:  # "images", for example: the picture would not be seen
+            raise ValueError(
+                f"message {number}: {shown(surplus[0])} is no key of a message, only role and content are read; "
+                "pictures stand in the content"
+            )
+    return list(messages)

@@ -2,20 +2,30 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from standins import byte_tokenizer, word_tokenizer
+from standins import SPECIAL, byte_tokenizer, word_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from minicpmv_ref.config import VERSIONS, v2_0, v2_5, v2_6
 from minicpmv_ref.prompt import (
+    GROUNDING,
     MARKERS,
+    RESERVED,
+    SLOT,
+    TURNS,
     answer_labels,
     image_bounds,
     image_layout,
     marker_ids,
+    merged_answers,
     render_chat,
+    reserved_in,
+    reserved_tokens,
 )
 from minicpmv_ref.slicing import plan_slices
 
@@ -29,6 +39,7 @@ TALK = [
     {"role": "user", "content": "Color?"},
     {"role": "assistant", "content": "Black."},
 ]
+PLAN = plan_slices((640, 480))
 END = {"2.0": "", "2.5": "<|eot_id|>", "2.6": "<|im_end|>"}
 
 
@@ -115,6 +126,9 @@ def test_a_prompt_without_images_has_no_bounds():
         ("2.6", "<image><slice><unk></slice></image>", 2, 2),
         ("2.5", "<image><unk></image><slice><image><unk>", 2, 1),
         ("2.0", "<image><image><unk></image></image>", 2, 2),
+        ("2.6", "<image><unk></slice>", 1, 1),
+        ("2.6", "<slice><unk></image>", 1, 1),
+        ("2.6", "<image><unk></image><slice><unk></image><image><unk></slice>", 3, 3),
     ],
 )
 def test_unbalanced_markers_are_refused_with_counts(version, text, opened, closed):
@@ -142,6 +156,61 @@ def test_a_tokenizer_without_markers_is_refused():
     tokenizer.convert_tokens_to_ids = forgetful
     with pytest.raises(ValueError, match="does not know <slice>, </slice>"):
         marker_ids(tokenizer)
+
+
+MAP = {"<image>": 1, "</image>": 2, "<slice>": 3, "</slice>": 4}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: image_bounds("<image>", MAP), TypeError, "input_ids must be a list or a 1-D tensor of integers"),
+        (lambda: image_bounds(None, MAP), TypeError, "input_ids must be a list"),
+        (lambda: image_bounds([1.0, 2.0], MAP), TypeError, "input_ids must be a list"),
+        (lambda: image_bounds([[1, 2]], MAP), TypeError, "input_ids must be a list"),
+        (lambda: image_bounds([2**70], MAP), TypeError, "input_ids must be a list"),
+        (lambda: image_bounds(torch.zeros(2, 3), MAP), TypeError, r"got a tensor \(2, 3\) of torch.float32"),
+        (lambda: image_bounds([1, 2], {"<image>": 1}), TypeError, r"tokens\['<slice>'\] must be an integer"),
+        (lambda: image_bounds([1, 2], MAP | {"<image>": "1"}), TypeError, r"tokens\['<image>'\] must be an integer"),
+        (lambda: image_bounds([1, 2], "nano"), TypeError, "tokens must be a tokenizer or a mapping, got str: 'nano'"),
+        (lambda: image_layout((640, 480), 1), TypeError, "plan must be SlicePlan, got tuple"),
+        (lambda: image_layout(PLAN, 64.0), TypeError, "num_queries must be an integer"),
+        (lambda: image_layout(PLAN, True), TypeError, "num_queries must be an integer"),
+        (lambda: image_layout(PLAN, 10**12), ValueError, "num_queries must be an integer .* at most 1,024"),
+        (lambda: image_layout(replace(PLAN, grid=(10**6, 10**6)), 1), ValueError, "plan.num_slices must be an integer"),
+        (lambda: image_layout(PLAN, 1, image_id=-1), ValueError, "image_id must be an integer of at least 0"),
+        (lambda: image_layout(PLAN, 1, image_id=True), TypeError, "image_id must be an integer"),
+        (lambda: image_layout(PLAN, 1, image_id="0"), TypeError, "image_id must be an integer"),
+        (lambda: image_layout(PLAN, 1, "2.5", image_id=0.5), TypeError, "image_id must be an integer"),
+        (lambda: image_layout(PLAN, 1, 2.6), ValueError, "version must be one of"),
+        (lambda: render_chat(None), TypeError, "messages: a conversation is a list of dicts"),
+        (lambda: render_chat("Hi"), TypeError, "messages: a conversation is a list of dicts"),
+        (lambda: render_chat(["Hi"]), TypeError, "messages: a conversation is a list of dicts"),
+        (lambda: render_chat([{"role": "user"}]), TypeError, "message 0: content must be str, got NoneType"),
+        (lambda: render_chat([*TALK, {"role": "user", "content": ["a"]}]), TypeError, "message 4: content must be str"),
+        (lambda: render_chat([{"role": ["user"], "content": "a"}]), ValueError, "message 0: role must be one of"),
+        (lambda: render_chat(TALK, "2.0", bos=None), TypeError, "bos must be str"),
+        (lambda: render_chat(TALK, "2.0", eos=2), TypeError, "eos must be str"),
+        (lambda: render_chat([TALK[0] | {"images": [1]}]), ValueError, "message 0: 'images' is no key of a message"),
+        (lambda: answer_labels([1], None, []), TypeError, "offsets must be a list"),
+        (lambda: answer_labels([1], [(0, 1)], {0: 1}), TypeError, "answers must be a list"),
+        (lambda: answer_labels([1], [3], []), TypeError, "offsets and answers must be lists of .* pairs"),
+        (lambda: answer_labels([1], [("a", 1)], [(0, 1)]), TypeError, "offsets and answers must be lists of"),
+        (lambda: answer_labels([1], [(0, 1)], [(torch.ones(2), 1)]), TypeError, "offsets and answers must be lists of"),
+        (lambda: answer_labels(["a"], [(0, 1)], []), TypeError, "input_ids must be a list"),
+        (lambda: answer_labels([1, 2], [(0, 1)], []), ValueError, "offsets must have one entry for each of the 2"),
+        (lambda: reserved_in(None), TypeError, "text must be str"),
+        (lambda: reserved_tokens("nano"), TypeError, "tokenizer must be one of transformers, got str"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_keys_without_a_value_are_no_harm():
+    """Clients of web services write them."""
+    assert render_chat([TALK[0] | {"name": None, "tool_calls": None}]) == render_chat(TALK[:1])
 
 
 # Chat templates. Written from the description of the published ones; transformers renders them.
@@ -220,7 +289,80 @@ def test_roles_are_checked(messages, version, message):
         render_chat(messages, version)
 
 
+# Reserved tokens
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_special_token_but_the_marks_of_places_is_reserved(version):
+    tokenizer = byte_tokenizer(version)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>", *GROUNDING]})
+    tokens = reserved_tokens(tokenizer)
+    assert set(tokens) == {*RESERVED, "<|tool|>"}
+    assert len(set(tokens)) == len(tokens)
+    for token in tokens:
+        assert reserved_in(f"a{token}b", tokens)
+    assert reserved_in("a<|tool|>b") is None
+    for text in (
+        "",
+        "<ref>the cup</ref><box>1 2 3 4</box>",
+        "<quad></quad><point></point>",
+        "im_end <|im_end >",
+        "a<b>c",
+    ):
+        assert reserved_in(text, tokens) is None
+
+
+def test_without_a_tokenizer_the_tokens_of_all_versions_are_reserved():
+    assert reserved_tokens() == RESERVED
+    assert {*MARKERS, SLOT, *TURNS} == set(RESERVED)
+    for version, names in SPECIAL.items():
+        assert set(names) <= set(RESERVED), version
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("token", TURNS)
+def test_turns_cannot_be_forged(version, token):
+    for place, message in enumerate(TALK):
+        forged = [*TALK[:place], message | {"content": f"Hi{token}\n"}, *TALK[place + 1 :]]
+        with pytest.raises(ValueError, match=f"message {place}: {re.escape(token)} is reserved for the chat template"):
+            render_chat(forged, version)
+    if version != "2.0":
+        with pytest.raises(ValueError, match=f"message 0: {re.escape(token)} is reserved"):
+            render_chat([{"role": "system", "content": token}, *TALK], version)
+
+
 # Labels
+
+
+def newline_tokenizer():
+    """2.6 with one token for two newlines, as Qwen2 has it."""
+    data = json.loads(byte_tokenizer("2.6").backend_tokenizer.to_str())
+    data["model"]["vocab"]["ĊĊ"] = 271
+    data["model"]["merges"] = [["Ċ", "Ċ"]]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(data)), unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["\nfoo", "bar"], [0]),
+        (["foo", "\n\nbar"], [1]),
+        (["\n", "\nbar"], [0, 1]),
+        ([" foo\n\n", "\tbar\n"], []),
+        (["foo", ""], []),
+    ],
+)
+def test_answers_that_change_the_header_before_them_are_found(answers, expected):
+    tokenizer = newline_tokenizer()
+    talk = [message for answer in answers for message in (TALK[0], {"role": "assistant", "content": answer})]
+    text, spans = render_chat(talk)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert merged_answers(text, spans, encoded, tokenizer) == expected
+    plain = byte_tokenizer("2.6")  # every byte is a token: nothing merges
+    assert merged_answers(text, spans, plain(text, return_offsets_mapping=True), plain) == []
+    for number, (start, _) in enumerate(spans):  # the long way
+        asked = tokenizer(text[:start], add_special_tokens=False)["input_ids"]
+        assert (encoded["input_ids"][: len(asked)] != asked) == (number in expected)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
