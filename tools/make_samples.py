@@ -52,7 +52,7 @@ def photograph(source, box, path):
     if box is None and source.suffix == ".jpg":
         shutil.copyfile(source, path)
         return
-    image = Image.open(source)
+    image = Image.open(source, formats=["PNG", "JPEG"])
     image.load()
     image.info.clear()  # no comments, color profiles or EXIF in the crops
     save_jpeg(image.crop(box) if box else image, path)

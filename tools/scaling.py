@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -58,6 +59,8 @@ from scaling_costs import (  # noqa: E402
 from experiments.frame import write  # noqa: E402
 from minicpmv_ref.config import nano, v2_6  # noqa: E402
 from minicpmv_ref.deploy.memory import estimate, parameters  # noqa: E402
+from minicpmv_ref.files import read_json  # noqa: E402
+from minicpmv_ref.pictures import picture_size  # noqa: E402
 
 DATA, PAGE = ROOT / "docs/scaling.json", ROOT / "docs/scaling.md"
 
@@ -462,12 +465,9 @@ def lasting(seconds: float) -> str:
 
 def bytes_of_a_pixel() -> float:
     """Of the photographs among the samples, as JPEG."""
-    from PIL import Image
-
     pixels = stored = 0
     for path in sorted((ROOT / "data_samples/images").glob("*.jpg")):
-        with Image.open(path) as photo:
-            pixels += photo.width * photo.height
+        pixels += math.prod(picture_size(path))
         stored += path.stat().st_size
     return stored / pixels
 
@@ -492,11 +492,11 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure again; otherwise only the page is written")
     if parser.parse_args(arguments).measure:
-        old = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else None
+        old = read_json(DATA) if DATA.exists() else None
         # A prediction that failed must not vanish behind one that did not.
         earlier = [*old["earlier"], {"rounds": old["rounds"], **errors(old)}] if old else []
         write(DATA, json.dumps({**measure(), "earlier": earlier}, indent=1) + "\n")
-    write(PAGE, page(json.loads(DATA.read_text(encoding="utf-8"))))
+    write(PAGE, page(read_json(DATA)))
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 

@@ -290,12 +290,11 @@ def measure_pictures(rounds: int) -> dict[str, list[float]]:
     calls = {}
     for name, stage in STAGES.items():
         file = io.BytesIO()
-        with Image.open(ROOT / "data_samples/images/temple.jpg") as photo:
-            photo.resize(stage.size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        photo = load_image(ROOT / "data_samples/images/temple.jpg")
+        photo.resize(stage.size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
 
         def run(file=file, slicing=stage.slicing):
-            file.seek(0)
-            image = load_image(Image.open(file))
+            image = load_image(file)
             normalize_views(image, plan_slices(image.size, slicing))
 
         calls[name] = run

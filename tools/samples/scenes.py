@@ -109,7 +109,7 @@ def screenshot():
         options += ["--force-device-scale-factor=1", "--window-size=1280,720", f"--user-data-dir={folder}"]
         command = [browser, *options, f"--screenshot={shot}", PAGE.as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        return Image.open(shot).convert("RGB"), 128
+        return Image.open(shot, formats=["PNG"]).convert("RGB"), 128
 
 
 def street_sign():
