@@ -42,6 +42,9 @@ LIMITS = {
     "picture_pixels": 2**26,  # the same; 2 million as released; 12 bytes each
     "grid_patches": 2**19,  # positions of one grid; from 950,177 in a row on, the released float32 steps miss some
     "grid_numbers": 2**28,  # the same with channels: 1 GB; 1,024 patches of 4,096 channels are 2**22
+    "lora_rank": 4096,  # the official script has 64; the layers of the released models are 1152 to 4096 wide
+    "lora_alpha": 65504,  # the largest number of float16; usual are 1 to 2 times the rank
+    "lora_targets": 1000,  # names of layers in an adapter; 2.6 has 361 linear layers
 }
 
 

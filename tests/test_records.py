@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,11 +16,16 @@ from tiny import picture, tiny_processor
 
 from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import ROOT, main
+from minicpmv_ref.checks import LIMITS
 from minicpmv_ref.learn import records as room
 from minicpmv_ref.learn.data import is_held_out
 from minicpmv_ref.learn.records import (
     RESERVED,
+    Problem,
     Record,
+    Report,
+    check_entry,
+    check_records,
     messages,
     read_records,
 )
@@ -108,6 +114,20 @@ BAD = {
     "turn is text": (dict(conversations=["Hi"]), "conversations[0]", "must have role and content, got 'Hi'"),
     "no content": (dict(conversations=[{"role": "user"}]), "conversations[0]", "must have role and content"),
     "LLaVA": (dict(conversations=LLAVA), "conversations[0]", "in LLaVA's files rename from to role"),
+    "a data URI": (dict(image="data:image/png;base64," + "iVBOR" * 50_000), "image", "is a URL; save the picture as a"),
+    "a web address": (dict(image="https://x.org/a.png"), "image", "'https://x.org/a.png' is a URL; save the picture"),
+    "a file address": (dict(image="file:///a.png"), "image", "'file:///a.png' is a URL; save the picture"),
+    "OpenAI's parts": (
+        dict(conversations=talk([{"type": "image_url", "image_url": {"url": "data:" + "A" * 9999}}], "Yo")),
+        "conversations[0].content",
+        "join its texts, with <image> where a picture stands",
+    ),
+    "transformers' parts": (
+        dict(conversations=talk("Hi", [{"type": "text", "text": "Yo"}])),
+        "conversations[1].content",
+        "join its texts, with <image> where a picture stands",
+    ),
+    "what a terminal obeys": (dict(image="\x1b[2J\u202e.png"), "image", r"there is no file '\x1b[2J\u202e.png'"),
     "role": (
         dict(conversations=[*talk("Hi"), {"role": "gpt", "content": "Yo"}]),
         "conversations[1].role",
@@ -199,12 +219,43 @@ def test_an_id_is_text_or_a_whole_number(folder, value):
     assert problem.field == "id" and problem.what == f"must be text or a whole number, got {value!r}"
 
 
-def test_ids_that_come_twice(folder):
-    """The first one counts, even if it is bad itself; 1 and "1" are one id."""
-    records, report = read(folder, good(id=1, image="no.png"), good(id="1"), good(id="2"), good(id="2"))
-    assert [record.id for record in records] == ["2"] and report.skipped == 3
-    assert [(p.number, p.field) for p in report.problems] == [(0, "image"), (1, "id"), (3, "id")]
-    assert report.problems[2].what == "record 2 has the same id"
+def test_ids_that_come_twice_cost_no_record(folder):
+    """Files in the manner of LLaVA ask about one picture in many records that share its id; 1 and "1" are one id."""
+    entries = [good(id=1, image="no.png"), good(id="1"), good(id="2"), good(id="2"), good(id=2), good(id="3")]
+    records, report = read(folder, *entries)
+    assert [record.id for record in records] == ["1", "2", "2", "2", "3"] and report.skipped == 1
+    assert [(p.number, p.field) for p in report.problems] == [(0, "image")]
+    note = "2 records have the id of one before (record 3 has that of record 2, '2'); an id is for messages only"
+    assert report.text().splitlines()[-1] == f"  note: {note}, so all are kept"
+    assert len(read_records(folder / "my.json", strict=False)[0]) == 5
+    same = [good(id="87286", conversations=talk(f"Question {i}?", "x")) for i in range(300)]
+    records, report = read(folder, *same, strict=True)
+    assert len(records) == 300 and "note: 299 records" in report.text(0) and len(report.text().splitlines()) == 2
+    assert read(folder, good(id="\x1b[2J"), good(id="\x1b[2J"))[1].text().count("\x1b") == 0
+
+
+@pytest.mark.parametrize("space", ["\n", " ", "\t\n ", "\r\n"])
+def test_white_space_before_an_answer_is_left_out_and_counted(folder, space):
+    """Under 2.6's tokenizer a newline there is one token with that of the header, which no question ends with."""
+    talks = talk("\n<image>\nWhat?", f"{space}A\n cat.\n", " And?", "Yes.")
+    records, report = read(
+        folder, good(conversations=talks), good(id="b", conversations=talk("Hi", f"{space}x")), good(id=3)
+    )
+    assert records[0].turns == (
+        ("user", "\n<image>\nWhat?"),
+        ("assistant", "A\n cat.\n"),
+        ("user", " And?"),
+        ("assistant", "Yes."),
+    )
+    assert report.problems == () and "note: 2 answers begin with white space, which is left out" in report.text()
+    assert read(folder, good(conversations=talk("Hi", "x\n")))[1].notes == ()
+
+
+@pytest.mark.parametrize("mark", ["ref", "box", "quad", "point"])
+def test_marks_of_places_are_text(folder, mark):
+    text = f"Where is <{mark}>1 2 3 4</{mark}>?"
+    (record,) = read(folder, good(conversations=talk(f"<image>\n{text}", text)))[0]
+    assert [content for _, content in record.turns] == [f"<image>\n{text}", text]
 
 
 @pytest.mark.parametrize("marker", RESERVED)
@@ -245,6 +296,12 @@ def test_all_problems_of_a_record_are_listed_and_the_record_counts_once(folder):
         (b"[" * 100_000, "not JSON"),
         (b'{"id": 0}', "not a list but {'id': 0}; put [ ] around"),
         (b"null", "not a list but None"),
+        (b'{"0": {"id": 0}, "1": {"id": 1}}', "for an object of records, write its values without their keys"),
+        (b'{"version": 1, "data": [{"id": 0}]}', "if 'data' holds the records, let the file be that list alone"),
+        (b'[{"id": 0, "id": 1}]', "the key 'id' stands twice in one object; which one counts?"),
+        (b'[{"id": 0, "x": {"\\u001b[2J": 1, "\\u001b[2J": 2}}]', r"the key '\x1b[2J' stands twice"),
+        (b'[{"id": NaN}]', "not JSON: NaN"),
+        (b'[{"id": ' + b"9" * 5000 + b"}]", "not JSON"),
         (b"[]", "the list is empty"),
     ],
 )
@@ -261,6 +318,96 @@ def test_a_file_that_is_no_list_of_records(folder, raw, words):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"my\.json"):
         read_records(tmp_path / "my.json")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes of this kind")
+def test_pipes_devices_and_huge_files_are_not_read(folder, monkeypatch):
+    os.mkfifo(folder / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(OSError, match=f"{name} is a pipe or a device"):
+            read_records(folder / name)
+    _, report = read(folder, good(image="pipe"), good(image="zero"))
+    assert [problem.what.split(" ", 1)[1] for problem in report.problems] == [
+        "is a pipe or a device, not a plain file",
+        f"leaves the folder {folder} by a link to /dev/zero",
+    ]
+    monkeypatch.setitem(LIMITS, "picture_bytes", 100)
+    (problem,) = read(folder, good(image="b.jpg"), pictures="exist")[1].problems
+    assert re.fullmatch(r"'b.jpg' has [\d,]+ bytes", problem.what) and "100 are allowed" in problem.mend
+    monkeypatch.setitem(LIMITS, "records_bytes", 10)
+    with pytest.raises(ValueError, match="at most 10 are read"):
+        read_records(folder / "my.json")
+
+
+def test_a_million_faults_are_not_a_million_lines(folder):
+    talks = [{"role": "user", "content": ""}] * 10_000
+    images = {f"<image_{i}>": "no.png" for i in range(10_000)}
+    for entry in (good(conversations=talks), good(image=images), good(image=images, conversations=talks)):
+        assert len(read(folder, entry)[1].problems) == 20
+    assert len(str(read(folder, good(conversations=talk("Hi", "x" * 10**6, "x" * 10**6)))[1])) < 1000
+
+
+def test_names_that_other_formats_use(folder):
+    openai, several = good(), good()
+    openai["messages"] = openai.pop("conversations")
+    several["images"] = [several.pop("image")]
+    first, second = read(folder, openai, several)[1].problems
+    assert [(p.field, p.what) for p in (first, second)] == [("conversations", "missing"), ("image", "missing")]
+    assert "rename messages to conversations" in first.mend and "rename images to image" in second.mend
+
+
+def test_wrong_types_are_named(folder):
+    path = write(folder, good())
+    for call, name in {
+        lambda: read_records(None): "path",
+        lambda: read_records(5): "path",
+        lambda: read_records(b"my.json"): "path",
+        lambda: read_records(path, root=5): "root",
+        lambda: read_records(path, processor="nano"): "processor",
+        lambda: messages(None): "record",
+        lambda: messages(good()): "record",
+        lambda: check_records(None): "records",
+        lambda: check_records("abc"): "records",
+        lambda: check_records(iter([])): "records",
+        lambda: check_records([good()]): r"records\[0\]",
+        lambda: Report(path, 0, ()).text("5"): "most",
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be "):
+            call()
+    for pictures in (None, 5, [], "ALL"):
+        with pytest.raises(ValueError, match="pictures must be one of exist, header, whole, got"):
+            read_records(path, pictures=pictures)
+    with pytest.raises(ValueError, match="most must be an integer of at least 0"):
+        Report(path, 0, ()).text(-1)
+    with pytest.raises(NotADirectoryError, match=r"root must be a folder, and .*a\.png is none"):
+        read_records(path, folder / "a.png")
+    with pytest.raises(ValueError, match="at least one record"):
+        check_records([])
+
+
+def test_a_record_made_by_hand_shows_all_of_its_pictures(folder):
+    turns = ("user", "<image>\nWhat?"), ("assistant", "x")
+    path = folder / "a.png"
+    for images, text in (
+        ({}, "<image>"),
+        ({"<image>": path, "<image_01>": path}, "<image>"),
+        ({"<image_0>": path}, ""),
+    ):
+        record = Record("\x1b[2J", images, (("user", f"{text}\nWhat?"), turns[1]))
+        with pytest.raises(ValueError, match=r"placeholders in its text: .*; pictures: ") as caught:
+            messages(record)
+        assert str(caught.value).isprintable()
+    with pytest.raises(ValueError, match="each must stand there once"):
+        messages(Record("x", {"<image>": path}, (("user", "<image><image>"), turns[1])))
+
+
+def test_an_entry_is_checked_wherever_its_pictures_are():
+    """`find` says what a name stands for: a path, or a file in memory."""
+    assert check_entry(good(), lambda name: (name.upper(), None))[0].images == {"<image>": "A.PNG"}
+    _, flaws, _ = check_entry(good(), lambda name: (None, ("it is gone", "bring it")))
+    assert flaws == [("image", "it is gone", "bring it")]
+    assert str(Problem(3, "\x1b\x07", "\x1b", "\x1b", "\u202e")).isprintable()
 
 
 def test_strict_shows_the_first_problems(folder):
@@ -328,6 +475,46 @@ def test_a_link_does_not_lead_out(folder, tmp_path):
     (folder / "fine.png").symlink_to(folder / "a.png")
     records, report = read(folder, good(image="link.png"), good(id="fine", image="fine.png"))
     assert [record.id for record in records] == ["fine"] and "leaves the folder" in report.problems[0].what
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_that_leads_out_says_what_to_name_as_root(folder, tmp_path):
+    """What is written in a file or packed in an archive must not decide what is read; you may, by naming a root."""
+    store = tmp_path / "my store"
+    (store / "coco").mkdir(parents=True)
+    picture(9, 9).save(store / "coco" / "a.png")
+    (folder / "coco").symlink_to(store / "coco")
+    (folder / "other").symlink_to(store / "coco")
+    absolute = str(store / "coco" / "a.png")
+    entries = [good(image=image) for image in ("coco/a.png", "other/a.png", absolute, "../x.png")]
+    told = [problem.what + "; " + problem.mend for problem in read(folder, *entries)[1].problems]
+    assert f"leaves the folder {folder} by a link to {absolute}; " in told[0]
+    assert told[0].endswith(f"as root (--root {shlex.quote(str(store))})")  # a path with a space, ready to be copied
+    assert told[1].endswith(f"as root (--root {shlex.quote(str(store / 'coco'))}) and let paths start there")
+    assert told[2].endswith(f"as root (--root {shlex.quote(str(store / 'coco'))})") and "by a link" not in told[2]
+    assert told[3].endswith("leaves the folder " + str(folder) + "; move the picture, or name another root")
+    path = folder / "my.json"
+    for root, good_ones in ((store, [0, 2]), (store / "coco", [2])):
+        bad = {problem.number for problem in read_records(path, root)[1].problems}
+        assert [number for number in range(4) if number not in bad] == good_ones
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_inside_the_root_are_followed(folder, tmp_path):
+    (folder / "deep" / "er").mkdir(parents=True)
+    picture(9, 9).save(folder / "deep" / "er" / "c.png")
+    (folder / "pictures").symlink_to(folder / "deep" / "er")  # a folder
+    (folder / "relative").symlink_to("deep/er")
+    (tmp_path / "root").symlink_to(folder)  # the root itself
+    entries = [good(image=image) for image in ("pictures/c.png", "relative/c.png", "a.png")]
+    write(folder, *entries)
+    for path, root in (
+        (folder / "my.json", None),
+        (tmp_path / "root" / "my.json", None),
+        (folder / "my.json", tmp_path / "root"),
+    ):
+        records, report = read_records(path, root)
+        assert len(records) == 3 and report.problems == ()
 
 
 # ---- what the model is shown
@@ -491,4 +678,4 @@ def test_the_command_prints_the_report(folder, capsys):
     assert main(["records", str(path)]) == 0 and main(["records", str(path), "--model", "nano"]) == 1
     assert "but the model takes 2048" in capsys.readouterr().out
     assert main(["records", str(folder / "no.json")]) == 1
-    assert re.search(r"error: .*No such file.*no\.json", capsys.readouterr().err)
+    assert re.search(r"error: there is no file .*no\.json", capsys.readouterr().err)

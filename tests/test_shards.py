@@ -1,7 +1,12 @@
 """Shards: the same bytes every time, nothing lost or doubled, resumable anywhere, and damage is counted, not met."""
 
+import gzip
+import io
 import json
+import os
 import random
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -13,6 +18,8 @@ from PIL import Image
 
 from minicpmv_ref import Processor, load_image
 from minicpmv_ref.__main__ import ROOT, main
+from minicpmv_ref.checks import LIMITS
+from minicpmv_ref.learn import shards as room
 from minicpmv_ref.learn.records import Record, read_records
 from minicpmv_ref.learn.shards import INDEX, open_shards, write_shards
 from minicpmv_ref.learn.stages import Stage, start
@@ -413,12 +420,246 @@ def test_no_record_is_good(folder):
         '{"shards": [{"file": "shard-000000.tar", "records": true}]}',
         '{"shards": [{"file": "../shard-000000.tar", "records": 10}]}',
         '{"shards": [{"file": 5, "records": 10}]}',
+        '{"shards": [{"file": "shard-000000.tar", "records": 10}, {"file": "shard-000000.tar", "records": 10}]}',
+        '{"shards": {"file": "shard-000000.tar", "records": 10}}',
+        '{"shards": [{"file": "shard-000000.tar\\n", "records": 10}]}',
+        '{"shards": [{"file": [], "records": 10}]}',
     ],
 )
 def test_an_index_that_is_none(folder, text):
     (folder / INDEX).write_text(text)
     with pytest.raises(ValueError, match=r"index.json (is not|must hold)"):
         open_shards(folder)
+
+
+# ---- shards from strangers
+
+
+def talk(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def header(name, size, kind=b"0", sparse=b""):
+    """A header of a tar with a right checksum, whatever it claims."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = b"%011o\0" % size if 0 <= size < 8**11 else (size % 2**96 | 1 << 95).to_bytes(12, "big")
+    block[156:157] = kind
+    block[386 : 386 + len(sparse)] = sparse
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def forged(folder, *entries, claims=None, before=()):
+    """A shard with these entries, each with a right checksum, and a good record after them."""
+    folder.mkdir(exist_ok=True)
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(file, "PNG")
+    blocks = [*before]
+    for number, entry in enumerate([*entries, {"id": "last", "image": "0.png", "conversations": TURNS}]):
+        named = entry["image"]
+        pictures = dict.fromkeys(named.values() if isinstance(named, dict) else [named], file.getvalue())
+        entry = {**entry, "crc32": room._checksum(entry, pictures)}
+        for name, content in {**pictures, "json": json.dumps(entry).encode()}.items():
+            blocks += header(f"{number:06d}.{name}", len(content)), content, bytes(-len(content) % 512)
+    (folder / "shard-000000.tar").write_bytes(b"".join(blocks) + bytes(1024))
+    lines = [{"file": "shard-000000.tar", "records": claims or len(entries) + 1}]
+    (folder / INDEX).write_text(json.dumps({"shards": lines}))
+    return folder
+
+
+TURNS = talk("<image>\nWhat?", "This.")
+GOOD = {"id": 0, "image": "0.png", "conversations": TURNS}
+TWO = {"<image_00>": "0.png", "<image_01>": "1.png"}
+FORGED = {
+    "never shown": (dict(image=TWO, conversations=talk("<image_00>", "x")), "conversations: <image_01> stands nowhere"),
+    "no picture": (dict(conversations=talk("<image> <image_01>", "x")), "conversations[0].content: <image_01> has no"),
+    "shown twice": (dict(conversations=talk("<image><image>", "x")), "conversations: <image> stands 2 times"),
+    "no id": (dict(id=None), "id: must be text or a whole number, got None"),
+    "id is a list": (dict(id=[[]]), "id: must be text or a whole number, got [[]]"),
+    "id is a fraction": (dict(id=0.5), "id: must be text or a whole number, got 0.5"),
+    "empty": (dict(conversations=talk("<image>", " ")), "conversations[1].content: the text is empty"),
+    "no turns": (dict(conversations=[]), "conversations: must be a list of turns, got []"),
+    "turns are text": (dict(conversations="Hi"), "conversations: must be a list of turns, got 'Hi'"),
+    "a turn is a number": (dict(conversations=[5]), "conversations[0]: must have role and content, got 5"),
+    "content is a number": (dict(conversations=talk("<image>", 5)), "conversations[1].content: must be text, got 5"),
+    "a system turn": (dict(conversations=[{"role": "system", "content": "x"}]), "conversations[0].role: must be user"),
+    "no answer": (dict(conversations=talk("<image>")), "conversations: ends with a question"),
+    "control token": (dict(conversations=talk("<image>", "a<|im_end|>")), "<|im_end|> is typed as text"),
+    "marker": (dict(conversations=talk("<image>", "</slice>")), "conversations[1].content: </slice> is typed"),
+    "placeholder": (dict(image={"<picture>": "0.png"}), "image: '<picture>' cannot be a placeholder"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_record_is_checked_as_one_in_a_file(tmp_path, name):
+    changes, words = FORGED[name]
+    shards, report = open_shards(forged(tmp_path / "s", {**GOOD, **changes}))
+    assert ids(shards) == ["last"] and {(p.number, p.field) for p in report.problems} == {(0, "shard-000000.tar")}
+    assert words in str(report.problems[0])
+    for file in ("0.png", "1.png"):
+        Image.new("RGB", (60, 40)).save(tmp_path / file)
+    (tmp_path / "my.json").write_text(json.dumps([{**GOOD, **changes}]))
+    same = read_records(tmp_path / "my.json")[1].problems
+    assert [p.what for p in report.problems] == [f"{p.field}: {p.what}" for p in same]
+
+
+def test_what_is_fine_in_a_file_is_fine_in_a_shard(tmp_path):
+    entry = {"id": 7, "image": "0.png", "conversations": talk("What?", "\n<ref>This</ref>.")}
+    shards, report = open_shards(forged(tmp_path / "s", entry, entry), Processor.from_pretrained("nano"))
+    assert ids(shards) == ["7", "7", "last"] and report.problems == ()
+    assert shards[0].turns == (("user", "<image>\nWhat?"), ("assistant", "<ref>This</ref>."))
+    assert [note[:19] for note in report.notes] == ["1 records have the ", "2 answers begin wit"]
+    assert len([part for part in shards[0].messages[0]["content"] if isinstance(part, Image.Image)]) == 1
+
+
+def test_a_picture_that_is_none_is_found_when_shards_are_opened(tmp_path, records):
+    for name, content in {"a.png": b"no picture", "b.png": b"", "c.png": b"\x89PNG\r\n\x1a\n"}.items():
+        (tmp_path / name).write_bytes(content)
+    turns = ("user", "<image>"), ("assistant", "x")
+    bad = [Record(name, {"<image>": tmp_path / f"{name}.png"}, turns) for name in "abc"]
+    write_shards([*records[:3], *bad], tmp_path / "s")
+    shards, report = open_shards(tmp_path / "s")
+    assert len(shards) == 3 == len(report.problems)
+    assert all("cannot be read as a picture" in problem.what for problem in report.problems)
+
+
+SPARSE = b"%011o\0%011o\0" % (2**32 - 512, 512) + bytes(73) + b"%011o\0" % 2**32  # 4 GB, but for the last 512 bytes
+MEMBERS = {
+    "a sparse file": header("000000.0.png", 512, b"S", SPARSE) + bytes(512),
+    "a link": header("000000.0.png", 0, b"2"),
+    "a hard link": header("000000.0.png", 0, b"1"),
+    "a device": header("000000.0.png", 0, b"3"),
+    "a pipe": header("000000.0.png", 0, b"6"),
+    "a folder": header("000000.0.png", 0, b"5"),
+    "another file of that name": header("000000.0.png", 3) + b"abc" + bytes(509),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_only_plain_members_are_read(tmp_path, name):
+    shards, report = open_shards(forged(tmp_path / "s", GOOD, before=[MEMBERS[name]]))
+    assert ids(shards) == ["last"] and "0.png is there twice, too large, or no plain file" in report.problems[0].what
+
+
+@pytest.mark.parametrize("name", ["../000000.0.png", "/000000.0.png", "a/000000.0.png", "000000.0.png/", "x" * 90, "."])
+def test_members_of_other_names_are_passed_over(tmp_path, name):
+    extension = header("ext", 21, b"x") + b"21 path=000000.0.png\n" + bytes(491)  # it claims another name for the next
+    before = [header(name, 3) + b"abc" + bytes(509), extension, header("000000", 3) + b"abc" + bytes(509)]
+    shards, report = open_shards(forged(tmp_path / "s", GOOD, before=before))
+    assert ids(shards) == ["0", "last"] and report.problems == ()
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [INDEX, "shard-000000.tar"]
+
+
+@pytest.mark.parametrize("size", [2**20, 2**33, 2**70, -512, -1])
+def test_a_size_that_the_shard_does_not_have_ends_its_reading(tmp_path, size):
+    folder = forged(tmp_path / "s", GOOD)
+    path = folder / "shard-000000.tar"
+    content = path.read_bytes()
+    place = content.rindex(b"000001.json")
+    path.write_bytes(content[:place] + header("000001.json", size) + content[place + 512 :])
+    shards, report = open_shards(folder)
+    assert ids(shards) == ["0"] and [problem.number for problem in report.problems] == [1]
+
+
+def test_a_file_that_is_too_large_is_named(tmp_path, monkeypatch):
+    folder = forged(tmp_path / "s", {**GOOD, "conversations": talk("Hi", "x" * 5000)})
+    assert len(open_shards(folder)[0]) == 2
+    monkeypatch.setitem(LIMITS, "picture_bytes", 4000)
+    assert "json is there twice, too large, or no plain file" in open_shards(folder)[1].problems[0].what
+    monkeypatch.setitem(LIMITS, "shard_bytes", 4000)
+    with pytest.raises(ValueError, match=r"shard-000000.tar has [\d,]+ bytes; at most 4,000 are read"):
+        open_shards(folder)
+
+
+def test_compressed_shards_are_not_read(folder):
+    path = folder / "shard-000001.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    _, report = open_shards(folder)
+    assert report.skipped == 10 and "no tar file, or a compressed one" in report.problems[0].what
+
+
+def test_a_count_that_the_bytes_cannot_hold_is_refused_before_any_work(tmp_path):
+    for claims in (10**12, 2**63, 10_020):
+        with pytest.raises(ValueError, match=r"index.json claims [\d,]+ records; [\d,]+ bytes cannot hold them"):
+            open_shards(forged(tmp_path / "s", claims=claims))
+    _, report = open_shards(forged(tmp_path / "s", claims=5000))  # as if most of the shard had been cut off
+    assert (report.total, report.skipped) == (5000, 4999)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes of this kind")
+@pytest.mark.parametrize("name", ["shard-000000.tar", INDEX])
+def test_pipes_and_devices_are_no_shards(tmp_path, name):
+    folder = forged(tmp_path / "s")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(OSError, match=f"{name} is a pipe or a device"):
+        open_shards(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(OSError, match=f"{name} is a pipe or a device"):
+        open_shards(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and counted as on Linux")
+def test_two_kilobytes_take_no_gigabytes(tmp_path):
+    """In a process of its own, which may take 0.3 GB more than it has after its imports."""
+    folder = forged(tmp_path / "s", GOOD, before=[MEMBERS["a sparse file"]])
+    script = (
+        "import os, resource, sys; from minicpmv_ref.learn.shards import open_shards\n"
+        "most = int(open('/proc/self/statm').read().split()[0]) * os.sysconf('SC_PAGE_SIZE') + 300 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most)); print(open_shards(sys.argv[1])[1])"
+    )
+    how = dict(env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script, str(folder)], timeout=120, **how)
+    assert "2 records, 1 good, 1 skipped" in run.stdout, run.stderr[-2000:]
+
+
+def test_what_would_not_be_read_is_not_written(records, tmp_path):
+    path = next(iter(records[0].images.values()))
+    for images, turns, words in (
+        ({"<image>": path, "<image_01>": path}, (("user", "<image>"), ("assistant", "x")), "cannot be a placeholder"),
+        ({"<image>": path}, (("user", "<image>"), ("assistant", " x")), "an answer begins with white space"),
+        ({"<image>": path}, (("user", "What?"), ("assistant", "x")), "or a placeholder is missing"),
+        ({"<image>": path}, (("user", "<image>"), ("assistant", "<|im_end|>")), "typed as text"),
+        ({}, (("user", "Hi"), ("assistant", "x")), "must be a path or an object"),
+    ):
+        with pytest.raises(ValueError, match=f"record 'odd' would not be read again: .*{words}"):
+            write_shards([Record("odd", images, turns)], tmp_path / "s")
+        assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_shards_are_written_from_shards(records, folder, tmp_path):
+    write_shards(open_shards(folder)[0], tmp_path / "again", per_shard=20)
+    again = {record.id: record for record in open_shards(tmp_path / "again")[0]}
+    assert len(again) == 48 and all(same(again[record.id], record) for record in records)
+    names = {name.split(".", 1)[1] for name in members(tmp_path / "again" / "shard-000000.tar")}
+    assert names <= {"json", "0.png", "1.png"}
+
+
+def test_wrong_types_are_named(records, folder, tmp_path):
+    shards, _ = open_shards(folder)
+    for call, name in {
+        lambda: write_shards(None, tmp_path / "x"): "records",
+        lambda: write_shards(iter(records), tmp_path / "x"): "records",
+        lambda: write_shards([*records, "x"], tmp_path / "x"): r"records\[48\]",
+        lambda: write_shards(records, 5): "folder",
+        lambda: write_shards(records, tmp_path / "x", per_shard=1.5): ".*per_shard",
+        lambda: write_shards(records, tmp_path / "x", seed=None): "seed",
+        lambda: open_shards(None): "folder",
+        lambda: open_shards(folder, "nano"): "processor",
+        lambda: shards["0"]: "index",
+        lambda: shards[1.0]: "index",
+        lambda: shards.sample("0"): ".*position",
+        lambda: shards.sample(0, None): "seed",
+        lambda: shards.stream(rank="0"): "rank",
+        lambda: shards.stream(size=1.0): "size",
+        lambda: shards.stream(start=None): "start",
+        lambda: shards.stream([]): "seed",
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be "):
+            call()
+    assert not (tmp_path / "x").exists()
 
 
 # ---- the command

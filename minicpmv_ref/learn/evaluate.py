@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checks import check_choice, check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
 from .data import TOPICS, Sample, blind, draw
+from .words import LANGUAGES
 
 BATCH = 50  # conversations answered side by side
 
@@ -34,15 +36,18 @@ def evaluate(model: MiniCPMV, processor: Processor, seed: int | str = 0, n: int 
         "question blind", "lookup blind": the same questions without the picture.
 
     Raises:
-        ValueError: n below 1.
+        TypeError: n that is no whole number; a seed that is neither an int nor text.
+        ValueError: n below 1, an unknown language.
 
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
         >>> sorted(evaluate(model, processor, n=1))[:4]
         ['caption', 'crop', 'long', 'lookup']
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    n = check_int("n", n)
+    check_type("seed", seed, int, str)
+    check_choice("language", language, LANGUAGES)
+    check_type("model", model, MiniCPMV)
     view = model.config.slicing.scale_resolution
 
     def items(kind: str, **options) -> list[Sample]:
@@ -93,21 +98,29 @@ def answers(
     Returns:
         One answer each.
 
+    Raises:
+        TypeError: another model or processor; prompts that are no list of conversations.
+        ValueError: as the Processor and `generate` say, for a prompt or an option.
+
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
         >>> len(answers(model, processor, [draw(0).prompt, draw(1).prompt], max_new_tokens=2))
         2
     """
-    device = model.resampler.query.device
+    prompts = check_list("prompts", prompts, list, tuple, what="a conversation")
+    check_type("processor", processor, Processor)
+    device = check_type("model", model, MiniCPMV).resampler.query.device
     said: list[str] = []
     was_training = model.training
     model.eval()
-    for begin in range(0, len(prompts), BATCH):
-        batch = processor(list(prompts[begin : begin + BATCH]), max_slice_nums=max_slice_nums).to(device)
-        for row in model.generate(batch, max_new_tokens, **sampling).tolist():
-            length = next((k for k, token in enumerate(row) if token in batch.stop_ids), len(row))
-            said.append(processor.tokenizer.decode(row[:length]).strip())
-    model.train(was_training)
+    try:
+        for begin in range(0, len(prompts), BATCH):
+            batch = processor(prompts[begin : begin + BATCH], max_slice_nums=max_slice_nums).to(device)
+            for row in model.generate(batch, max_new_tokens, **sampling).tolist():
+                length = next((k for k, token in enumerate(row) if token in batch.stop_ids), len(row))
+                said.append(processor.tokenizer.decode(row[:length]).strip())
+    finally:
+        model.train(was_training)
     return said
 
 
@@ -121,13 +134,22 @@ def share_of_words(said: Sequence[str], wanted: Sequence[str]) -> float:
     Returns:
         The share of all wanted words, 0 to 1.
 
+    Raises:
+        TypeError: no lists of text.
+        ValueError: not as many answers as there should be, or no word in any of these.
+
     Example:
         >>> share_of_words(["north 24, star 31"], ["north 24, star 81"])
         0.75
     """
+    said, wanted = check_list("said", said, str), check_list("wanted", wanted, str)
+    if len(said) != len(wanted):
+        raise ValueError(f"said must hold as many answers as wanted, {len(wanted)}, got {len(said)}")
     right = total = 0
-    for text, reference in zip(said, wanted, strict=True):
+    for text, reference in zip(said, wanted):
         words = reference.replace(",", "").split()
         right += sum(a == b for a, b in zip(text.replace(",", "").split(), words))
         total += len(words)
+    if not total:
+        raise ValueError("wanted must hold at least one word")
     return right / total

@@ -8,23 +8,28 @@
 Everything that can be wrong with a file is reported before training begins. The official code meets a bad record in
 the middle of training, logs "data fetch error" and silently takes another one at random: you never learn how much of
 your data it saw. Here a record is good and used, or bad and named. `finetune.py` trains on the good ones.
+`check_entry` is the one validator: what comes from shards passes it, too.
 Left out: records without a picture, videos, system turns, URLs, JSON Lines.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import re
+import shlex
+import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..checks import LIMITS, WrongType, check_choice, check_int, check_type, printable, shown
+from ..files import parse_json, plain_file
 from ..processor import Processor, load_image
 from ..prompt import MARKERS, SLOT
 from ..slicing import plan_slices
@@ -44,10 +49,10 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Record:
-    """One good record. Its pictures stay on the disk until they are needed."""
+    """One good record. Its pictures stay on the disk until they are needed; those of shards are files in memory."""
 
-    id: str
-    images: dict[str, Path]  # placeholder -> file
+    id: str  # for messages only; several records may share it
+    images: dict[str, Path | io.BytesIO]  # placeholder -> file
     turns: tuple[tuple[str, str], ...]  # (role, content); every placeholder stands in exactly one content
 
     @property
@@ -67,18 +72,19 @@ class Problem:
     mend: str
 
     def __str__(self):
-        name = "" if self.id is None else f" (id {self.id!r:.40})"
+        name = "" if self.id is None else f" (id {shown(self.id, 40)})"
         place = "the file" if self.number is None else f"record {self.number}{name}"
-        return f"{place}{self.field and ', ' + self.field}: {self.what}; {self.mend}"
+        return printable(f"{place}{self.field and ', ' + self.field}: {self.what}; {self.mend}")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `read_records` found in a file."""
+    """What `read_records` found in a file, or `open_shards` in a folder."""
 
     path: Path
     total: int  # records in the file
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()  # on records that are good
 
     @property
     def skipped(self) -> int:
@@ -86,7 +92,8 @@ class Report:
         return len({problem.number for problem in self.problems} - {None})
 
     def text(self, most: int = 20) -> str:
-        """The counts on one line, then one line for each of the first `most` problems."""
+        """The counts on one line, one line for each of the first `most` problems, and the notes."""
+        most = check_int("most", most, least=0)
         kinds = Counter(re.split(r"[\[.]", problem.field)[0] or "record" for problem in self.problems)
         counted = f" ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common())})" if kinds else ""
         good = self.total - self.skipped
@@ -94,9 +101,38 @@ class Report:
         lines += [f"  {problem}" for problem in self.problems[:most]]
         if len(self.problems) > most:
             lines.append(f"  and {len(self.problems) - most} more")
-        return "\n".join(lines)
+        return printable("\n".join([*lines, *(f"  note: {note}" for note in self.notes)]))
 
     __str__ = text
+
+
+@dataclass
+class Notes:
+    """Counts what is worth knowing about records that are good."""
+
+    first_with: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
+    example: str = ""
+    spaced: int = 0
+
+    def add(self, number: int, record: Record, spaced: int) -> None:
+        """Count a good record, and how many of its answers began with white space."""
+        self.spaced += spaced
+        first = self.first_with.setdefault(record.id, number)
+        if first != number:
+            self.example = self.example or f"record {number} has that of record {first}, {shown(record.id, 40)}"
+            self.repeated += 1
+
+    def texts(self) -> tuple[str, ...]:
+        """The lines for a report."""
+        lines = []
+        if self.repeated:
+            all_kept = "an id is for messages only, so all are kept"
+            lines.append(f"{self.repeated:,} records have the id of one before ({self.example}); {all_kept}")
+        if self.spaced:
+            why = "a tokenizer may join it with the header before the answer, and no question ends like that"
+            lines.append(f"{self.spaced:,} answers begin with white space, which is left out: {why}")
+        return tuple(lines)
 
 
 # ---- 1. From a file to records
@@ -116,7 +152,7 @@ def read_records(
         path: the JSON file.
         root: the folder that picture paths start from and may not leave, not even by a link. None: the file's own, so
             a data set is one folder that can be moved. (The official paths start from wherever you happen to be.) With
-            absolute paths, name a folder that holds all of them.
+            absolute paths, name a folder that holds all of them. It may be a link itself.
         pictures: how closely to look. "exist": the files are there; "header": each says that it is a picture of a
             possible size; "whole": each is decoded, which takes longer and finds truncated ones, too.
         processor: of the model that you train. Each good record is laid out for it once, which takes as long as reading
@@ -124,14 +160,17 @@ def read_records(
         strict: True raises at the first sight of a problem; False skips bad records and reports them.
 
     Returns:
-        (good records in the order of the file, Report).
+        (good records in the order of the file, Report). White space before an answer is left out, and an id may stand
+        in several records; the report's notes count both.
 
     Raises:
-        OSError: the JSON file cannot be opened.
-        ValueError: an unknown value of `pictures`; with `strict`, any problem: the message is the report's beginning.
+        OSError: the JSON file is no plain file or cannot be opened; `root` is no folder.
+        TypeError: an argument of another type.
+        ValueError: an unknown value of `pictures`; a file that is too large; with `strict`, any problem: the message is
+            the report's beginning.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (60, 40)).save(folder / "a.png")
         >>> talk = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": ""}]
@@ -144,27 +183,45 @@ def read_records(
 
     Source: finetune/dataset.py and finetune/readme.md of OpenBMB/MiniCPM-V.
     """
-    if pictures not in PICTURES:
-        raise ValueError(f"pictures must be one of {PICTURES}, got {pictures!r}")
+    check_type("path", path, str, os.PathLike)
+    check_type("root", root, str, os.PathLike, type(None))
+    check_type("processor", processor, Processor, type(None))
+    check_choice("pictures", pictures, PICTURES)
     path = Path(path)
     root = path.parent if root is None else Path(root)
     entries, problems = _load(path)
-    records, first_with, looked = [], {}, {}
+    if not root.is_dir():
+        raise NotADirectoryError(f"root must be a folder, and {printable(str(root))} is none")
+    records, notes, find = [], Notes(), _finder(root, pictures)
     # The bar shows only in a terminal, and only if there is time to look at it.
     for number, entry in enumerate(tqdm(entries, path.name, disable=None, leave=False, delay=2)):
-        name = _id(entry)
-        record, flaws = _read(entry, root, pictures, looked)
-        if name is not None and first_with.setdefault(name, number) != number:
-            flaws.insert(0, ("id", f"record {first_with[name]} has the same id", "give each its own"))
+        record, flaws, spaced = check_entry(entry, find)
         if processor and not flaws and (flaw := misfit(record, processor)):
             flaws.append(("", *flaw))
-        problems += [Problem(number, name, *flaw) for flaw in flaws]
+        problems += [Problem(number, _id(entry), *flaw) for flaw in flaws]
         if not flaws:
             records.append(record)
-    report = Report(path, len(entries), tuple(problems))
+            notes.add(number, record, spaced)
+    report = Report(path, len(entries), tuple(problems), notes.texts())
     if strict and problems:
         raise ValueError(report.text(5))
     return records, report
+
+
+def check_records(records: Sequence[Record]) -> Sequence[Record]:
+    """Make sure that these are records, one at least: a list or tuple of them, or `Shards`.
+
+    Raises:
+        TypeError: something else; the message gives the number of an item that is no Record.
+        ValueError: no record.
+    """
+    if not isinstance(records, Sequence) or isinstance(records, str | bytes):
+        raise WrongType(f"records must be a list of Record, or shards, got {type(records).__name__}: {shown(records)}")
+    for number, record in enumerate(records if isinstance(records, list | tuple) else ()):
+        check_type(f"records[{number}]", record, Record)
+    if not records:
+        raise ValueError("there must be a record: at least one record is needed, got none")
+    return records
 
 
 def misfit(record: Record, processor: Processor) -> tuple[str, str] | None:
@@ -177,50 +234,84 @@ def misfit(record: Record, processor: Processor) -> tuple[str, str] | None:
 
 
 def _load(path: Path) -> tuple[list, list[Problem]]:
-    raw = path.read_bytes()
-    whole = (None, None, "")
+    raw = plain_file(path, LIMITS["records_bytes"]).read_bytes()
     try:
-        data = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return [], [Problem(*whole, f"not UTF-8: {error}", "save it as UTF-8")]
-    except (ValueError, RecursionError) as error:
-        # The example in the official readme is not JSON either: single quotes, and a comma behind the last item.
-        mend = "JSON wants one list, double quotes, and no comma behind the last item"
-        if "Extra data" in str(error):
-            mend = "one list is wanted: for JSON Lines, put [ ] around all and commas between the lines"
-        return [], [Problem(*whole, f"not JSON: {error}", mend)]
+        data = parse_json(raw)
+    except ValueError as error:
+        return [], [Problem(None, None, "", *_json_flaw(str(error)))]
     if not isinstance(data, list):
-        return [], [Problem(*whole, f"not a list but {_show(data)}", "put [ ] around the records")]
+        return [], [Problem(None, None, "", f"not a list but {shown(data, 60)}", _list_hint(data))]
     if not data:
-        return [], [Problem(*whole, "the list is empty", "it should hold at least one record")]
+        return [], [Problem(None, None, "", "the list is empty", "it should hold at least one record")]
     return data, []
 
 
+def _json_flaw(why: str) -> tuple[str, str]:
+    if why.startswith("not UTF-8"):
+        return why, "save it as UTF-8"
+    if "Extra data" in why:
+        return f"not JSON: {why}", "one list is wanted: for JSON Lines, put [ ] around all and commas between the lines"
+    if "stands twice" in why:
+        return f"not JSON: {why}", "which one counts? Take the other out"
+    # The example in the official readme is not JSON either: single quotes, and a comma behind the last item.
+    return f"not JSON: {why}", "JSON wants one list, double quotes, and no comma behind the last item"
+
+
+def _list_hint(data) -> str:
+    if isinstance(data, dict) and data and not data.keys() & {"id", "image", "conversations", "messages"}:
+        if all(isinstance(value, dict) for value in data.values()):
+            return "for an object of records, write its values without their keys, and [ ] around them"
+        if key := next((key for key, value in data.items() if isinstance(value, list)), None):
+            return f"if {shown(key, 40)} holds the records, let the file be that list alone"
+    return "put [ ] around the records"
+
+
 Flaw = tuple[str, str, str]  # field, what is wrong, how to mend it
+MOST_FLAWS = 20  # of one record; a list of a million wrong turns needs no million lines
 
 
-def _read(entry, root: Path, pictures: str, looked: dict) -> tuple[Record | None, list[Flaw]]:
-    """One entry as a Record, and what is wrong with it. `looked` remembers pictures of earlier records."""
+def check_entry(entry, find: Callable) -> tuple[Record | None, list[Flaw], int]:
+    """Check one entry in the format of the official fine-tuning code, wherever it comes from.
+
+    Args:
+        entry: what JSON gave, believed in nothing.
+        find: takes what stands where a picture's path should, a text, and returns (file, None), or (None, (what is
+            wrong, how to mend it)).
+
+    Returns:
+        (a Record or None, what is wrong with the entry, how many answers of a good one lost white space in front).
+
+    Example:
+        >>> talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": " A cat."}]
+        >>> entry = {"id": 0, "image": "a.png", "conversations": talk}
+        >>> record, flaws, spaced = check_entry(entry, lambda text: (Path(text), None))
+        >>> record.turns[1], flaws, spaced
+        (('assistant', 'A cat.'), [], 1)
+    """
     if not isinstance(entry, dict):
-        return None, [("", f"not an object but {_show(entry)}", "a record has id, image and conversations")]
+        return None, [("", f"not an object but {shown(entry, 60)}", "a record has id, image and conversations")], 0
     flaws: list[Flaw] = []
     if _id(entry) is None:
-        what = f"must be text or a whole number, got {_show(entry['id'])}" if "id" in entry else "missing"
-        flaws.append(("id", what, "give each record its own"))
+        what = f"must be text or a whole number, got {shown(entry['id'], 60)}" if "id" in entry else "missing"
+        flaws.append(("id", what, "give each record one"))
     named, wrong = _named_images(entry)
     flaws += wrong
     files = {}
     for placeholder, text in named.items():
-        files[placeholder] = root / text
-        if wrong := _file_flaw(text, root) or _picture_flaw(files[placeholder], pictures, looked):
-            field = "image" if isinstance(entry["image"], str) else f"image[{placeholder!r}]"
-            flaws.append((field, *wrong))
+        files[placeholder], wrong = find(text)
+        if wrong and len(flaws) < MOST_FLAWS:
+            flaws.append(("image" if isinstance(entry["image"], str) else f"image[{placeholder!r}]", *wrong))
     turns, wrong = _turns(entry)
     flaws += wrong
     if turns and named:
         turns, wrong = _placed(turns, named)
         flaws += wrong
-    return (Record(_id(entry), files, tuple(turns)), flaws) if not flaws else (None, flaws)
+    if flaws:
+        return None, flaws[:MOST_FLAWS], 0
+    # Under 2.6's tokenizer a newline before an answer becomes one token with that of the header. At the question the
+    # header stands alone, so the model would have learned to answer another prompt.
+    kept = tuple((role, text.lstrip() if role == "assistant" else text) for role, text in turns)
+    return Record(_id(entry), files, kept), [], sum(a != b for a, b in zip(turns, kept))
 
 
 def _id(entry) -> str | None:
@@ -233,51 +324,99 @@ def _named_images(entry: dict) -> tuple[dict[str, str], list[Flaw]]:
     """{placeholder: path}; a path alone belongs to <image>."""
     mend = 'give a path, or paths by placeholder: {"<image_00>": "a.png"}'
     if "image" not in entry:
+        if "images" in entry:
+            mend = f"rename images to image; {mend}"
         return {}, [("image", "missing", mend)]
     image = entry["image"]
     named = {ONE: image} if isinstance(image, str) else image
     if not isinstance(named, dict) or not named:
-        return {}, [("image", f"must be a path or an object, got {_show(image)}", mend)]
+        return {}, [("image", f"must be a path or an object, got {shown(image, 60)}", mend)]
     for placeholder, text in named.items():
         if not PLACEHOLDERS.fullmatch(placeholder) or (placeholder == ONE and len(named) > 1):
-            return {}, [("image", f"{placeholder!r:.40} cannot be a placeholder", "several are <image_00>, <image_01>")]
+            what = f"{shown(placeholder, 40)} cannot be a placeholder"
+            return {}, [("image", what, "several are <image_00>, <image_01>")]
         if not isinstance(text, str) or not text.strip():
-            return {}, [("image", f"a path must be text, got {_show(text)}", mend)]
+            return {}, [("image", f"a path must be text, got {shown(text, 60)}", mend)]
     return named, []
 
 
-def _file_flaw(text: str, root: Path) -> tuple[str, str] | None:
-    path = root / text
+def _finder(root: Path, pictures: str) -> Callable:
+    """`find` for `check_entry`: pictures are files in a folder. Each is looked at once for all records that show it."""
+    looked: dict[Path, tuple[str, str] | None] = {}
+
+    def find(text: str) -> tuple[Path, tuple[str, str] | None]:
+        path = root / text
+        if path not in looked:
+            looked[path] = _file_flaw(text, path, root)
+            if not looked[path] and pictures != "exist":
+                looked[path] = picture_flaw(path, path.name, whole=pictures == "whole")
+        return path, looked[path]
+
+    return find
+
+
+def _file_flaw(text: str, path: Path, root: Path) -> tuple[str, str] | None:
+    name = shown(text)
+    if re.match("data:|[a-z0-9]+://", text):
+        return f"{name} is a URL", "save the picture as a file, and give its path"
     try:
-        inside, there = path.resolve().is_relative_to(root.resolve()), path.is_file()
+        target, home = path.resolve(), root.resolve()
+        if not target.is_relative_to(home):
+            return _outside(text, target, root)
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
     except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a name that is too long, links in a circle
-        return f"{text!r:.80} is no path: {_reason(error)}", "mend the path"
-    if not inside:
-        return f"{text!r:.80} leaves the folder {root}", "move the picture, or name another root"
-    if not there:
-        return f"there is no file {text!r:.80} in {root}", "mend the path, or bring the picture"
+        return f"{name} is no path: {_reason(error)}", "mend the path"
+    if status is None or stat.S_ISDIR(status.st_mode):
+        return f"there is no file {name} in {root}", "mend the path, or bring the picture"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{name} is a pipe or a device, not a plain file", "save the picture as a file, and give its path"
+    if status.st_size > LIMITS["picture_bytes"]:
+        most = LIMITS["picture_bytes"]
+        return f"{name} has {status.st_size:,} bytes", f"save it smaller; {most:,} are allowed"
     return None
 
 
-def _picture_flaw(path: Path, pictures: str, looked: dict) -> tuple[str, str] | None:
-    """Open a picture, once for all records that show it."""
-    if pictures != "exist" and path not in looked:
-        looked[path] = None
-        try:
-            if pictures == "whole":
-                load_image(path)
-            else:
-                _read_header(path)
-        except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
-            what = f"{path.name!r:.80} cannot be read as a picture: {_reason(error.__cause__ or error)}"
-            looked[path] = what, "save it again, or take the record out"
-    return looked.get(path)
+def _outside(text: str, target: Path, root: Path) -> tuple[str, str]:
+    """Say how to read a picture that is not in the root, for what files say must not decide what is read."""
+    parts = Path(text).parts
+    by_link = Path(os.path.abspath(root / text)).is_relative_to(os.path.abspath(root))
+    if by_link and target.parts[-len(parts) :] == parts:
+        other = Path(*target.parts[: -len(parts)])
+    elif by_link or Path(text).is_absolute():
+        other = target.parent
+    else:
+        return f"{shown(text)} leaves the folder {root}", "move the picture, or name another root"
+    way = f" by a link to {target}" if by_link else ""
+    mend = f"move the picture, or name the folder that holds it as root (--root {shlex.quote(str(other))})"
+    if not Path(text).is_absolute() and other == target.parent and len(parts) > 1:
+        mend += " and let paths start there"
+    return f"{shown(text)} leaves the folder {root}{way}", mend
 
 
-def _read_header(path: Path) -> None:
+def picture_bytes(file: Path | io.BytesIO) -> bytes:
+    """The bytes of a record's picture, wherever it is."""
+    return file.getvalue() if isinstance(file, io.BytesIO) else plain_file(file, LIMITS["picture_bytes"]).read_bytes()
+
+
+def picture_flaw(source, name: str, whole: bool) -> tuple[str, str] | None:
+    """Open a picture, and say what is wrong with it; `whole` decodes it, too."""
+    try:
+        if whole:
+            load_image(source)
+        else:
+            _read_header(source)
+    except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
+        what = f"{shown(name)} cannot be read as a picture: {_reason(error.__cause__ or error)}"
+        return what, "save it again, or take the record out"
+    return None
+
+
+def _read_header(source) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             plan_slices(image.size)  # refuses a size of zero
 
 
@@ -286,25 +425,32 @@ def _turns(entry: dict) -> tuple[list[tuple[str, str]], list[Flaw]]:
     talk = entry.get("conversations")
     shape = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
     if not isinstance(talk, list) or not talk:
-        what = f"must be a list of turns, got {_show(talk)}" if "conversations" in entry else "missing"
+        what = f"must be a list of turns, got {shown(talk, 60)}" if "conversations" in entry else "missing"
+        if "messages" in entry and "conversations" not in entry:
+            shape = f"rename messages to conversations; {shape}"
         return [], [("conversations", what, shape)]
     flaws: list[Flaw] = []
+    slipped = False  # one slip moves all the rest
     for i, turn in enumerate(talk):
         place = f"conversations[{i}]"
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             mend = shape
             if isinstance(turn, dict) and "from" in turn:
                 mend = "in LLaVA's files rename from to role, value to content, human to user, gpt to assistant"
-            flaws.append((place, f"must have role and content, got {_show(turn)}", mend))
+            flaws.append((place, f"must have role and content, got {shown(turn, 60)}", mend))
             break  # the others will look alike
         role, content = turn["role"], turn["content"]
         wanted = ("user", "assistant")[i % 2]
         if role not in ("user", "assistant"):
             mend = "a system text belongs in the first question" if role == "system" else "rename it"
-            flaws.append((f"{place}.role", f"must be user or assistant, got {_show(role)}", mend))
-        elif role != wanted and not any(field.endswith("role") for field, *_ in flaws):  # one slip moves all the rest
+            flaws.append((f"{place}.role", f"must be user or assistant, got {shown(role, 60)}", mend))
+            slipped = True
+        elif role != wanted and not slipped:
             flaws.append((f"{place}.role", f"{role} where {wanted} is expected", "user begins, and they take turns"))
+            slipped = True
         flaws += [(f"{place}.content", *flaw) for flaw in _text_flaws(content, role)]
+        if len(flaws) >= MOST_FLAWS:
+            break
     if not flaws and len(talk) % 2:
         flaws.append(("conversations", "ends with a question", "the last turn is the assistant's: there is no answer"))
     return ([] if flaws else [(turn["role"], turn["content"]) for turn in talk]), flaws
@@ -312,7 +458,10 @@ def _turns(entry: dict) -> tuple[list[tuple[str, str]], list[Flaw]]:
 
 def _text_flaws(content, role) -> Iterator[tuple[str, str]]:
     if not isinstance(content, str):
-        yield f"must be text, got {_show(content)}", "pictures are placeholders in it"
+        mend = "pictures are placeholders in it"
+        if isinstance(content, list) and content and isinstance(content[0], dict) and "type" in content[0]:
+            mend = "join its texts, with <image> where a picture stands, and give the picture's path as image"
+        yield f"must be text, got {shown(content, 60)}", mend
         return
     if not content.strip():
         yield "the text is empty", "write one, or take the record out"
@@ -329,7 +478,7 @@ def _text_flaws(content, role) -> Iterator[tuple[str, str]]:
 
 def _placed(turns: list[tuple[str, str]], named: dict[str, str]) -> tuple[list[tuple[str, str]], list[Flaw]]:
     """Compare placeholders and images. A single picture without a placeholder goes in front of everything."""
-    used = Counter(found for _, content in turns for found in PLACEHOLDERS.findall(content))
+    used = _in_text(turns)
     if not used and list(named) == [ONE]:
         role, content = turns[0]
         return [(role, f"{ONE}\n{content}"), *turns[1:]], []
@@ -345,15 +494,9 @@ def _placed(turns: list[tuple[str, str]], named: dict[str, str]) -> tuple[list[t
     return turns, flaws
 
 
-def _show(value) -> str:
-    """A short, printable picture of any value."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _reason(error: BaseException) -> str:
     """What an error says, on one short line."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return text if len(text) <= 160 else text[:157] + "..."
 
 
@@ -383,7 +526,9 @@ def messages(record: Record) -> list[dict]:
         [{"role": ..., "content": ...}, ...], the content of a turn with pictures as a list of text and PIL images.
 
     Raises:
-        OSError, ValueError: a picture that has vanished or was damaged since.
+        TypeError: no Record.
+        ValueError: a record made by hand whose placeholders are not its pictures; a picture that was damaged since.
+        OSError: a picture that has vanished since.
 
     Example:
         >>> import tempfile
@@ -396,10 +541,20 @@ def messages(record: Record) -> list[dict]:
 
     Source: preprocess in finetune/dataset.py of OpenBMB/MiniCPM-V.
     """
+    check_type("record", record, Record)
+    if _in_text(record.turns) != Counter(dict.fromkeys(record.images, 1)):
+        used, named = (" ".join(some) or "none" for some in (_in_text(record.turns), record.images))
+        what = f"placeholders in its text: {shown(used)}; pictures: {shown(named)}; each must stand there once"
+        raise ValueError(f"record {shown(record.id, 40)}: {what}")
     return [{"role": role, "content": _content(content, record.images)} for role, content in record.turns]
 
 
-def _content(content: str, images: dict[str, Path]) -> str | list:
+def _in_text(turns: Sequence[tuple[str, str]]) -> Counter:
+    """How often each placeholder stands in the text."""
+    return Counter(found for _, content in turns for found in PLACEHOLDERS.findall(content))
+
+
+def _content(content: str, images: dict[str, Path | io.BytesIO]) -> str | list:
     texts, names = PLACEHOLDERS.split(content), PLACEHOLDERS.findall(content)
     if not names:
         return content

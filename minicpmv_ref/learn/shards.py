@@ -3,8 +3,10 @@
     index.json         {"records": 48, "shards": [{"file": "shard-000000.tar", "records": 16}, ...]}
     shard-000000.tar   000000.0.png  000000.json  000001.0.jpg  000001.json  ...
 
-The tar files are those of `webdataset`, which writes and reads them here, so its own tools read them, too. Each JSON is
-a record of the official format, its pictures named by what follows the key, and a checksum of everything.
+The tar files are those of `webdataset`, which writes them here, so its own tools read them, too. Each JSON is a record
+of the official format, its pictures named by what follows the key, and a checksum of everything. Reading takes nothing
+on trust: only plain files of these names, of sizes that the shard has on the disk, and records that `check_entry` finds
+good, as those of a JSON file.
 
 Opening checks every byte once. A damaged record is named, counted and left out before training begins, so the loop
 meets no holes. What is left is a list in a seeded order, endless over epochs. Its position is one whole number for all
@@ -22,6 +24,8 @@ import json
 import os
 import random
 import re
+import sys
+import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,14 +35,28 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 from webdataset import TarWriter
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ..files import read_json, replacing
+from ..checks import LIMITS, check_int, check_type, shown
+from ..files import parse_json, plain_file, read_json, replacing
 from ..processor import Processor
-from .records import ONE, Problem, Record, Report, misfit
+from .records import (
+    ONE,
+    Flaw,
+    Notes,
+    Problem,
+    Record,
+    Report,
+    check_entry,
+    check_records,
+    misfit,
+    picture_bytes,
+    picture_flaw,
+)
 
 INDEX = "index.json"
 MEND = "copy or download the shard again, or write it anew"
+CHANGED = ("", "the bytes have changed since they were written", MEND)
+BLOCK = 512  # a tar is made of blocks: a header, then the content, filled up with zeros
 
 
 # ---- 1. Writing
@@ -54,16 +72,17 @@ def write_shards(
     at them before.
 
     Args:
-        records: at least one.
+        records: at least one; `Shards`, too.
         folder: for the shards; made if it is missing. It is complete once index.json is there, which is written last.
-        per_shard: records of a shard; whoever reads holds one or two shards in memory.
+        per_shard: records of a shard; whoever reads holds one or two shards in memory, and takes 4 GiB at most.
         seed: of the shuffle.
 
     Returns:
         The paths of the shards.
 
     Raises:
-        ValueError: no records, a `per_shard` below 1.
+        TypeError: an argument of another type.
+        ValueError: no records, a `per_shard` below 1, a record that reading would refuse.
         FileExistsError: there are shards in the folder.
         OSError: a picture cannot be read, the folder cannot be written.
 
@@ -75,21 +94,22 @@ def write_shards(
         >>> [path.name for path in write_shards(records, tempfile.mkdtemp(), per_shard=40)]
         ['shard-000000.tar', 'shard-000001.tar']
     """
-    if not records or per_shard < 1:
-        raise ValueError(f"there must be a record, and one or more in a shard; got {len(records)=}, {per_shard=}")
-    folder = Path(folder)
+    check_records(records)
+    check_type("seed", seed, int, str)
+    per_shard = check_int("there must be a record, and one or more in a shard: per_shard", per_shard)
+    folder = Path(check_type("folder", folder, str, os.PathLike))
     if (folder / INDEX).exists():
         raise FileExistsError(f"{folder} holds shards already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    shuffled = random.Random(seed).sample(list(records), len(records))
+    shuffled = random.Random(seed).sample(range(len(records)), len(records))
     paths, lines = [], []
     for first in tqdm(range(0, len(shuffled), per_shard), "shards", disable=None, leave=False, delay=2):
         part = shuffled[first : first + per_shard]
         path = folder / f"shard-{len(paths):06d}.tar"
         # Without a fixed time and owner, the same records would give other bytes.
         with _replacing(path) as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
-            for number, record in enumerate(part, start=first):
-                tar.write({"__key__": f"{number:06d}", **_members(record)})
+            for number, index in enumerate(part, start=first):
+                tar.write({"__key__": f"{number:06d}", **_members(records[index])})
         paths.append(path)
         lines.append({"file": path.name, "records": len(part)})
     with _replacing(folder / INDEX) as file:
@@ -110,15 +130,19 @@ def _replacing(path: Path):
 def _members(record: Record) -> dict[str, bytes]:
     """The files of a record: its pictures, and its entry in the official format."""
     pictures, names = {}, {}
-    for number, (placeholder, path) in enumerate(record.images.items()):
-        suffix = path.suffix.lower()
+    for number, (placeholder, file) in enumerate(record.images.items()):
+        suffix = Path(getattr(file, "name", "")).suffix.lower()  # a Path and a file in memory both have one
         name = f"{number}{suffix if re.fullmatch('[.][a-z0-9]{1,5}', suffix) else ''}"
-        pictures[name], names[placeholder] = path.read_bytes(), name
+        pictures[name], names[placeholder] = picture_bytes(file), name
     entry = {
         "id": record.id,
         "image": names[ONE] if list(names) == [ONE] else names,
         "conversations": [{"role": role, "content": content} for role, content in record.turns],
     }
+    again, flaws, _ = check_entry(entry, lambda name: (name, None))
+    if flaws or again.turns != record.turns:
+        what = ": ".join(flaws[0][:2]) if flaws else "an answer begins with white space, or a placeholder is missing"
+        raise ValueError(f"record {shown(record.id, 40)} would not be read again: {what}")
     entry["crc32"] = _checksum(entry, pictures)
     return {**pictures, "json": json.dumps(entry, ensure_ascii=False).encode()}
 
@@ -142,12 +166,14 @@ def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -
         processor: of the model that you train, as for `read_records`; it leaves out records that are too long for it.
 
     Returns:
-        (the good records, Report). A file that breaks off, or a name inside of it that cannot be read, takes along what
-        lies behind in the same shard; each record that is lost so is counted, too.
+        (the good records, Report). A file that breaks off, or a header inside of it that cannot be read, takes along
+        what lies behind in the same shard; each record that is lost so is counted, too.
 
     Raises:
-        OSError: the index or a whole shard is not there.
-        ValueError: an index that is not one; no good record.
+        OSError: the index or a whole shard is not there, or no plain file.
+        TypeError: an argument of another type.
+        ValueError: an index that is not one, or claims more than the shards can hold; a shard that is too large; no
+            good record.
 
     Example:
         >>> import tempfile
@@ -162,19 +188,24 @@ def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -
         >>> len(shards), report.skipped, report.problems[0].what
         (47, 1, 'the bytes have changed since they were written')
     """
-    folder = Path(folder)
+    folder = Path(check_type("folder", folder, str, os.PathLike))
+    check_type("processor", processor, Processor, type(None))
     counts = _read_index(folder)
-    good, problems, first = {}, [], 0
+    good, problems, notes, first = {}, [], Notes(), 0
     for name, n in tqdm(counts.items(), folder.name, disable=None, leave=False, delay=2):
-        records, flaws = _read_shard(folder / name, first, n)
-        problems += [Problem(number, None, name, what, MEND) for number, what in sorted(flaws.items())]
-        for number, record in list(records.items()) if processor else ():
-            if flaw := misfit(record, processor):
-                problems.append(Problem(number, record.id, name, *flaw))
-                del records[number]
-        good[name] = (first, n, tuple(records))
+        fine = []
+        for number, record, flaws, spaced in _read_shard(folder / name, first, n, look=True):
+            if processor and not flaws and (flaw := misfit(record, processor)):
+                flaws.append(("", *flaw))
+            for field, what, mend in flaws:
+                what = f"{field}: {what}" if field else what
+                problems.append(Problem(number, record and record.id, name, what, mend))
+            if not flaws:
+                fine.append(number)
+                notes.add(number, record, spaced)
+        good[name] = (first, n, tuple(fine))
         first += n
-    report = Report(folder, first, tuple(problems))
+    report = Report(folder, first, tuple(problems), notes.texts())
     if report.skipped == report.total:
         raise ValueError(f"no record is good. {report.text(3)}")
     return Shards(folder, good), report
@@ -182,50 +213,108 @@ def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -
 
 def _read_index(folder: Path) -> dict[str, int]:
     """Shard -> records that were written into it."""
-    if not (folder / INDEX).is_file():
+    if not (folder / INDEX).exists():
         raise FileNotFoundError(f"no {INDEX} in {folder}; it is written last, so the shards are not complete")
     try:
-        counts = {line["file"]: line["records"] for line in read_json(folder / INDEX)["shards"]}
+        lines = read_json(folder / INDEX)["shards"]
+        counts = {line["file"]: line["records"] for line in lines}
         # An index from a stranger must not reach outside its folder.
         plain = all(re.fullmatch(r"[\w-]+\.tar", name) and type(n) is int and n > 0 for name, n in counts.items())
     except (KeyError, TypeError):
         counts = plain = None
-    if not counts or not plain:
+    if not counts or not plain or len(counts) < len(lines):
         raise ValueError(f"{folder / INDEX} is not the index of shards")
+    size = sum(plain_file(folder / name, LIMITS["shard_bytes"]).stat().st_size for name in counts)
+    most = LIMITS["lost_records"] + size // (4 * BLOCK)  # an entry and a picture, each with its header
+    if sum(counts.values()) > most:
+        raise ValueError(f"{folder / INDEX} claims {sum(counts.values()):,} records; {size:,} bytes cannot hold them")
     return counts
 
 
-def _read_shard(path: Path, first: int, n: int) -> tuple[dict[int, Record], dict[int, str]]:
-    """The good records of a shard by their numbers, and what is wrong with the others."""
-    records, flaws, stopped = {}, {}, []
+Found = tuple[int, Record | None, list[Flaw], int]  # number, what `check_entry` returns
+
+
+def _read_shard(path: Path, first: int, n: int, look: bool = False) -> Iterator[Found]:
+    """All records that should be in a shard, by their numbers; `look` opens the pictures."""
+    found: dict[int, Found] = {}
+    stopped = ""
+    plain_file(path, LIMITS["shard_bytes"])
     with open(path, "rb") as file:
-        # A handler that says no ends the reading where webdataset cannot go on; what is missing is counted below.
-        options = {"handler": stopped.append}
-        for sample in group_by_keys(tar_file_expander([{"url": path.name, "stream": file}], **options), **options):
-            key = sample["__key__"]
-            number = int(key) if re.fullmatch("[0-9]{6,12}", key) else -1
-            if number in range(first, first + n) and number not in records.keys() | flaws.keys():
-                try:
-                    records[number] = _record(sample, f"{path.name}/{key}")
-                except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-                    flaws[number] = "the bytes have changed since they were written"
-    reason = f"; reading stopped: {stopped[0].args[0]}" if stopped else ""
-    missing = {number: f"it is not in the shard{reason}" for number in range(first, first + n) if number not in records}
-    return records, missing | flaws
+        try:
+            for key, files in _groups(file):
+                number = int(key)
+                if number in range(first, first + n) and number not in found:
+                    found[number] = (number, *_record(files, f"{path.name}/{key}", look))
+        except ValueError as error:
+            stopped = f"; reading stopped: {error}"
+    for number in range(first, first + n):
+        yield found.pop(number, None) or (number, None, [("", f"it is not in the shard{stopped}", MEND)], 0)
 
 
-def _record(sample: dict[str, bytes], name: str) -> Record:
-    entry = json.loads(sample["json"])
-    checksum, images = entry.pop("crc32"), entry["image"]
-    images = images if isinstance(images, dict) else {ONE: images}
-    pictures = {file: sample[file] for file in images.values()}
-    if checksum != _checksum(entry, pictures):
-        raise ValueError("checksum")
-    files = {}
-    for placeholder, file in images.items():
-        files[placeholder] = io.BytesIO(pictures[file])  # a picture opens from memory as from a path
-        files[placeholder].name = f"{name}.{file}"  # for errors
-    return Record(entry["id"], files, tuple((turn["role"], turn["content"]) for turn in entry["conversations"]))
+def _groups(file) -> Iterator[tuple[str, dict[str, bytes | None]]]:
+    """The files of one record after another: its number, and {name: content}; None: no plain file, or too large."""
+    key, files, damage = "", {}, None
+    try:
+        for name, content in _plain_members(file):
+            match = re.fullmatch(r"([0-9]{6,12})\.([a-z0-9.]{1,16})", name)
+            if not match:
+                continue  # nothing that `write_shards` writes
+            if files and match[1] != key:
+                yield key, files
+                files = {}
+            key = match[1]
+            files[match[2]] = None if match[2] in files else content  # which of two would be the right one?
+    except ValueError as error:
+        damage = error
+    if files:
+        yield key, files  # before the damage
+    if damage:
+        raise damage
+
+
+def _plain_members(file) -> Iterator[tuple[str, bytes | None]]:
+    """(name, content) of all members of a tar; the content of a link, a device, a sparse or a huge file is None.
+
+    Header by header, and with no extension of the format: what these may claim, such as a sparse file of a terabyte,
+    is not what lies on the disk.
+    """
+    size, place = os.fstat(file.fileno()).st_size, 0
+    while place < size:
+        file.seek(place)
+        block = file.read(BLOCK)
+        if not any(block):
+            return  # a block of zeros is the end
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+        except tarfile.HeaderError as error:
+            raise ValueError(f"{error}" if place else f"{error}: no tar file, or a compressed one") from None
+        place += BLOCK
+        if member.size < 0 or place + member.size > size:
+            raise ValueError("unexpected end of data")
+        plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.size <= LIMITS["picture_bytes"]
+        yield member.name, file.read(member.size) if plain else None
+        place += -(-member.size // BLOCK) * BLOCK
+
+
+def _record(files: dict[str, bytes | None], name: str, look: bool) -> tuple[Record | None, list[Flaw], int]:
+    """One record of a shard, as `check_entry` returns it."""
+    if odd := next((file for file, content in files.items() if content is None), None):
+        return None, [("", f"{odd} is there twice, too large, or no plain file", MEND)], 0
+    try:
+        entry = parse_json(files["json"])
+        checksum, images = entry.pop("crc32"), entry["image"]
+        pictures = {file: files[file] for file in (images.values() if isinstance(images, dict) else [images])}
+        if checksum != _checksum(entry, pictures):
+            return None, [CHANGED], 0
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return None, [CHANGED], 0
+
+    def find(file: str):
+        picture = io.BytesIO(pictures[file])  # a picture opens from memory as from a path
+        picture.name = f"{name}.{file}"  # for errors
+        return picture, picture_flaw(picture, picture.name, whole=False) if look else None
+
+    return check_entry(entry, find)
 
 
 class Shards(Sequence):
@@ -264,12 +353,14 @@ class Shards(Sequence):
         """A record, or a list of them, in the order of the files.
 
         Raises:
+            IndexError: there is no such record.
+            TypeError: no whole number, and no slice.
             ValueError: it was damaged since the shards were opened.
             OSError: the shard has gone.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        name, number = self._places[index]
+        name, number = self._places[check_int("index", index, -sys.maxsize)]
         record = self._read(name).get(number)
         if record is None:
             raise ValueError(f"record {number} of {self.folder / name} was damaged since the shards were opened")
@@ -277,7 +368,7 @@ class Shards(Sequence):
 
     def _read(self, name: str) -> dict[int, Record]:
         first, n, _ = self.good[name]
-        return _read_shard(self.folder / name, first, n)[0]
+        return {number: record for number, record, *_ in _read_shard(self.folder / name, first, n) if record}
 
     def sample(self, position: int, seed: int = 0) -> Record:
         """The record at a position of a training, counted over all of its epochs and processes.
@@ -292,11 +383,11 @@ class Shards(Sequence):
             A Record. Each epoch has every record once; shards come in an order of its own, and so do their records.
 
         Raises:
+            TypeError: no whole number; a seed that is neither an int nor text.
             ValueError: a negative position; as for `shards[index]`.
         """
-        if position < 0:
-            raise ValueError(f"positions count from 0, got {position}")
-        epoch, place = divmod(position, len(self))
+        check_type("seed", seed, int, str)
+        epoch, place = divmod(check_int("positions count from 0: position", position, least=0), len(self))
         return self[self._order(f"{seed}/{epoch}")[place]]
 
     def _order(self, seed: str) -> list[int]:
@@ -322,8 +413,12 @@ class Shards(Sequence):
             An iterator of Records: positions start + rank, start + rank + size, ...
 
         Raises:
+            TypeError: no whole number; a seed that is neither an int nor text.
             ValueError: a rank that is not below size, a negative number.
         """
+        check_type("seed", seed, int, str)
+        for name, value in {"rank": rank, "size": size, "start": start}.items():
+            check_int(name, value, least=-sys.maxsize)
         if not 0 <= rank < size or start < 0:
             raise ValueError(f"rank must be from 0 to size - 1, start from 0; got {rank=}, {size=}, {start=}")
         return map(partial(self.sample, seed=seed), count(start + rank, size))
