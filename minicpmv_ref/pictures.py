@@ -67,7 +67,7 @@ def load_image(source) -> Image.Image:
 def picture_size(source) -> tuple[int, int]:
     """Read only a file's header: (width, height), not turned by EXIF (in a TIFF: turned). Errors as `load_image`."""
     with _opened(source) as (image, _):
-        return _check_sides(image)
+        return check_sides(image.size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -85,6 +85,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     deep = _deep(check_type("image", image, Image.Image, what="a PIL image"))
     _decode(image)
     return _rgb(image, "the picture", *deep)
+
+
+def check_sides(size: tuple[int, int]) -> tuple[int, int]:
+    """Refuse a picture without pixels, and one that is so long for its width that its views would take minutes."""
+    width, height = size
+    if 0 in size:
+        raise ValueError(f"size (width, height) must be at least 1 on both sides, got {size}")
+    if max(size) > LIMITS["aspect"] * min(size):
+        raise ValueError(
+            f"an image of {width:,} x {height:,} pixels is too long for its width: one side may have at most "
+            f"{LIMITS['aspect']:,} times the other. Cut it into parts, or take off what is not needed"
+        )
+    return size
 
 
 # ---- opening
@@ -143,22 +156,23 @@ def _file(source) -> tuple[str | io.BytesIO, str]:
 
 def _read(file) -> io.BytesIO:
     """All of an open file, from its beginning if it can go back there."""
-    whole = bytearray()
+    parts, size = [], 0
     try:
         with suppress(AttributeError, io.UnsupportedOperation):
             file.seek(0)
         while chunk := file.read(2**20):
             if not isinstance(chunk, bytes):
                 raise WrongType(f"source must be a file in binary mode, its read() gave {type(chunk).__name__}")
-            whole += chunk
-            if len(whole) > LIMITS["picture_bytes"]:
+            parts.append(chunk)
+            size += len(chunk)
+            if size > LIMITS["picture_bytes"]:
                 raise ValueError(f"source has more than {LIMITS['picture_bytes']:,} bytes")
     except WrongType:
         raise
     except Exception as error:  # closed, write-only, a broken connection
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"source cannot be read: {error}") from error
-    return io.BytesIO(whole)
+    return io.BytesIO(b"".join(parts))
 
 
 def _what(file: str | io.BytesIO) -> str:
@@ -178,7 +192,7 @@ def _what(file: str | io.BytesIO) -> str:
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
-    _check_sides(image)
+    check_sides(image.size)
     deep = _deep(image)  # before the turn, which drops what the file says
     _decode(image)
     try:
@@ -187,12 +201,6 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     except Exception as error:
         raise ValueError(f"the image cannot be decoded: {error}") from error
     return _rgb(image, name, *deep)
-
-
-def _check_sides(image: Image.Image) -> tuple[int, int]:
-    if 0 in image.size:
-        raise ValueError(f"size (width, height) must be at least 1 on both sides, got {image.size}")
-    return image.size
 
 
 def _decode(image: Image.Image) -> None:

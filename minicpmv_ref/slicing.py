@@ -25,7 +25,7 @@ from PIL import Image
 
 from .checks import LIMITS, WrongType, check_int, check_type, shown
 from .config import SliceConfig
-from .pictures import to_rgb
+from .pictures import check_sides, to_rgb
 
 Size = tuple[int, int]  # (width, height) in pixels
 Grid = tuple[int, int]  # (cols, rows)
@@ -279,12 +279,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 def check_plan(plan: SlicePlan) -> None:
     """Refuse views that take minutes or gigabytes, before any work; `plan_slices` itself is exact for every size."""
-    width, height = check_type("plan", plan, SlicePlan).image_size
-    if max(width, height) > LIMITS["aspect"] * min(width, height):
-        raise ValueError(
-            f"an image of {width:,} x {height:,} pixels is too long for its width: one side may have at most "
-            f"{LIMITS['aspect']:,} times the other. Cut it into parts, or take off what is not needed"
-        )
+    check_sides(check_type("plan", plan, SlicePlan).image_size)
     refined = plan.refined_size or (0, 0)
     pixels = math.prod(plan.overview_size) + math.prod(refined)
     patches = pixels // plan.patch_size**2

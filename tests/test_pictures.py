@@ -635,6 +635,20 @@ def test_messages_that_help(data, words, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("size", [(1, 20_000_000), (1, 65_537), (200_000, 3)])
+def test_lines_that_would_compute_for_minutes_are_refused_by_their_header(size, monkeypatch):
+    data = png_header(*size)  # there are no pixels
+    for function in (load_image, picture_size):
+        with pytest.raises(
+            ValueError, match=f"{size[0]:,} x {size[1]:,} pixels is too long for its width.*Cut it into"
+        ):
+            function(io.BytesIO(data))
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(ValueError, match="too long for its width"):
+        load_image(Image.new("1", size))
+    assert picture_size(io.BytesIO(png_header(1, 65_536))) == (1, 65_536)
+
+
 def test_a_100_megapixel_photo_says_how_to_open_it(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     Image.new("1", (10_000, 10_000)).save(path)
