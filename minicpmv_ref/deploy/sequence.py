@@ -34,9 +34,12 @@ import torch
 from PIL import Image
 
 from ..checkpoint import WEIGHTS, read_tensors, write_checkpoint
+from ..checks import check_type
 from ..config import read_config
+from ..files import read_json
 from ..model import MiniCPMV
-from ..processor import Processor, load_image
+from ..pictures import load_image
+from ..processor import Processor
 
 PARTS = {"vision": ("vpm.", "resampler."), "language": ("llm.",)}  # beginnings of the names of their tensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -95,12 +98,16 @@ def measure(model, processor, image: Image.Image, question: str, max_new_tokens=
     Raises:
         OSError: not on Linux (`missing` says why), no room for the temporary files, or a process died; the message
             ends with its last words.
+        TypeError: `image` is no PIL image, `question` no text, `mapped` neither True nor False.
         ValueError: as the Processor and `MiniCPMV.stream`.
 
     Source: the paper, section 5, loads ViT and language model one after the other.
     """
     if missing():
         raise OSError(missing())
+    check_type("image", image, Image.Image, what="a PIL image")
+    check_type("question", question, str)
+    check_type("mapped", mapped, bool, what="True or False")
     messages = [{"role": "user", "content": [image, question]}]
     model.stream(processor(messages), max_new_tokens)  # no token yet: bad input is refused here, not in the child
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as folder:
@@ -136,17 +143,17 @@ def _run(folder: Path, job: dict) -> Peak:
     if child.returncode:
         words = child.stdout.strip().splitlines()[-5:]
         raise OSError(f"the measured process died with exit code {child.returncode}: {'; '.join(words)}")
-    return Peak(**json.loads((folder / "peak.json").read_text(encoding="utf-8")))
+    return Peak(**read_json(folder / "peak.json"))
 
 
 # In the child --------------------------------------------------------------------------------------------------------
 
 
 def _child(folder: Path) -> None:
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job = read_json(folder / "job.json")
     torch.set_num_threads(1)  # each would have buffers of its own
     processor = Processor.from_pretrained(folder / "language")
-    batch = processor([{"role": "user", "content": [Image.open(folder / "image.png"), job.pop("question")]}])
+    batch = processor([{"role": "user", "content": [load_image(folder / "image.png"), job.pop("question")]}])
     _answer(folder, batch, **job)
     RESET.write_text("5")  # the highest point is now
     before = _resident("VmRSS")
