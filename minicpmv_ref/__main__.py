@@ -16,7 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from .checks import LIMITS, printable
 
 ROOT = Path(__file__).resolve().parent.parent
 COVERAGE_FLOOR = 95  # percent of the lines in the files directly in minicpmv_ref/
@@ -90,7 +93,8 @@ def ask(args):
     from .model import MiniCPMV, decode_stream
     from .processor import Processor, load_image
 
-    sys.stdout.reconfigure(errors="replace")  # not every terminal knows every character
+    if 0 < args.temperature < LIMITS["temperature"]:
+        raise CommandError(f"--temperature must be 0 or at least {LIMITS['temperature']}, got {args.temperature}")
     watch = Stopwatch()
     try:
         image = load_image(args.image)
@@ -103,9 +107,10 @@ def ask(args):
         print(describe_plan(batch, processor.config))
 
         with torch.inference_mode():
-            features = model.vpm([view.to(model.llm.dtype) for view in batch.images[0]])
+            # As in encode_images, in two steps; the parts of a checkpoint may have different dtypes.
+            features = model.vpm([view.to(model.vpm.post_layernorm.weight) for view in batch.images[0]])
             watch.lap("ViT")
-            visual = model.resampler(features, batch.patch_grids[0])
+            visual = model.resampler([f.to(model.resampler.query.dtype) for f in features], batch.patch_grids[0])
             watch.lap("resampler")
         tokens = model.stream(batch, args.max_new_tokens, temperature=args.temperature, seed=args.seed, visual=visual)
         print("\nanswer: ", end="", flush=True)
@@ -172,11 +177,7 @@ def train(args):
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise CommandError("there is no GPU that this torch can use; --device cpu works everywhere")
-    if not 0 <= args.seed < 2**63:
-        raise CommandError(f"--seed must be from 0 to 2^63 - 1, got {args.seed}")
     if args.threads is not None:
-        if args.threads < 1:
-            raise CommandError(f"--threads must be 1 or more, got {args.threads}")
         torch.set_num_threads(args.threads)
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     what = args.data or f"profile {what}"
@@ -209,10 +210,10 @@ def train(args):
             raise
         raise CommandError(f"another process has died: {error}; the same command goes on from the last save") from error
     except Stopped as stop:
-        print(f"\n{stop}; the same command goes on from there")
+        say(f"\n{stop}; the same command goes on from there")
         return stop.code
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on with what is saved in {folder}")
+        say(f"\nstopped; the same command goes on with what is saved in {folder}")
         return 130
 
 
@@ -229,12 +230,12 @@ def refuse(args, *names, why):
 def report_line(text):
     from tqdm import tqdm
 
-    tqdm.write(text)  # print would tear the progress bar
+    tqdm.write(printable(text))  # print would tear the progress bar
 
 
-def printable(text):
-    """A model may say anything; a terminal must not obey it."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+def say(text):
+    """Print what holds the names of files, or words of a model or a file: a terminal must not obey them."""
+    print(printable(str(text)), flush=True)
 
 
 class Stopwatch:
@@ -262,7 +263,6 @@ def records(args):
     from .learn.shards import open_shards
     from .processor import Processor
 
-    sys.stdout.reconfigure(errors="replace")
     try:
         processor = Processor.from_pretrained(args.model) if args.model else None
         if Path(args.file).is_dir():
@@ -272,7 +272,7 @@ def records(args):
             _, report = read_records(args.file, args.root, pictures=pictures, processor=processor)
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
-    print(printable(report.text(max(0, args.most))))
+    say(report.text(args.most))
     return 1 if report.problems else 0
 
 
@@ -282,17 +282,18 @@ def shards(args):
     from .learn.records import read_records
     from .learn.shards import write_shards
 
-    sys.stdout.reconfigure(errors="replace")
+    if args.per_shard < 1:
+        raise CommandError(f"--per-shard: there must be one or more in a shard, got {args.per_shard}")
     try:
         good, report = read_records(args.file, args.root, pictures="whole")
         if not good:
-            raise CommandError(f"no good record. {printable(report.text(3))}")
+            raise CommandError(f"no good record. {report.text(3)}")
         paths = write_shards(good, args.out, args.per_shard)
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
-    print(printable(report.text()))
+    say(report.text())
     size = sum(path.stat().st_size for path in paths)
-    print(f"{args.out}: {len(good)} records, {len(paths)} tar files, {size / 1e6:,.1f} MB")
+    say(f"{args.out}: {len(good)} records, {len(paths)} tar files, {size / 1e6:,.1f} MB")
 
 
 # ---- alignment
@@ -309,7 +310,7 @@ def dpo(args):
 
     device = "cuda" if args.profile == "gpu" and torch.cuda.is_available() else "cpu"
     folder = Path(args.folder) if args.folder else ROOT / "runs" / f"dpo-{args.profile}"
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     watch = Stopwatch()
     try:
@@ -329,7 +330,7 @@ def dpo(args):
             seeds=SEEDS if args.profile != "fast" else SEEDS[:1],
             judge=judge,
             base="nano" if args.model == "nano" else None,
-            report=lambda line: print(line, flush=True),
+            report=say,
         )
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
@@ -337,7 +338,7 @@ def dpo(args):
         print("\nstopped; finished runs are kept, and the same command goes on from there")
         return 130
     watch.lap("alignment")
-    print(f"\n{outcome(summary)}\n\n{watch}\nall figures are in {folder / SUMMARY}")
+    say(f"\n{outcome(summary)}\n\n{watch}\nall figures are in {folder / SUMMARY}")
 
 
 # ---- the paper's claims
@@ -354,10 +355,10 @@ def experiment(args):
     try:
         for name in frame.NAMES if args.name == "all" else [args.name]:
             result = frame.run(name, args.profile, args.again)
-            print(f"{name}: {result['verdict']}, {result['seconds']} s\n    {result['found']}", flush=True)
+            say(f"{name}: {result['verdict']}, {result['seconds']} s\n    {result['found']}")
         if args.profile != "fast":
             frame.write(frame.PAGE, frame.page())
-            print(f"all figures: {frame.PAGE}")
+            say(f"all figures: {frame.PAGE}")
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
     except KeyboardInterrupt:
@@ -390,7 +391,7 @@ def export(args):
     if progress:
         print(f"\r{'':<78}\r", end="")
     for what, path in zip(("language model", "ViT and resampler"), paths):
-        print(f"{what:<17}  {path.stat().st_size / 1e6:10,.2f} MB  {path}")
+        say(f"{what:<17}  {path.stat().st_size / 1e6:10,.2f} MB  {path}")
     print(f"in {time.monotonic() - start:.1f} s")
 
 
@@ -399,14 +400,13 @@ def phone(args):
         need(module, "the model")
     from .deploy import llamacpp
     from .deploy.gguf import export as write
-    from .model import MiniCPMV
+    from .model import MiniCPMV, decode_answer
     from .processor import Processor, load_image
 
     if llamacpp.missing():
         raise CommandError(
             f"this runs the model in llama.cpp, which is not installed. Install it with\n{llamacpp.missing()}"
         )
-    sys.stdout.reconfigure(errors="replace")
     try:
         image = load_image(args.image)
         processor, model = Processor.from_pretrained(args.model), MiniCPMV.from_pretrained(args.model)
@@ -421,7 +421,7 @@ def phone(args):
     print(f"files    {args.mixture}: language model {sizes[0]:,.2f} MB; ViT and resampler {sizes[1]:,.2f} MB")
     visual = sum(map(len, said.visual))
     print(f"prompt   {said.prompt_tokens} tokens, {visual} of them visual, in {said.prompt_seconds * 1000:,.1f} ms")
-    print(f"\nanswer: {printable(processor.tokenizer.decode(said.tokens, skip_special_tokens=True))}\n")
+    say(f"\nanswer: {decode_answer(said.tokens, processor.tokenizer, processor.stop_ids)}\n")
     steps = len(said.tokens)
     print(
         f"decoding {steps} tokens in {said.answer_seconds * 1000:,.1f} ms: {steps / said.answer_seconds:,.0f} tokens/s"
@@ -504,17 +504,21 @@ def kernel_environment():
 
 
 def option(*names, **settings):
+    """What argparse takes, and `within`: the least and the most that a number may be."""
     return names, settings
 
 
 MIXTURES = ("Q4_K_M", "Q8_0", "F16", "F32")
+SEEDS, THREADS, ANSWER = (0, 2**63 - 1), (1, 4096), (1, 2**20)  # no model has more positions
+FACTORS = (0, 10**6)  # far beyond all that makes sense
+COUNTS = (0, 2**31)  # where the work itself says what is too few, and why
 COMMANDS = [  # (name, function, one line of help, *arguments); the first is the default
     (
         "course",
         course,
         "Open the notebooks in JupyterLab (the default).",
         option("--no-browser", action="store_true", help="only print the address"),
-        option("--port", type=int, help="use this port (default: the first free one from 8888 on)"),
+        option("--port", type=int, within=(1, 65535), help="use this port (default: the first free one from 8888 on)"),
     ),
     (
         "ask",
@@ -523,10 +527,29 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("image", metavar="IMAGE", help="a picture file"),
         option("question", metavar="QUESTION", help="your question, in quotes"),
         option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
-        option("--max-slice-nums", type=int, metavar="N", help="at most so many slices (default: the model's own)"),
-        option("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens of answer"),
-        option("--temperature", type=float, default=0.0, help="0: the likeliest token (default); above 0: sampled"),
-        option("--seed", type=int, default=0, help="of the sampling"),
+        option(
+            "--max-slice-nums",
+            type=int,
+            within=(1, LIMITS["max_slice_nums"]),
+            metavar="N",
+            help="at most so many slices (default: the model's own)",
+        ),
+        option(
+            "--max-new-tokens",
+            type=int,
+            default=128,
+            within=ANSWER,
+            metavar="N",
+            help="at most so many tokens of answer",
+        ),
+        option(
+            "--temperature",
+            type=float,
+            default=0.0,
+            within=FACTORS,
+            help="0: the likeliest token (default); above 0: sampled",
+        ),
+        option("--seed", type=int, default=0, within=SEEDS, help="of the sampling"),
     ),
     (
         "train",
@@ -538,21 +561,50 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--data", metavar="DATA", help="your own data: a JSON file as for records, or a folder of shards"),
         option("--from", dest="checkpoint", metavar="CHECKPOINT", help='needed by --data: where to start, or "nano"'),
         option("--held-out", metavar="DATA", help="with --data: records that are only measured"),
-        option("--lora", type=int, metavar="RANK", help="with --data: adapters learn, and are merged at the end"),
-        option("--steps", type=int, metavar="N", help="with --data: optimizer steps (default: 40)"),
-        option("--batch", type=int, metavar="N", help="with --data: records of a step, of all processes (default: 8)"),
         option(
-            "--rate", type=float, metavar="X", help="with --data: 1 is the rate of nano's last stage (default: 0.03)"
+            "--lora",
+            type=int,
+            within=(0, LIMITS["hidden_size"]),
+            metavar="RANK",
+            help="with --data: adapters learn, and are merged at the end",
+        ),
+        option("--steps", type=int, within=COUNTS, metavar="N", help="with --data: optimizer steps (default: 40)"),
+        option(
+            "--batch",
+            type=int,
+            within=COUNTS,
+            metavar="N",
+            help="with --data: records of a step, of all processes (default: 8)",
+        ),
+        option(
+            "--rate",
+            type=float,
+            within=FACTORS,
+            metavar="X",
+            help="with --data: 1 is the rate of nano's last stage (default: 0.03)",
         ),
         option("--root", metavar="FOLDER", help="with --data: where picture paths start (default: the file's folder)"),
         option("--strict", action="store_true", help="with --data: stop at bad records instead of skipping them"),
         option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE, or runs/ and the data's name)"),
-        option("--seed", type=int, default=0, help="of weights and samples"),
+        option("--seed", type=int, default=0, within=SEEDS, help="of weights and samples"),
         option("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one"),
-        option("--threads", type=int, metavar="N", help="CPU threads"),
+        option("--threads", type=int, within=THREADS, metavar="N", help="CPU threads"),
         option("--shard", action="store_true", help="under torchrun: each process holds a part of each tensor (FSDP)"),
-        option("--workers", type=int, metavar="N", help="processes that prepare samples (default: up to 8 for a GPU)"),
-        option("--pieces", type=int, default=1, metavar="N", help="compute each step in N parts: less memory"),
+        option(
+            "--workers",
+            type=int,
+            within=(0, 1024),
+            metavar="N",
+            help="processes that prepare samples (default: up to 8 for a GPU)",
+        ),
+        option(
+            "--pieces",
+            type=int,
+            default=1,
+            within=COUNTS,
+            metavar="N",
+            help="compute each step in N parts: less memory",
+        ),
         option("--checkpointing", action="store_true", help="compute each layer twice: far less memory"),
         option("--compile", action="store_true", help="let torch.compile fuse what it can"),
     ),
@@ -564,7 +616,14 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--root", metavar="FOLDER", help="where picture paths start and stay (default: the file's folder)"),
         option("--model", metavar="CHECKPOINT", help="also find records that are too long for this model"),
         option("--quick", action="store_true", help="read only the pictures' headers; truncated ones are not found"),
-        option("--most", type=int, default=20, metavar="N", help="print at most so many problems (default: 20)"),
+        option(
+            "--most",
+            type=int,
+            default=20,
+            within=COUNTS,
+            metavar="N",
+            help="print at most so many problems (default: 20)",
+        ),
     ),
     (
         "shards",
@@ -573,7 +632,14 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("file", metavar="FILE.json", help="a list of records with id, image and conversations"),
         option("--out", metavar="FOLDER", required=True, help="where to write"),
         option("--root", metavar="FOLDER", help="where picture paths start and stay (default: the file's folder)"),
-        option("--per-shard", type=int, default=1000, metavar="N", help="records of a shard (default: 1000)"),
+        option(
+            "--per-shard",
+            type=int,
+            default=1000,
+            within=COUNTS,
+            metavar="N",
+            help="records of a shard (default: 1000)",
+        ),
     ),
     (
         "dpo",
@@ -584,7 +650,7 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("--run", default="main", metavar="NAME", help='a control, or "all" (default: "main", without controls)'),
         option("--labeler", metavar="FOLDER", help="a model that checks claims (default: one is trained for it)"),
         option("--folder", help="where to write (default: runs/dpo-PROFILE); what was cut off is continued"),
-        option("--threads", type=int, metavar="N", help="CPU threads"),
+        option("--threads", type=int, within=THREADS, metavar="N", help="CPU threads"),
     ),
     (
         "experiment",
@@ -611,8 +677,15 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option("question", metavar="QUESTION", help="your question, in quotes"),
         option("--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'),
         option("--mixture", choices=MIXTURES, default="Q4_K_M", help="of the language model (default: Q4_K_M)"),
-        option("--max-new-tokens", type=int, default=128, metavar="N", help="at most so many tokens of answer"),
-        option("--threads", type=int, default=1, metavar="N", help="of the CPU (default: 1)"),
+        option(
+            "--max-new-tokens",
+            type=int,
+            default=128,
+            within=ANSWER,
+            metavar="N",
+            help="at most so many tokens of answer",
+        ),
+        option("--threads", type=int, default=1, within=THREADS, metavar="N", help="of the CPU (default: 1)"),
     ),
     (
         "test",
@@ -631,13 +704,34 @@ def build_parser():
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, text, *arguments in COMMANDS:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
+        ranges = {}
         for names, settings in arguments:
-            command.add_argument(*names, **settings)
+            settings = dict(settings)
+            within = settings.pop("within", None)
+            added = command.add_argument(*names, **settings)
+            if within:
+                ranges[added.dest] = (names[0], *within)
+        command.set_defaults(function=function, ranges=ranges)
     return parser
 
 
+def check_ranges(args):
+    """Refuse numbers that no command can work with, before a file is read or a model is loaded."""
+    for name, (flag, least, most) in args.ranges.items():
+        value = getattr(args, name)
+        if value is None or least <= value <= most:
+            continue
+        known = flag if flag == f"--{name}" else f"{flag} ({name})"
+        # Not-a-number is not at least anything.
+        end = "2^63 - 1" if most == SEEDS[1] else f"{most:,}"
+        allowed = f"from {least} to {end}" if value >= least else f"{least} or more"
+        raise CommandError(f"{known} must be {allowed}, got {printable(str(value))}")
+
+
 def main(argv=None):
+    for stream in (sys.stdout, sys.stderr):  # not every terminal knows every character
+        with suppress(AttributeError):  # what stands in for one may not
+            stream.reconfigure(errors="replace")
     # Threads that wait must sleep: spinning ones make small models a hundred times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -648,9 +742,10 @@ def main(argv=None):
     args = build_parser().parse_args(argv[:cut])
     args.pytest_args = argv[cut + 1 :]
     try:
+        check_ranges(args)
         return args.function(args) or 0
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -44,6 +44,18 @@ def test_small_picture_is_not_sliced(tmp_path, capsys):
     assert "slices    none" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["<ref>roof</ref><box>1 2 3 4</box>", "<quad>1 2</quad>", "the <point>5 6</point>"])
+def test_marks_of_places_are_shown(monkeypatch, capsys, text):
+    import torch
+
+    from minicpmv_ref import MiniCPMV, Processor
+
+    ids = Processor.from_pretrained("nano").tokenizer(text + "<|im_end|>")["input_ids"]
+    monkeypatch.setattr(MiniCPMV, "stream", lambda *_, **__: iter(torch.tensor(ids)[:, None]))
+    assert main(["ask", SAMPLE, "Where is the roof?"]) == 0
+    assert f"answer: {text}\n" in capsys.readouterr().out
+
+
 def test_control_characters_do_not_reach_the_terminal(monkeypatch, capsys):
     import minicpmv_ref.model as model_room
 
@@ -73,6 +85,18 @@ def test_one_clear_error(arguments, words, capsys):
     assert main(["ask", *arguments]) == 1
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_parts_of_different_dtypes_answer(tmp_path, capsys):
+    from minicpmv_ref import MiniCPMV, Processor
+
+    for name in ("vpm", "resampler", "llm"):
+        model = MiniCPMV.from_pretrained("nano")
+        getattr(model, name).bfloat16()
+        model.save_pretrained(tmp_path / name)
+        Processor.from_pretrained("nano").save_pretrained(tmp_path / name)
+        assert main(["ask", SAMPLE, "What?", "--max-new-tokens", "2", "--model", str(tmp_path / name)]) == 0
+        assert "answer: " in capsys.readouterr().out
 
 
 def test_a_narrow_terminal_encoding(monkeypatch):

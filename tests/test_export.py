@@ -162,6 +162,17 @@ def test_phone_hands_over_and_prints(stand_in, capsys):
     assert f"decoding {count} tokens in 250.0 ms: {count / 0.25:.0f} tokens/s" in out
 
 
+def test_phone_keeps_the_marks_of_places_and_drops_the_stop_token(stand_in, monkeypatch, capsys):
+    import numpy as np
+
+    text = "<ref>the star</ref><box>10 20 300 400</box><|im_end|>"
+    tokens = Processor.from_pretrained("nano").tokenizer(text).input_ids
+    answer = llamacpp.Answer(tokens, 30, 0.5, 0.25, [np.zeros((16, 256))], np.zeros(9))
+    monkeypatch.setattr(llamacpp, "run", lambda *args: [answer])
+    assert main(["phone", SAMPLE, "Where?"]) == 0
+    assert f"answer: {text.removesuffix('<|im_end|>')}\n" in capsys.readouterr().out
+
+
 def test_phone_without_the_extra_says_what_to_install(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "llama_cpp" else find(name, *a))

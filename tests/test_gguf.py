@@ -493,8 +493,8 @@ def test_other_tokenizers_are_refused(small, tmp_path):
 
 def test_a_tokenizer_larger_than_the_model(tmp_path):
     config = phone_config()
-    config = replace(config, llm=replace(config.llm, vocab_size=1000))
     processor = Processor(read_tokenizer(BUNDLED / "nano"), config)
+    config = replace(config, llm=replace(config.llm, vocab_size=1000))
     with pytest.raises(ValueError, match="ids up to 1023, but the model's vocab_size is 1000"):
         export(MiniCPMV.seeded(config), processor, tmp_path)
 

@@ -1,7 +1,9 @@
 """lab.py and the command line: what they do before, during and after an installation. Nothing is downloaded."""
 
 import importlib.util
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -359,6 +361,111 @@ def test_control_c_is_no_traceback(monkeypatch):
 
     monkeypatch.setattr(commands, "COMMANDS", [("course", interrupted, "help")])
     assert commands.main([]) == 130
+
+
+HOSTILE = "red\x1b]0;owned\x07 \u202egnp.exe"
+
+
+def test_what_a_command_prints_is_not_obeyed_by_a_terminal(monkeypatch, capsys):
+    def command(args):
+        commands.say(HOSTILE)
+        commands.report_line(HOSTILE)
+        raise commands.CommandError(HOSTILE)
+
+    monkeypatch.setattr(commands, "COMMANDS", [("course", command, "help")])
+    assert commands.main([]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: red") and out.count("red") == 2
+    assert not any(c in out + err for c in "\x1b\x07\u202e")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_knows_few_characters(monkeypatch, encoding):
+    """Both streams of every command: what they cannot write becomes a question mark, never a traceback."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def command(args):
+        print("图", flush=True)
+        commands.say("/图片/红")
+        commands.report_line("圆形")
+        raise commands.CommandError("没有")
+
+    monkeypatch.setattr(commands, "COMMANDS", [("course", command, "help")])
+    assert commands.main([]) == 1
+    streams["stderr"].flush()
+    streams["stdout"].flush()
+    assert streams["stdout"].buffer.getvalue().split() == [b"?", b"/??/?", b"??"]
+    assert streams["stderr"].buffer.getvalue().split() == [b"error:", b"??"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such settings")
+@pytest.mark.parametrize(
+    "settings",
+    [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONUTF8": "0", "LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["cp1252", "C"],
+)
+def test_a_chinese_path_on_such_a_console(tmp_path, settings):
+    folder = tmp_path / "图片"
+    words = ["export", "nano", str(folder / "out"), "--mixture", "Q8_0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    run = subprocess.run([sys.executable, "-m", "minicpmv_ref", *words], env=environment, capture_output=True)
+    assert run.returncode == 0 and run.stderr == b""
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["mmproj-F16.gguf", "model-Q8_0.gguf"]
+    assert b"/out/model-Q8_0.gguf" in run.stdout
+
+
+IMPOSSIBLE = {  # a command line without its last value, and values that no command can work with
+    "course --no-browser --port": ("0", "-1", "65536"),
+    "ask a.png ? --max-slice-nums": ("0", "-3", "1001", "9" * 30),
+    "ask a.png ? --max-new-tokens": ("0", "-1", "9" * 30),
+    "ask a.png ? --temperature": ("1e-40", "1e-5", "-0.1", "nan", "inf", "1e400"),
+    "ask a.png ? --seed": ("-1", str(2**63), "9" * 30),
+    "train --seed": ("-1", str(2**63)),
+    "train --threads": ("0", "-1", "100000"),
+    "train --workers": ("-1", "9" * 30),
+    "train --pieces": ("-1", "9" * 30),
+    "train --data a.json --from nano --steps": ("-1", "9" * 30),
+    "train --data a.json --from nano --batch": ("-1", "9" * 30),
+    "train --data a.json --from nano --rate": ("-1", "nan", "inf"),
+    "train --data a.json --from nano --lora": ("-1", "3000000"),
+    "records a.json --most": ("-1", "9" * 30),
+    "shards a.json --out b --per-shard": ("0", "-1", "9" * 30),
+    "dpo --threads": ("0", "-1", "100000"),
+    "phone a.png ? --max-new-tokens": ("0", "9" * 30),
+    "phone a.png ? --threads": ("0", "-1", "100000"),
+}
+
+
+@pytest.mark.parametrize("words", IMPOSSIBLE)
+def test_impossible_numbers_are_refused_before_anything_is_read(words, monkeypatch, capsys):
+    from minicpmv_ref import MiniCPMV, Processor
+    from minicpmv_ref.deploy import llamacpp
+
+    monkeypatch.setattr(llamacpp, "missing", lambda: None)
+    for kind in (MiniCPMV, Processor):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *args: pytest.fail("a model was loaded"))
+    argv, option = words.split(), words.split()[-1]
+    for value in IMPOSSIBLE[words]:
+        assert commands.main([*argv[:-1], f"{option}={value}"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {option}") and err.count("\n") == 1, (value, err)
+
+
+def test_every_number_has_a_range():
+    """A new option must say which numbers it can work with."""
+    numbers = [
+        (name, names[0], settings)
+        for name, _, _, *options in commands.COMMANDS
+        for names, settings in options
+        if settings.get("type") in (int, float)
+    ]
+    assert len(numbers) > 15
+    for command, name, settings in numbers:
+        least, most = settings["within"]
+        assert least <= most < math.inf, (command, name)
+        assert settings.get("default") is None or least <= settings["default"] <= most
 
 
 @pytest.mark.parametrize("argv", [[], ["--no-browser"], ["course", "--no-browser", "--port", "9999"]])
