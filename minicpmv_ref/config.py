@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from .checks import LIMITS, check_int, check_list, check_number, check_type, printable, shown
@@ -219,7 +219,9 @@ class MiniCPMVConfig:
         for name, kind in _PARTS.items():
             given = check_type(f"config.{name}", data.get(name, {}), dict, what="a dict of fields")
             unknown = set(given) - {f.name for f in fields(kind)}
-            missing = {f.name for f in fields(kind) if f.default is MISSING} - set(given)
+            # A default would be another model's: `to_dict` writes all. None says that there is nothing.
+            missing = {f.name for f in fields(kind) if f.default is not None} - set(given)
+            missing = missing if name in data else set()
             if unknown or missing:
                 wrong = f"unknown fields {_listed(unknown)}, missing fields {_listed(missing)}"
                 raise ValueError(f"config.{name}: {wrong}")

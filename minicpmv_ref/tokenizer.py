@@ -119,34 +119,35 @@ def read_tokenizer(folder: Path, version: str | None = None):
         for token in data.get("added_tokens", []):
             if backend.token_to_id(token["content"]) != token["id"]:
                 raise ValueError(f"the added token {shown(token['content'])} cannot have the id {token['id']}")
-        special = _special_tokens(folder, version, backend)
-        return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     except BaseException as error:  # the library raises bare Exception, and a panic of its Rust code is not even that
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(f"{file} is not a tokenizer of MiniCPM-V: {printable(str(error))}") from error
         raise
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **_special_tokens(folder, version, backend))
 
 
 def _special_tokens(folder: Path, version: str | None, backend) -> dict[str, str]:
     file = folder / SETTINGS
     settings = read_json(file) if file.is_file() else {}
-    defaults, special = SPECIAL.get(version, {}), {}
+    special = {}
     for name in SPECIAL["2.6"]:
         token = settings.get(name)
-        if name in settings and token is not None:
+        if token is not None:
             token = token.get("content") if isinstance(token, dict) else token
             check_type(f"{file}: {name}", token, str, what="text")
             if backend.token_to_id(token) is None:
                 raise ValueError(f"{file}: {name} = {shown(token)} is not in tokenizer.json")
             special[name] = token
-        elif name not in settings and name in defaults:
-            if backend.token_to_id(defaults[name]) is not None:
-                special[name] = defaults[name]
-            elif name in NEEDED[version]:
-                raise ValueError(
-                    f"the {name} is unknown: {file} does not name one, and tokenizer.json does not hold {version}'s, "
-                    f"which is {defaults[name]}"
-                )
+    for name, token in SPECIAL.get(version, {}).items():
+        if name in settings or (settings and name not in NEEDED[version]):
+            continue
+        if backend.token_to_id(token) is not None:
+            special[name] = token
+        elif name in NEEDED[version]:
+            raise ValueError(
+                f"the {name} is unknown: {file} does not name one, and tokenizer.json does not hold {version}'s, "
+                f"which is {token}"
+            )
     return special
 
 
@@ -194,8 +195,11 @@ def check_tokenizer_json(data: dict) -> None:
 
 def _check_fields(place: str, given: dict, allowed: dict, free: set = frozenset()) -> None:
     for name, value in given.items():
-        if name not in free:
-            check_choice(f"{place}: {printable(name)}", value, allowed.get(name, ()))
+        if name not in free and name not in allowed:
+            raise ValueError(f"{place}: {printable(name)} is an unknown field")
+        if name not in free and not any(type(value) is type(one) and value == one for one in allowed[name]):
+            known = " or ".join(map(shown, allowed[name]))
+            raise ValueError(f"{place}: {name} must be {known}, got {shown(value)}")
 
 
 def _check_template(part: dict) -> None:

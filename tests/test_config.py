@@ -335,6 +335,19 @@ def test_what_the_checks_allow():
     assert LLMConfig(**{**LLM, "num_key_value_heads": 4}).num_key_value_heads == 4
 
 
+@presets
+@pytest.mark.parametrize("part", ["vision", "resampler", "llm", "slicing"])
+def test_an_absent_field_of_our_own_config_is_named(preset, part):
+    for name in preset.to_dict()[part]:
+        data = preset.to_dict()
+        del data[part][name]
+        try:  # a field that may be null says the same when it is absent
+            assert MiniCPMVConfig.from_dict(data) == preset
+            assert name in ("heads", "scale_emb", "scale_depth", "dim_model_base")
+        except ValueError as error:
+            assert f"missing fields ['{name}']" in str(error) or "needs scale_emb" in str(error)
+
+
 # --- published configs: whatever wrote the file, the same model or an error ---
 
 
