@@ -20,7 +20,6 @@ from minicpmv_ref.checks import LIMITS
 from minicpmv_ref.learn import records as room
 from minicpmv_ref.learn.data import is_held_out
 from minicpmv_ref.learn.records import (
-    RESERVED,
     Problem,
     Record,
     Report,
@@ -29,6 +28,7 @@ from minicpmv_ref.learn.records import (
     messages,
     read_records,
 )
+from minicpmv_ref.prompt import RESERVED
 
 GOLDEN = json.loads((ROOT / "tests/golden/sft_labels.json").read_text())
 EXAMPLE = ROOT / "data_samples" / "records"
@@ -258,7 +258,7 @@ def test_marks_of_places_are_text(folder, mark):
     assert [content for _, content in record.turns] == [f"<image>\n{text}", text]
 
 
-@pytest.mark.parametrize("marker", RESERVED)
+@pytest.mark.parametrize("marker", [token for token in RESERVED if token != "<image>"])
 @pytest.mark.parametrize("turn", [0, 1])
 def test_markers_cannot_be_typed(folder, marker, turn):
     texts = ["<image>\nWhat?", "This."]
@@ -443,6 +443,16 @@ def test_a_picture_too_large_to_be_true(folder, monkeypatch):
     for pictures in ("header", "whole"):
         (problem,) = read(folder, good(), pictures=pictures)[1].problems
         assert "decompression bomb" in problem.what
+
+
+def test_pictures_that_would_start_a_program_or_compute_for_minutes_are_refused(folder):
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    (folder / "c.png").write_bytes(postscript)
+    Image.new("1", (1, 200_000)).save(folder / "d.png")
+    for pictures in ("header", "whole"):
+        first, *others = read(folder, good(image="c.png"), good(image="d.png"), pictures=pictures)[1].problems
+        assert "'c.png' cannot be read as a picture" in first.what and "PostScript" in first.what
+        assert pictures == "whole" or "too long for its width" in others[0].what
 
 
 def test_a_picture_is_opened_once_for_all_its_records(folder, monkeypatch):

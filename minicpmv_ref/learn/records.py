@@ -19,32 +19,23 @@ import os
 import re
 import shlex
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..checks import LIMITS, WrongType, check_choice, check_int, check_type, printable, shown
 from ..files import parse_json, plain_file
-from ..processor import Processor, load_image
-from ..prompt import MARKERS, SLOT
-from ..slicing import plan_slices
+from ..pictures import load_image, picture_size
+from ..processor import Processor
+from ..prompt import reserved_in
+from ..slicing import check_plan, plan_slices
 
 ONE = "<image>"  # the placeholder where `image` is a path
 PLACEHOLDERS = re.compile(r"<image(?:_\d+)?>")
 PICTURES = ("exist", "header", "whole")  # how closely to look at each
-# Text that a tokenizer would turn into more than text: image markers, and the tokens that begin and end turns.
-RESERVED = (
-    *(marker for marker in MARKERS if marker != ONE),
-    SLOT,
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
-    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    *("<用户>", "<AI>"),
-)
 
 
 @dataclass(frozen=True)
@@ -171,6 +162,7 @@ def read_records(
 
     Example:
         >>> import json, tempfile
+        >>> from PIL import Image
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (60, 40)).save(folder / "a.png")
         >>> talk = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": ""}]
@@ -229,7 +221,7 @@ def misfit(record: Record, processor: Processor) -> tuple[str, str] | None:
     try:
         processor(record.messages)
     except (OSError, ValueError) as error:
-        return _reason(error), "mend it, or take the record out"
+        return _reason(error).removeprefix("messages: "), "mend it, or take the record out"
     return None
 
 
@@ -406,18 +398,11 @@ def picture_flaw(source, name: str, whole: bool) -> tuple[str, str] | None:
         if whole:
             load_image(source)
         else:
-            _read_header(source)
+            check_plan(plan_slices(picture_size(source)))
     except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
         what = f"{shown(name)} cannot be read as a picture: {_reason(error.__cause__ or error)}"
         return what, "save it again, or take the record out"
     return None
-
-
-def _read_header(source) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(source) as image:
-            plan_slices(image.size)  # refuses a size of zero
 
 
 def _turns(entry: dict) -> tuple[list[tuple[str, str]], list[Flaw]]:
@@ -467,9 +452,7 @@ def _text_flaws(content, role) -> Iterator[tuple[str, str]]:
         yield "the text is empty", "write one, or take the record out"
     if any("\ud800" <= c <= "\udfff" for c in content):
         yield "half a character (a lone surrogate) is in it", "write it again"
-    text = PLACEHOLDERS.sub(" ", content)
-    typed = next((marker for marker in RESERVED if marker in text), None)
-    if typed:
+    if typed := reserved_in(PLACEHOLDERS.sub(" ", content)):
         # In the official code this unbalances the markers: "image start token != image end tokens".
         yield f"{typed} is typed as text", "the program writes such markers itself; spell it otherwise"
     if role == "assistant" and (found := PLACEHOLDERS.search(content)):
@@ -532,6 +515,7 @@ def messages(record: Record) -> list[dict]:
 
     Example:
         >>> import tempfile
+        >>> from PIL import Image
         >>> path = Path(tempfile.mkdtemp()) / "a.png"
         >>> Image.new("L", (60, 40)).save(path)
         >>> turns = ("user", "Look:\\n<image>\\nWhat is this?"), ("assistant", "Darkness.")
