@@ -70,7 +70,18 @@ class Batch:
     pad_id: int
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Batch:
-        """Move all tensors to a device; `dtype` changes the pictures only."""
+        """Move all tensors to a device; `dtype` changes the pictures only.
+
+        Raises:
+            TypeError: a dtype that is none of floating point.
+            ValueError: a device that torch does not know.
+        """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise WrongType(f"dtype must be a floating-point dtype of torch, got {shown(dtype)}")
+        try:
+            device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"device must be one of torch, got {shown(device)}") from None
         ids = {n: getattr(self, n).to(device) for n in ("input_ids", "attention_mask", "position_ids", "labels")}
         images = [[view.to(device=device, dtype=dtype) for view in views] for views in self.images]
         return replace(self, **ids, images=images)
@@ -453,10 +464,10 @@ def _parts(message: dict, number: int, queue: deque, reserved: tuple[str, ...]) 
 def _part(part, number: int):
     """One part of a content list: text, an image, or the list of a video's frames."""
     if isinstance(part, dict):  # as messages for `transformers` and for web services are written
-        kind = part.get("type")
-        value = part.get(kind) if kind in ("text", "image") else None
+        kind = part.get("type") if isinstance(part.get("type"), str) else None
+        value = part.get(kind)
         surplus = [key for key, other in part.items() if key not in ("type", kind) and other is not None]
-        if not isinstance(value, str if kind == "text" else Image.Image) or surplus:
+        if surplus or not isinstance(value, {"text": str, "image": Image.Image}.get(kind, ())):
             raise WrongType(
                 f'message {number}: a dict in a content is {{"type": "text", "text": "..."}} or {{"type": "image", '
                 f'"image": a PIL image}} (load_image opens files; a video is a list of PIL images), got {shown(part)}'
