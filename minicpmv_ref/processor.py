@@ -37,7 +37,7 @@ from .prompt import (
     reserved_tokens,
     token_row,
 )
-from .slicing import SlicePlan, plan_slices, resize_views
+from .slicing import SlicePlan, check_plan, plan_slices, resize_views
 from .tokenizer import TOKENIZER, check_fits, read_tokenizer, save_tokenizer, stop_ids
 
 MAX_FRAMES = 64  # of one video
@@ -204,6 +204,7 @@ class Processor:
         def lay_out(image: Image.Image, cfg: SliceConfig, with_id: bool) -> str:
             nonlocal numbered
             plan = plan_slices(_upright_size(image), cfg)
+            check_plan(plan)
             plans.append(plan)
             number = numbered if with_id else None
             numbered += with_id
@@ -424,6 +425,8 @@ def _check_bounds(name: str, bounds) -> None:
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """The size that `load_image` gives to a PIL image, without its pixels."""
     try:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns it then, and its size is the turned one before
         turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:
         return load_image(image).size  # says what is wrong with it

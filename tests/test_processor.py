@@ -636,6 +636,7 @@ def untouched(width: int, height: int) -> Image.Image:
         (ask(*[untouched(20, 20)] * 1000), "the prompt has 16000 visual tokens or more, but the model takes 2048"),
         (ask([untouched(20, 20)] * 64, [untouched(20, 20)] * 65), "the prompt has 2... tokens, 2048 of them visual"),
         (ask(*[untouched(4000, 2000)] * 15), "the prompt has 2160 visual tokens or more, but the model takes 2048"),
+        (ask(untouched(20, 20), untouched(1, 100_000)), "too long for its width"),
         (ask(untouched(20, 20), "<|im_end|>"), "is reserved"),
         (ask(untouched(20, 20), "a" * 3000), "the prompt has 3.* tokens, 16 of them visual, but the model takes 2048"),
         (ask(untouched(20, 20), "a" * 2_000_000), "the prompt has 2000000 letters of text, but the model takes 2048"),
@@ -658,6 +659,22 @@ def test_the_size_is_known_before_the_pixels():
         assert all(
             torch.equal(a, b) for a, b in zip(batch.images[0], normalize_views(load_image(image), batch.plans[0][0]))
         )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_the_size_of_an_opened_file_is_known_before_its_pixels(kind, orientation, tmp_path):
+    """Pillow turns a TIFF when it is decoded, and says before that what its size will be."""
+    if kind not in Image.registered_extensions().values():
+        pytest.skip(f"this Pillow has no {kind}")
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    SLICED.save(tmp_path / "a", kind, exif=exif)
+    size = load_image(tmp_path / "a").size
+    assert size == ((300, 100) if orientation < 5 else (100, 300))
+    with Image.open(tmp_path / "a") as image:
+        batch = processor()(ask(image, "a"))
+    assert batch.plans[0][0].image_size == size
 
 
 def test_a_prompt_longer_than_the_positions_is_refused_with_counts():
