@@ -7,9 +7,11 @@ S samples, T tokens, B views of all samples, Q visual tokens of a view, D width 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,12 @@ from einops import rearrange
 from torch import nn
 
 from .checkpoint import read_tensors, write_checkpoint
+from .checks import LIMITS, WrongType, check_int, check_list, check_number, check_type, shown
 from .config import BUNDLED, LLMConfig, MiniCPMVConfig, find_folder, read_config
 from .processor import Batch, Processor, check_slots
+from .prompt import GROUNDING
 from .resampler import Resampler
+from .slicing import SlicePlan
 from .vision import VisionTransformer
 
 
@@ -46,24 +51,24 @@ class MiniCPMV(nn.Module):
 
     def __init__(self, config: MiniCPMVConfig):
         super().__init__()
-        self.config = config
+        self.config = check_type("config", config, MiniCPMVConfig)
         self.vpm = VisionTransformer(config.vision)
         self.resampler = Resampler(config.resampler)
         self.llm = build_llm(config.llm)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> MiniCPMV:
-        """Load config and weights from a folder, in the files' dtype.
+        """Load config and weights from a folder, in the files' dtype. Later changes of the files do not matter.
 
         Args:
             path: one of our folders, a published one (2.0, 2.5, 2.6), or "nano", the course's own model. The course's
                 checkpoints are stored in bfloat16 and come as float32: not every CPU multiplies bfloat16.
 
         Returns:
-            The model, in evaluation mode.
+            The model, in evaluation mode. ViT, resampler and LLM may have different dtypes.
 
         Raises:
-            OSError, ValueError: something is missing, surplus, misshapen or damaged; the message names it.
+            OSError, ValueError: something is missing, surplus, misshapen, damaged or not finite; the message names it.
 
         Example:
             >>> MiniCPMV.from_pretrained("nano").config.slicing.scale_resolution
@@ -92,11 +97,16 @@ class MiniCPMV(nn.Module):
     def seeded(cls, config: MiniCPMVConfig, seed: int = 0) -> MiniCPMV:
         """Build a model with random weights that are the same every time.
 
+        Raises:
+            TypeError: not a MiniCPMVConfig, or a seed that is no integer.
+            ValueError: a seed that is too large for 64 bits.
+
         Example:
             >>> from minicpmv_ref import nano
             >>> bool((MiniCPMV.seeded(nano).resampler.query == MiniCPMV.seeded(nano).resampler.query).all())
             True
         """
+        seed = check_int("seed", seed, *_SEEDS)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
             return cls(config).eval()
@@ -130,17 +140,32 @@ class MiniCPMV(nn.Module):
             this list is one prompt's.
 
         Raises:
-            ValueError: a view that does not have the size its grid says.
+            TypeError: no list of tensors, or no list of pairs of integers.
+            ValueError: a view that does not have the size its grid says, or more views than grids; pixels that are
+                integers.
         """
+        images = check_list("images", images, torch.Tensor)
+        patch_grids = check_list("patch_grids", patch_grids, tuple, list, what="a pair (rows, cols)")
+        if len(images) != len(patch_grids):
+            raise ValueError(f"images and patch_grids must be equally long, got {len(images)} and {len(patch_grids)}")
         patch = self.config.vision.patch_size
-        for number, (image, (rows, cols)) in enumerate(zip(images, patch_grids)):
+        for number, (image, grid) in enumerate(zip(images, patch_grids)):
+            if len(grid) != 2:
+                raise ValueError(f"patch_grids[{number}] must be a pair (rows, cols), got {shown(grid)}")
+            rows, cols = (check_int(f"patch_grids[{number}]", count) for count in grid)
             if tuple(image.shape[1:]) != (patch * rows, patch * cols):
                 raise ValueError(
                     f"view {number}: {rows} rows x {cols} columns of patches need {patch * rows} x {patch * cols} "
-                    f"pixels (height x width), got {tuple(image.shape[1:])}"
+                    f"pixels (height x width), got {shown(tuple(image.shape[1:]))}"
                 )
+            if not image.is_floating_point():
+                raise ValueError(f"images[{number}] must hold normalized pixels, which are floats, got {image.dtype}")
         weight = self.vpm.post_layernorm.weight
         features = self.vpm([image.to(weight) for image in images])
+        # The parts of a checkpoint may have different dtypes. Equal ones are left alone: autocast has its own rules.
+        dtype = next(chain(self.resampler.parameters(), self.resampler.buffers())).dtype
+        if dtype != weight.dtype:
+            features = [feature.to(dtype) for feature in features]
         return self.resampler(features, patch_grids)
 
     def embed(self, batch: Batch, visual: torch.Tensor | None = None) -> torch.Tensor:
@@ -154,16 +179,23 @@ class MiniCPMV(nn.Module):
             Tensor (S, T, D), the input of `llm`.
 
         Raises:
-            ValueError: slots and visual tokens that do not match; names the image and both counts.
+            TypeError: not a Batch, or `visual` is no tensor.
+            ValueError: slots and visual tokens that do not match; names the image and both counts. Or tokens that the
+                model does not have.
         """
-        for bounds, plans in zip(batch.image_bounds, batch.plans, strict=True):
+        self._check_batch(batch)
+        for bounds, plans in zip(batch.image_bounds, batch.plans):
             check_slots(bounds, plans, self.config.resampler.num_queries)
-        embeddings = self.llm.get_input_embeddings()(batch.input_ids)
+        embeddings = self._look_up(batch.input_ids)
         if visual is None:
             visual = self._encode(batch)
+        check_type("visual", visual, torch.Tensor, what="a tensor of visual tokens from encode_images")
         expected = (self.config.resampler.num_queries, self.config.llm.hidden_size)
-        if tuple(visual.shape[1:]) != expected:
-            raise ValueError(f"visual tokens must be (views, {expected[0]}, {expected[1]}), got {tuple(visual.shape)}")
+        if tuple(visual.shape[1:]) != expected or visual.ndim != 3 or not visual.is_floating_point():
+            raise ValueError(
+                f"visual tokens must be (views, {expected[0]}, {expected[1]}) in floats, got "
+                f"{shown(tuple(visual.shape))} in {visual.dtype}"
+            )
         slots = [(row, start, end) for row, b in enumerate(batch.image_bounds) for start, end in b.tolist()]
         if len(slots) != len(visual):
             raise ValueError(f"the text has slots for {len(slots)} views, but visual tokens of {len(visual)} came")
@@ -175,12 +207,53 @@ class MiniCPMV(nn.Module):
         visual = rearrange(visual, "b q d -> (b q) d") / self.config.llm.embedding_multiplier
         return embeddings.index_put((rows, columns), visual.to(embeddings))
 
+    def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embed tokens, in the dtype that the LLM computes in."""
+        table = self.llm.get_input_embeddings()
+        embeddings = table(ids)
+        if not isinstance(table, nn.Module):  # a Runtime's
+            return embeddings
+        norm = next((p for p in self.llm.parameters() if p.ndim == 1), None)
+        # As in encode_images: only a table that has a dtype of its own is converted.
+        return embeddings if norm is None or table.weight.dtype == norm.dtype else embeddings.to(norm.dtype)
+
+    def _check_batch(self, batch: Batch) -> None:
+        """Refuse what no Processor of this model makes."""
+        check_type("batch", batch, Batch, what="a Batch from a Processor")
+        ids = check_type("batch.input_ids", batch.input_ids, torch.Tensor)
+        if ids.ndim != 2 or 0 in ids.shape or ids.dtype != torch.long:
+            raise ValueError(
+                f"batch.input_ids must be a LongTensor (samples, tokens), got {shown(tuple(ids.shape))} of {ids.dtype}"
+            )
+        low, high = (int(number) for number in ids.aminmax())
+        if low < 0 or high >= self.config.llm.vocab_size:
+            raise ValueError(
+                f"batch.input_ids must be from 0 to {self.config.llm.vocab_size - 1}, which are all tokens of this "
+                f"model, got {low if low < 0 else high}: does the processor belong to it?"
+            )
+        all_bounds = check_list("batch.image_bounds", batch.image_bounds, torch.Tensor)
+        all_plans = check_list("batch.plans", batch.plans, list, tuple)
+        for name, entries in (("image_bounds", all_bounds), ("plans", all_plans)):
+            if len(entries) != len(ids):
+                raise ValueError(f"batch.{name} must have {len(ids)} entries, as input_ids, got {len(entries)}")
+        for row, (bounds, plans) in enumerate(zip(all_bounds, all_plans)):
+            check_list(f"batch.plans[{row}]", plans, SlicePlan)
+            if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.is_floating_point():
+                raise ValueError(f"batch.image_bounds[{row}] must be integers (views, 2), got {tuple(bounds.shape)}")
+            edges = bounds.flatten().tolist()
+            if edges != sorted(edges) or (edges and (edges[0] < 0 or edges[-1] > ids.shape[1])):
+                raise ValueError(
+                    f"batch.image_bounds[{row}] must rise from 0 to at most {ids.shape[1]}, got {shown(edges)}"
+                )
+
     def _encode(self, batch: Batch) -> torch.Tensor:
+        images = check_list("batch.images", batch.images, list, tuple)
+        grids = check_list("batch.patch_grids", batch.patch_grids, list, tuple)
+        if len(images) != len(grids):  # one for each sample, also where a row has several
+            raise ValueError(f"batch.images and batch.patch_grids differ in length: {len(images)} and {len(grids)}")
         if self.config.vision.position == "released_2_5":  # depends on the longest view of the prompt: one by one
-            prompts = zip(batch.images, batch.patch_grids, strict=True)
-            return torch.cat([self.encode_images(images, grids) for images, grids in prompts])
-        images = [view for views in batch.images for view in views]
-        return self.encode_images(images, [grid for grids in batch.patch_grids for grid in grids])
+            return torch.cat([self.encode_images(*prompt) for prompt in zip(images, grids)])
+        return self.encode_images(list(chain.from_iterable(images)), list(chain.from_iterable(grids)))
 
     def forward(self, batch: Batch) -> Output:
         """Score a batch.
@@ -190,15 +263,23 @@ class MiniCPMV(nn.Module):
             are none). Labels are shifted here.
 
         Raises:
-            ValueError: slots and visual tokens that do not match.
+            TypeError: not a Batch.
+            ValueError: slots and visual tokens that do not match; tokens or labels that the model does not have; logits
+                that are not finite.
         """
+        self._check_batch(batch)
+        packed = batch.attention_mask is None  # then the positions say where a sample begins
+        _check_shapes(batch, "position_ids", "labels", *([] if packed else ["attention_mask"]))
         logits = self.llm(
             inputs_embeds=self.embed(batch),
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
         ).logits
+        _check_finite(logits, None if packed else batch.attention_mask.bool(), "forward")
         labels = batch.labels[:, 1:].flatten()
+        if (((labels < 0) & (labels != -100)) | (labels >= self.config.llm.vocab_size)).any():
+            raise ValueError(f"batch.labels must be -100 or from 0 to {self.config.llm.vocab_size - 1}")
         if not (labels != -100).any():
             return Output(None, logits)
         return Output(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=-100), logits)
@@ -216,7 +297,9 @@ class MiniCPMV(nn.Module):
             LongTensor (S, n): new tokens only, the stop token included, `batch.pad_id` behind it.
 
         Raises:
-            ValueError: slots and visual tokens that do not match, no room for an answer, an impossible setting.
+            TypeError: not a Batch, or a setting of a wrong type.
+            ValueError: slots and visual tokens that do not match, no room for an answer, an impossible setting, logits
+                that are not finite.
         """
         steps = list(self.stream(batch, max_new_tokens, **sampling))
         return torch.stack(steps, dim=1)
@@ -237,10 +320,10 @@ class MiniCPMV(nn.Module):
 
         Args:
             batch, max_new_tokens: as in `generate`.
-            temperature: 0 takes the likeliest token (greedy); above 0 samples.
+            temperature: 0 takes the likeliest token (greedy); 0.0001 or more samples.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the likeliest tokens whose probabilities sum to at least p.
-            repetition_penalty: above 1 makes tokens that the answer already has less likely.
+            repetition_penalty: above 1 makes tokens that the answer already has less likely; 0.001 to 1000.
             seed: of the sampling.
             visual: as in `embed`.
 
@@ -248,15 +331,13 @@ class MiniCPMV(nn.Module):
             An iterator of LongTensors (S,): the next token of every sample; `batch.pad_id` for those that have stopped.
 
         Raises:
-            ValueError: as `generate`.
+            TypeError, ValueError: as `generate`.
         """
-        possible = temperature >= 0 and 0 < top_p <= 1 and repetition_penalty > 0  # False for NaN, too
-        if not possible or max_new_tokens < 1 or (top_k is not None and top_k < 1):
-            raise ValueError(
-                "max_new_tokens and top_k must be at least 1, temperature at least 0, top_p in (0, 1] and "
-                f"repetition_penalty above 0; got {max_new_tokens=}, {top_k=}, {temperature=}, {top_p=}, "
-                f"{repetition_penalty=}"
-            )
+        _check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+        self._check_batch(batch)
+        _check_shapes(batch, "attention_mask", "position_ids", "labels")
+        check_int("batch.pad_id", batch.pad_id, 0, self.config.llm.vocab_size - 1)
+        check_list("batch.stop_ids", batch.stop_ids, int)
         room = self.config.llm.max_position_embeddings - batch.input_ids.shape[1]
         if room < 1:
             raise ValueError(f"the prompt fills all {self.config.llm.max_position_embeddings} positions of the model")
@@ -274,7 +355,7 @@ class MiniCPMV(nn.Module):
         running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         step = {"inputs_embeds": self.embed(batch, visual)}
         cache = None
-        for _ in range(steps):
+        for number in range(steps):
             out = self.llm(
                 **step,
                 attention_mask=mask,
@@ -285,20 +366,22 @@ class MiniCPMV(nn.Module):
             )
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
+            _check_finite(logits, running, f"token {number + 1} of the answer")
             if repetition_penalty != 1:
                 damped = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
                 logits = torch.where(seen, damped, logits)
             if temperature == 0:
                 token = logits.argmax(dim=-1)
-            else:
-                token = _sample(logits / temperature, top_k, top_p, generator)
+            else:  # large logits may overflow here; two infinite ones would have no probabilities
+                scores = (logits / temperature).clamp(_SMALLEST, _LARGEST)
+                token = _sample(scores, top_k, top_p, generator)
             token = torch.where(running, token, batch.pad_id)
             yield token
             seen[torch.arange(len(token)), token] = True
             running &= ~torch.isin(token, stops)
             if not running.any():
                 return
-            step = {"input_ids": token[:, None]}
+            step = {"inputs_embeds": self._look_up(token[:, None])}
             mask = F.pad(mask, (0, 1), value=1)
             positions = positions[:, -1:] + 1
 
@@ -307,7 +390,8 @@ class MiniCPMV(nn.Module):
 
         Args:
             messages, images: as for the Processor; one conversation that ends with the user.
-            processor: the Processor of this model.
+            processor: the Processor of this model. The answer keeps its marks of places (`<ref>`, `<box>`, `<quad>`,
+                `<point>` and their ends), as the released `chat` does; other special tokens are left out.
             stream: True returns an iterator of text pieces, as they are generated.
             options: `max_slice_nums`, `use_image_id` go to the processor, all others to `generate`.
 
@@ -315,7 +399,7 @@ class MiniCPMV(nn.Module):
             The answer, or an iterator of its pieces.
 
         Raises:
-            ValueError: as the Processor and `generate`.
+            TypeError, ValueError: as the Processor and `generate`.
 
         Example:
             >>> from PIL import Image
@@ -325,41 +409,135 @@ class MiniCPMV(nn.Module):
             >>> type(model.chat(question, processor, max_new_tokens=4))
             <class 'str'>
         """
+        check_type("processor", processor, Processor)
+        check_type("stream", stream, bool)
         split = {name: options.pop(name) for name in ("max_slice_nums", "use_image_id") if name in options}
         batch = processor(messages, images, **split)
-        if isinstance(messages[-1], dict) and messages[-1]["role"] == "assistant":
-            raise ValueError("the conversation ends with the assistant: there is nothing to answer")
         if len(batch.input_ids) != 1:
             raise ValueError(f"chat takes one conversation, got {len(batch.input_ids)}; use generate for a batch")
+        conversation = messages if isinstance(messages[0], dict) else messages[0]
+        if conversation[-1]["role"] == "assistant":
+            raise ValueError("the conversation ends with the assistant: there is nothing to answer")
         batch = batch.to(self.llm.device)
         tokens = (int(token) for token in self.stream(batch, **options))
         pieces = decode_stream(tokens, processor.tokenizer, batch.stop_ids)
         return pieces if stream else "".join(pieces)
 
 
-def decode_stream(tokens, tokenizer, stop_ids=()) -> Iterator[str]:
+def decode_answer(tokens: Iterable[int], tokenizer, stop_ids: Iterable[int] = ()) -> str:
+    """Decode the tokens of one answer to the text that is shown.
+
+    Args:
+        tokens, tokenizer, stop_ids: as for `decode_stream`.
+
+    Returns:
+        The text: all pieces of `decode_stream`.
+
+    Raises:
+        TypeError, ValueError: as `decode_stream`.
+
+    Example:
+        >>> tokenizer = Processor.from_pretrained("nano").tokenizer
+        >>> decode_answer(tokenizer("<box>1 2 3 4</box><|im_end|>")["input_ids"], tokenizer)
+        '<box>1 2 3 4</box>'
+
+    Source: _decode_text in modeling_minicpmv.py of MiniCPM-V 2.6, which cuts off the stop token and keeps the marks.
+    """
+    return "".join(decode_stream(tokens, tokenizer, stop_ids))
+
+
+def decode_stream(tokens: Iterable[int], tokenizer, stop_ids: Iterable[int] = ()) -> Iterator[str]:
     """Decode token ids to text piece by piece, never splitting a character.
+
+    Marks of places (`<ref>`, `<box>`, `<quad>`, `<point>` and their ends) are part of an answer. All other special
+    tokens, those that end it and padding among them, are not shown.
 
     Args:
         tokens: an iterable of ids.
         tokenizer: the tokenizer.
-        stop_ids: ids that are not shown.
+        stop_ids: ids that end the answer.
 
-    Yields:
-        Pieces of text; joined, they are the decoded answer.
+    Returns:
+        An iterator of pieces of text; joined, they are the decoded answer.
+
+    Raises:
+        TypeError: tokens or stop_ids that are no integers, a tokenizer that is none.
+        ValueError: negative ids.
     """
-    ids, shown = [], ""
+    if not (hasattr(tokenizer, "decode") and hasattr(tokenizer, "added_tokens_decoder")):
+        raise WrongType(f"tokenizer must be one of transformers, got {type(tokenizer).__name__}: {shown(tokenizer)}")
+    stops = {check_int("stop_ids", token, 0) for token in _iterable("stop_ids", stop_ids)}
+    return _pieces(_iterable("tokens", tokens), tokenizer, stops)
+
+
+def _iterable(name: str, value) -> Iterator:
+    return iter(check_type(name, value, Iterable, what="an iterable of token ids"))
+
+
+def _pieces(tokens: Iterator[int], tokenizer, stops: set[int]) -> Iterator[str]:
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    hidden = {number for number, content in special.items() if content not in GROUNDING}
+    # Only tokens that still wait are decoded, or an answer would take quadratic time. Those of the piece before them
+    # are decoded as well: what a token looks like may depend on its neighbor (some drop the first space of a text).
+    before, waiting, left_out = [], [], 0
     for token in tokens:
-        if token in stop_ids:
+        token = check_int("tokens", token, 0, 2**32 - 1)
+        if token in stops:
             break
-        ids.append(token)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # a character of several tokens is shown once it is whole
-            yield text[len(shown) :]
-            shown = text
-    rest = tokenizer.decode(ids, skip_special_tokens=True)[len(shown) :]
-    if rest:
-        yield rest
+        if token in hidden:
+            continue
+        waiting.append(token)
+        piece = tokenizer.decode(before + waiting)[left_out:]
+        if not piece.endswith("\ufffd"):  # a character of several tokens is shown once it is whole
+            yield piece
+            before, waiting = waiting, []
+            left_out = len(tokenizer.decode(before))
+    if waiting:
+        yield tokenizer.decode(before + waiting)[left_out:]
+
+
+def _check_shapes(batch: Batch, *names: str) -> None:
+    """Compare other tensors of a batch with its ids."""
+    for name in names:
+        tensor = check_type(f"batch.{name}", getattr(batch, name), torch.Tensor)
+        if tensor.shape != batch.input_ids.shape or tensor.is_floating_point():
+            raise ValueError(
+                f"batch.{name} must be integers {tuple(batch.input_ids.shape)}, as input_ids, got "
+                f"{shown(tuple(tensor.shape))} of {tensor.dtype}"
+            )
+
+
+def _check_finite(logits: torch.Tensor, asked: torch.Tensor | None, where: str) -> None:
+    """Refuse logits (..., V) that are not numbers, for the samples or tokens that are `asked`, a mask (...) or all.
+
+    A NaN or +inf anywhere is the largest; a token with -inf is merely impossible, unless all are.
+    """
+    bad = ~logits.detach().amax(dim=-1).isfinite()
+    bad = bad if asked is None else bad & asked
+    if bad.any():
+        sample = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"{where}: the logits of sample {sample} are not finite numbers. A weight or a picture holds a NaN or an "
+            "infinity, or the model's numbers are too large for its dtype (float16 ends at 65,504; try bfloat16)"
+        )
+
+
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
+_SEEDS = -(2**63), 2**64 - 1  # the smallest and the largest that torch takes
+
+
+def _check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed) -> None:
+    check_int("max_new_tokens", max_new_tokens, -math.inf, math.inf)
+    if top_k is not None:
+        check_int("top_k", top_k, -math.inf, math.inf)
+    if max_new_tokens < 1 or (top_k is not None and top_k < 1):
+        raise ValueError(f"max_new_tokens and top_k must be at least 1, got {shown(max_new_tokens)} and {shown(top_k)}")
+    if check_number("temperature", temperature, least=0):
+        check_number("temperature", temperature, least=LIMITS["temperature"])
+    check_number("top_p", top_p, above=0, most=1)
+    most = LIMITS["repetition_penalty"]
+    check_number("repetition_penalty", repetition_penalty, 1 / most, most)
+    check_int("seed", seed, *_SEEDS)
 
 
 def _sample(logits: torch.Tensor, top_k: int | None, top_p: float, generator: torch.Generator) -> torch.Tensor:
@@ -368,7 +546,8 @@ def _sample(logits: torch.Tensor, top_k: int | None, top_p: float, generator: to
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities  # mass of all likelier tokens; 0 for the first, so it stays
+    before = probabilities.cumsum(dim=-1) - probabilities  # mass of all likelier tokens
+    before[:, 0] = -1  # the likeliest stays, however small top_p is
     probabilities = probabilities.masked_fill(before >= top_p, 0)
     return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]
 

@@ -6,11 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from standins import byte_tokenizer
 from tiny import VERSIONS, ask, picture, several, tiny_model
-from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from minicpmv_ref import MiniCPMV, Processor, nano
-from minicpmv_ref.model import decode_stream
+from minicpmv_ref.model import decode_answer, decode_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,6 +174,128 @@ def test_impossible_settings_are_refused(models, processors, options):
         models["2.6"].generate(processors["2.6"](ask("Hello")), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_new_tokens": "3"}, TypeError),
+        ({"max_new_tokens": 3.0}, TypeError),
+        ({"max_new_tokens": True}, TypeError),
+        ({"max_new_tokens": None}, TypeError),
+        ({"max_new_tokens": -(10**5000)}, ValueError),
+        ({"temperature": "hot"}, TypeError),
+        ({"temperature": None}, TypeError),
+        ({"temperature": 1e-40}, ValueError),
+        ({"temperature": 1e-320}, ValueError),
+        ({"temperature": 9e-5}, ValueError),
+        ({"temperature": math.inf}, ValueError),
+        ({"temperature": 10**400}, ValueError),
+        ({"top_k": 1.5}, TypeError),
+        ({"top_k": "1"}, TypeError),
+        ({"top_p": "1"}, TypeError),
+        ({"top_p": -math.inf}, ValueError),
+        ({"repetition_penalty": [1]}, TypeError),
+        ({"repetition_penalty": math.inf}, ValueError),
+        ({"repetition_penalty": 1e300}, ValueError),
+        ({"repetition_penalty": 1e-40}, ValueError),
+        ({"seed": 2**64}, ValueError),
+        ({"seed": -(2**63) - 1}, ValueError),
+        ({"seed": 10**30}, ValueError),
+        ({"seed": 0.5}, TypeError),
+        ({"seed": None}, TypeError),
+        ({"visual": 3}, TypeError),
+        ({"visual": [torch.zeros(4, 64)]}, TypeError),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.__name__,
+)
+def test_settings_of_a_wrong_type_or_far_too_large(models, processors, options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        models["2.6"].generate(processors["2.6"](ask("Hello")), **options)
+
+
+def test_settings_at_the_edge_of_what_is_allowed(models, processors):
+    model, batch = models["2.6"], processors["2.6"](ask("Hello"))
+    batch = replace(batch, stop_ids=())
+    greedy = model.generate(batch, max_new_tokens=4)
+    room = model.config.llm.max_position_embeddings - batch.input_ids.shape[1]
+    assert len(list(zip(range(3), model.stream(batch, 10**30)))) == 3 and room > 3
+    for options in (
+        {"temperature": 1e-4, "seed": 2**64 - 1},
+        {"temperature": 5.0, "seed": -(2**63), "top_p": 1e-320},
+        {"temperature": 5.0, "top_p": 5e-324, "top_k": 10**400},
+        {"temperature": 5.0, "top_k": 1, "top_p": 1},
+        {"temperature": 0},
+    ):
+        assert torch.equal(model.generate(batch, max_new_tokens=4, **options), greedy), options
+    for penalty in (1000, 1 / 1000):
+        assert model.generate(batch, 4, temperature=1e-4, repetition_penalty=penalty).shape == (1, 4)
+
+
+def test_large_logits_can_be_sampled(processors):
+    """Divided by the temperature, they are beyond what float32 holds."""
+    model = tiny_model("2.6")
+    for logits, allowed in (([3e38, -3e38, 1.0], {0}), ([3e38, 2e38, -1.0], {0, 1}), ([1e36, -2e38, 1e33], {0})):
+        model.llm = KnownLogits(torch.tensor(logits))
+        batch = replace(processors["2.6"](ask("Hello")), stop_ids=())
+        drawn = model.generate(batch, max_new_tokens=4, temperature=1e-4)
+        assert set(drawn.flatten().tolist()) <= allowed
+        assert model.generate(batch, max_new_tokens=4, temperature=1.0, repetition_penalty=1e-3).shape == (1, 4)
+
+
+# --- Not a number --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8, "top_k": 100}, {"repetition_penalty": 1.3}])
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("llm.model.layers.1.mlp.down_proj.weight", math.inf),
+        ("llm.model.norm.weight", math.nan),
+        ("llm.lm_head.weight", math.nan),
+        ("resampler.proj", math.nan),
+        ("vpm.post_layernorm.bias", -math.inf),
+    ],
+)
+def test_a_model_with_a_weight_that_is_no_number_does_not_answer(processors, version, name, value, options):
+    model, processor = tiny_model(version), processors[version]
+    model.get_parameter(name).data.view(-1)[3] = value
+    batch = processor(ask(picture(130, 90), "What is this?"))
+    with pytest.raises(ValueError, match="token 1 of the answer: the logits of sample 0 are not finite"):
+        model.generate(batch, max_new_tokens=3, **options)
+    with pytest.raises(ValueError, match="forward: the logits of sample 0 are not finite"):
+        model(batch)
+    with pytest.raises(ValueError, match="logits of sample 0 are not finite"):
+        model.chat(ask(picture(130, 90), "What is this?"), processor, **options)
+
+
+class LogitsByStep(torch.nn.Module):
+    """An LLM whose logits (S, V) are given for each step."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.steps, self.table = iter(steps), torch.nn.Embedding(1024, 64)
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, **_):
+        return SimpleNamespace(logits=torch.tensor(next(self.steps))[:, None], past_key_values=None)
+
+
+def test_the_sample_and_the_token_are_named_and_those_that_have_stopped_do_not_matter(processors):
+    batch = replace(processors["2.6"]([ask("Hello"), ask("Hi")]), stop_ids=(2,), pad_id=2)
+    right, stop, bad = [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, math.nan, 1.0]
+    model = tiny_model("2.6")
+    model.llm = LogitsByStep([stop, right], [bad, right], [[math.inf] * 3, stop])
+    assert model.generate(batch).tolist() == [[2, 2, 2], [1, 1, 2]]
+    for wrong in (bad, [math.inf, 0.0, 0.0], [-math.inf] * 3):
+        model.llm = LogitsByStep([right, right], [right, wrong])
+        with pytest.raises(ValueError, match="token 2 of the answer: the logits of sample 1 are not finite"):
+            model.generate(batch)
+    model.llm = LogitsByStep([[-math.inf, 1.0, -math.inf], stop], [stop, bad])
+    assert model.generate(batch).tolist() == [[1, 2], [2, 2]], "a token may be impossible"
+
+
 # --- Sampling ------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +420,16 @@ def test_chat_returns_the_joined_stream(nano_pair, options):
     split = {name: options[name] for name in ("max_slice_nums", "use_image_id") if name in options}
     sampling = {name: value for name, value in options.items() if name not in split}
     ids = model.generate(processor(messages, **split), 24, **sampling)[0]
-    assert whole == processor.tokenizer.decode(ids, skip_special_tokens=True)
+    assert whole == at_once(ids.tolist(), processor.tokenizer)
+
+
+MARKS = [f"<{slash}{kind}>" for kind in ("ref", "box", "quad", "point") for slash in ("", "/")]
+
+
+def at_once(ids, tokenizer) -> str:
+    """All tokens in one go: special ones only if they mark a place."""
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tokenizer.decode([i for i in ids if special.get(i, MARKS[0]) in MARKS])
 
 
 def test_chat_takes_images_for_placeholders(nano_pair):
@@ -337,7 +475,91 @@ def test_random_ids_decode_piece_by_piece_as_at_once(nano_pair):
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         ids = torch.randint(0, 300, (20,), generator=generator).tolist()  # mostly single bytes
-        assert "".join(decode_stream(iter(ids), tokenizer)) == tokenizer.decode(ids, skip_special_tokens=True)
+        assert "".join(decode_stream(iter(ids), tokenizer)) == at_once(ids, tokenizer)
+
+
+def spaces_first_tokenizer():
+    """As 2.0's: spaces are part of the words, the first is dropped, and unknown characters are bytes."""
+    words = ["▁the", "▁", "cat", "▁cat", "s", "<unk>", *MARKS, *(f"<0x{i:02X}>" for i in range(256))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens(["<unk>", *MARKS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<ref>book</ref><box>12 34 56 78</box>",  # as the released 2.6 answers
+        "<quad>1 2 3 4 5 6 7 8</quad>, dann <point>9 9</point>",
+        "<ref>图像中的 naïve 𝔐</ref><box>0 0 999 999</box><box>1 1 2 2</box>",
+        "".join(MARKS),
+    ],
+)
+def test_marks_of_places_are_part_of_an_answer(nano_pair, text):
+    bytes_only = byte_tokenizer("2.6")
+    bytes_only.add_special_tokens({"additional_special_tokens": MARKS})
+    for tokenizer in (nano_pair[1].tokenizer, bytes_only):
+        ids = tokenizer(text)["input_ids"]
+        assert all(tokenizer.convert_tokens_to_ids(mark) in ids for mark in MARKS if mark in text)
+        end, begin = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+        ids = [begin, *ids, *tokenizer("<unk><image><|endoftext|></slice>")["input_ids"], end, *ids]
+        assert decode_answer(ids, tokenizer, (end,)) == text == "".join(decode_stream(iter(ids), tokenizer, {end}))
+        assert decode_answer(torch.tensor(ids), tokenizer, [end]) == text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_shows_marks_of_places(nano_pair, monkeypatch, stream):
+    model, processor = nano_pair
+    ids = processor.tokenizer("<ref>a cat</ref><point>5 6</point><|im_end|>")["input_ids"]
+    monkeypatch.setattr(model, "stream", lambda batch, **options: iter(torch.tensor(ids)[:, None]))
+    answer = model.chat(ask("Where?"), processor, stream=stream)
+    assert "".join(answer) == "<ref>a cat</ref><point>5 6</point>"
+
+
+def test_a_first_space_is_dropped_once(nano_pair):
+    tokenizer, generator = spaces_first_tokenizer(), torch.Generator().manual_seed(0)
+    for _ in range(200):
+        ids = torch.randint(0, 14, (12,), generator=generator).tolist()
+        pieces = list(decode_stream(ids, tokenizer))
+        assert "".join(pieces) == at_once(ids, tokenizer)
+    cat = [*"图".encode()]
+    ids = [3, *(14 + byte for byte in cat), 0, 6, 3, 7]
+    assert list(decode_stream(ids, tokenizer)) == ["cat", "图", " the", "<ref>", " cat", "</ref>"]
+
+
+def test_a_long_answer_is_not_decoded_again_and_again(nano_pair, monkeypatch):
+    tokenizer, decoded = nano_pair[1].tokenizer, []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: decoded.append(len(ids)) or decode(ids))
+    ids = tokenizer("图像 naïve words <box>1 2</box> " * 100)["input_ids"]
+    assert "".join(decode_stream(ids, tokenizer)) == decode(ids)
+    assert sum(decoded) < 12 * len(ids)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop_ids", "error", "words"),
+    [
+        (["a"], (), TypeError, "tokens"),
+        ("words", (), TypeError, "tokens"),
+        ([1.0], (), TypeError, "tokens"),
+        ([[1, 2]], (), TypeError, "tokens"),
+        (torch.ones(2, 2, dtype=torch.long), (), TypeError, "tokens"),
+        (3, (), TypeError, "tokens"),
+        (None, (), TypeError, "tokens"),
+        ([-1], (), ValueError, "tokens"),
+        ([2**40], (), ValueError, "tokens"),
+        ([1], 2, TypeError, "stop_ids"),
+        ([1], [None], TypeError, "stop_ids"),
+        ([1], [-1], ValueError, "stop_ids"),
+    ],
+)
+def test_what_is_not_decoded(nano_pair, tokens, stop_ids, error, words):
+    with pytest.raises(error, match=words):
+        list(decode_stream(tokens, nano_pair[1].tokenizer, stop_ids))
+    with pytest.raises(TypeError, match="tokenizer"):
+        decode_answer([1], "nano")
 
 
 def test_nothing_behind_a_stop_token_is_shown(nano_pair):

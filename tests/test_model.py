@@ -101,6 +101,113 @@ def test_visual_tokens_of_another_batch_are_refused(models, processors):
         models["2.6"].embed(batch, torch.zeros(views - 1, 4, 64))
 
 
+def wrong_batches(batch):
+    """(a field's name, a batch with something wrong in it)"""
+    ids = batch.input_ids
+    yield "input_ids", replace(batch, input_ids=ids.tolist())
+    yield "input_ids", replace(batch, input_ids=ids[0])
+    yield "input_ids", replace(batch, input_ids=ids[:, :0])
+    yield "input_ids", replace(batch, input_ids=ids.float())
+    yield "input_ids", replace(batch, input_ids=ids.int())
+    yield "input_ids", replace(batch, input_ids=ids + 1024)
+    yield "input_ids", replace(batch, input_ids=ids - 10**6)
+    yield "image_bounds", replace(batch, image_bounds=batch.image_bounds[:-1])
+    yield "image_bounds", replace(batch, image_bounds=[None] * 4)
+    yield "image_bounds", replace(batch, image_bounds=torch.cat(batch.image_bounds))
+    yield "image_bounds", replace(batch, image_bounds=[b - 10**6 for b in batch.image_bounds])
+    yield "image_bounds", replace(batch, image_bounds=[b + 10**6 for b in batch.image_bounds])
+    yield "image_bounds", replace(batch, image_bounds=[b.flip(0) for b in batch.image_bounds])
+    yield "image_bounds", replace(batch, image_bounds=[b[:1].repeat(len(b), 1) for b in batch.image_bounds])
+    yield "image_bounds", replace(batch, image_bounds=[b[:, 0] for b in batch.image_bounds])
+    yield "plans", replace(batch, plans=batch.plans * 2)
+    yield "plans", replace(batch, plans=[[None]] * 4)
+    yield "plans", replace(batch, plans=None)
+    yield "images", replace(batch, images=batch.images[:-1])
+    yield "images", replace(batch, images=[[None, *views[1:]] for views in batch.images])
+    yield "images", replace(batch, images=[views[1:] for views in batch.images])
+    yield "images", replace(batch, images=[[view.byte() for view in views] for views in batch.images])
+    yield "patch_grids", replace(batch, patch_grids=None)
+    yield "patch_grids", replace(batch, patch_grids=[grids + grids for grids in batch.patch_grids])
+    yield "patch_grids", replace(batch, patch_grids=[[(1.5, 2)] * len(grids) for grids in batch.patch_grids])
+    yield "patch_grids", replace(batch, patch_grids=[[3] * len(grids) for grids in batch.patch_grids])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_with_something_wrong_in_it_names_the_field(models, processors, version):
+    model = models[version]
+    for field, batch in wrong_batches(processors[version](several())):
+        for call in (model.embed, model.forward, model.generate):
+            with pytest.raises((TypeError, ValueError), match=field) as caught:
+                call(batch)
+            assert len(str(caught.value)) < 500
+    for wrong in (None, "batch", {"input_ids": [1]}, processors[version](several()).input_ids, 3):
+        for call in (model.embed, model.forward, model.generate, model.stream):
+            with pytest.raises(TypeError, match="batch must be a Batch"):
+                call(wrong)
+
+
+def test_the_other_tensors_are_as_large_as_the_ids(models, processors):
+    model, batch = models["2.6"], processors["2.6"](several())
+    for field in ("attention_mask", "position_ids", "labels"):
+        for wrong in (None, [1], getattr(batch, field)[:, 1:], getattr(batch, field)[:1], batch.labels.float()):
+            for call in (model.forward, model.generate):
+                if wrong is None and field == "attention_mask" and call == model.forward:
+                    continue  # a packed batch has none
+                with pytest.raises((TypeError, ValueError), match=field):
+                    call(replace(batch, **{field: wrong}))
+    for label in (-1, -101, 1024, 2**40):
+        with pytest.raises(ValueError, match="labels must be -100 or from 0 to 1023"):
+            model(replace(batch, labels=torch.full_like(batch.labels, label)))
+    for field, wrong in (("pad_id", 1024), ("pad_id", None), ("stop_ids", 3), ("stop_ids", ["x"])):
+        with pytest.raises((TypeError, ValueError), match=field):
+            model.generate(replace(batch, **{field: wrong}))
+
+
+def test_views_and_grids_that_are_none(models):
+    view = torch.zeros(3, 28, 42)
+    for images, grids, error, words in (
+        (view, [(2, 3)], TypeError, "images"),
+        (None, [(2, 3)], TypeError, "images"),
+        ([view, "x"], [(2, 3)] * 2, TypeError, r"images\[1\]"),
+        ([view], (2, 3), TypeError, r"patch_grids\[0\]"),
+        ([view], None, TypeError, "patch_grids"),
+        ([view], [(2, 3, 1)], ValueError, r"patch_grids\[0\]"),
+        ([view], [("2", 3)], TypeError, r"patch_grids\[0\]"),
+        ([view], [(2, 0)], ValueError, r"patch_grids\[0\]"),
+        ([view], [(2, 3), (2, 3)], ValueError, "images and patch_grids must be equally long, got 1 and 2"),
+        ([view, view], [(2, 3)], ValueError, "images and patch_grids must be equally long, got 2 and 1"),
+        ([view], [(3, 2)], ValueError, "view 0: 3 rows x 2 columns"),
+        ([view.byte()], [(2, 3)], ValueError, r"images\[0\] must hold normalized pixels"),
+        ([view.long(), view], [(2, 3)] * 2, ValueError, r"images\[0\] must hold normalized pixels"),
+    ):
+        with pytest.raises(error, match=words):
+            models["2.6"].encode_images(images, grids)
+    assert models["2.6"].encode_images([], []).shape == (0, 4, 64)
+
+
+def test_visual_tokens_that_are_none(models, processors):
+    batch = processors["2.6"](several())
+    views = sum(map(len, batch.images))
+    for wrong in (3, "x", [torch.zeros(4, 64)] * views):
+        with pytest.raises(TypeError, match="visual must be a tensor"):
+            models["2.6"].embed(batch, wrong)
+    good = torch.zeros(views, 4, 64)
+    for wrong in (good.long(), good.bool(), good[..., :63], good[:, :3], good[None], torch.tensor(0.0)):
+        with pytest.raises(ValueError, match="visual tokens must be"):
+            models["2.6"].embed(batch, wrong)
+    assert models["2.6"].embed(batch, good.half()).dtype == torch.float32
+
+
+def test_a_model_is_made_from_a_config():
+    for wrong in (None, "nano", {"version": "2.6"}):
+        for make in (MiniCPMV, MiniCPMV.seeded):
+            with pytest.raises(TypeError, match="config must be MiniCPMVConfig"):
+                make(wrong)
+    for wrong, error in ((2**64, ValueError), ("0", TypeError), (None, TypeError), (0.5, TypeError)):
+        with pytest.raises(error, match="seed"):
+            MiniCPMV.seeded(tiny_config("2.6"), wrong)
+
+
 # --- Independence --------------------------------------------------------------------------------------------------
 
 
