@@ -3,7 +3,9 @@
 Reads our own folders and the published ones of 2.0, 2.5 and 2.6 (safetensors, one file or shards with an index).
 Our state-dict keys are those of 2.5 and 2.6. Only the vision tower of 2.0 has other names, from timm, with q, k and v
 fused into one tensor: `published_name` is the whole translation.
-Everything is strict: a tensor that is missing, surplus or misshapen is an error that names it. Left out: pickle files.
+Everything is strict: a tensor that is missing, surplus or misshapen, or that holds a NaN or an infinity, is an error
+that names it. Left out: pickle files.
+Files are read, not mapped: the tensors of a mapped file would change with it, and end the process if it is cut short.
 
 A stage of training changes a few tensors, so its checkpoint may hold these alone and name the folder beside it that
 holds the others: {"base": "nano-start", ...} in config.json. That folder may have a base in its turn.
@@ -20,10 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .checks import LIMITS, printable, shown
 from .config import CONFIG, MiniCPMVConfig, base_folder, read_config
-from .files import read_json, replacing
+from .files import parse_json, plain_file, read_json, replacing
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Tensors that old files may hold although no parameter needs them, and why.
 NOT_PARAMETERS = {
@@ -67,7 +72,7 @@ def published_name(name: str, config: MiniCPMVConfig) -> tuple[str, int | None]:
 
 
 def read_tensors(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """Read the tensors of a model, in the files' dtype.
+    """Read the tensors of a model into memory, in the files' dtype.
 
     Args:
         folder: a checkpoint folder.
@@ -75,33 +80,34 @@ def read_tensors(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.S
         shapes: the model's parameters: name -> shape. A tied lm_head is not among them.
 
     Returns:
-        name -> tensor for exactly the names asked for.
+        name -> tensor for exactly the names asked for. They are copies: what happens to the files does not matter any
+        more. Loading takes no more memory than they do, and one tensor if a tied lm_head is stored.
 
     Raises:
-        OSError: no weights, or a shard that the index names is not there.
-        ValueError: a missing, surplus or misshapen tensor, an index that lies, a damaged shard, a base with another
-            config. Every tensor of the files must be used, but for those in NOT_PARAMETERS and a stored copy of a tied
-            lm_head.
+        OSError: no weights, or a shard that the index names is not there, or no plain file.
+        ValueError: a missing, surplus or misshapen tensor, one that holds a NaN or an infinity, dtypes that are mixed
+            within a part of the model, an index that lies, a damaged shard, a base with another config. Every tensor of
+            the files must be used, but for those in NOT_PARAMETERS and a stored copy of a tied lm_head.
     """
+    tensors = _read_chain(Path(folder), config, shapes, set())
+    _check_dtypes(folder, config, tensors)
+    return tensors
+
+
+def _read_chain(folder: Path, config: MiniCPMVConfig, shapes: dict, changed: set[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a folder and of those that it is based on, without the `changed` ones, which were read already."""
     base = base_folder(folder)
-    if base is not None:
-        if read_config(base) != config:
-            raise ValueError(f"{folder} changes tensors of {base}, but their configs differ")
-        below = read_tensors(base, config, shapes)
-        changed = _names(folder) & set(shapes)
-        return below | _read_own(folder, config, {name: shapes[name] for name in shapes if name in changed})
-    return _read_own(folder, config, shapes)
+    if base is None:
+        return _read_own(folder, config, shapes, changed)
+    if read_config(base) != config:
+        raise ValueError(f"{folder} changes tensors of {base}, but their configs differ")
+    names = {name for shard in _open_shards(folder) for name in shard.header}
+    own = _read_own(folder, config, {name: shapes[name] for name in shapes if name in names}, changed)
+    return own | _read_chain(base, config, shapes, changed | own.keys())
 
 
-def _names(folder: Path) -> set[str]:
-    try:
-        return {name for shard in _open_shards(folder) for name in shard.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: damaged weights: {error}") from error
-
-
-def _read_own(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The tensors that lie in this folder."""
+def _read_own(folder: Path, config: MiniCPMVConfig, shapes: dict, changed: set[str]) -> dict[str, torch.Tensor]:
+    """The tensors that lie in this folder. All of `shapes` must be there; the `changed` ones are not read."""
     published = "resampler" not in read_json(folder / CONFIG)  # our own files use our names for 2.0 as well
     source = {name: published_name(name, config) if published else (name, None) for name in shapes}
     expected: dict[str, tuple[int, ...]] = {}
@@ -113,29 +119,44 @@ def _read_own(folder: Path, config: MiniCPMVConfig, shapes: dict[str, torch.Size
             shape = (1, *shape)
         expected[file_name] = tuple(shape)
 
-    shards = _open_shards(folder)
-    try:
-        where = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 (not a dict)
-        headers = {name: shard.get_slice(name) for name, shard in where.items()}
-        found = {name: tuple(header.get_shape()) for name, header in headers.items()}
-        _compare(folder, expected, found, config)
-        odd = {name for name in expected if headers[name].get_dtype() not in ("F64", "F32", "F16", "BF16")}
-        if odd:  # quantized files need their own arithmetic, which lives elsewhere
-            raise ValueError(f"{folder}: weights must be 16-bit, 32-bit or 64-bit floats; these are not: {_some(odd)}")
-        files = {name: where[name].get_tensor(name) for name in expected}
-        if config.llm.tie_word_embeddings and "llm.lm_head.weight" in where:
-            copy = where["llm.lm_head.weight"].get_tensor("llm.lm_head.weight")
-            embeddings = files["llm.model.embed_tokens.weight"]
-            if copy.dtype != embeddings.dtype or not torch.equal(copy, embeddings):
-                raise ValueError(f"{folder}: lm_head is tied to the embeddings, but the stored copy differs from them")
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: damaged weights: {error}") from error
+    where = {name: shard for shard in _open_shards(folder) for name in shard.header}
+    _compare(folder, expected, {name: tuple(shard.header[name]["shape"]) for name, shard in where.items()}, config)
+    odd = {name for name in expected if where[name].header[name]["dtype"] not in DTYPES}
+    if odd:  # quantized files need their own arithmetic, which lives elsewhere
+        raise ValueError(f"{folder}: weights must be 16-bit, 32-bit or 64-bit floats; these are not: {_some(odd)}")
+    source = {name: at for name, at in source.items() if name not in changed}
+    files = {name: where[name].read(name) for name in dict.fromkeys(name for name, _ in source.values())}
+    head, embeddings = "llm.lm_head.weight", files.get("llm.model.embed_tokens.weight")
+    if config.llm.tie_word_embeddings and head in where and embeddings is not None:
+        about = where[head].header[head]
+        same = DTYPES.get(about["dtype"]) == embeddings.dtype and tuple(about["shape"]) == tuple(embeddings.shape)
+        if not same or not torch.equal(where[head].read(head), embeddings):
+            raise ValueError(f"{folder}: lm_head is tied to the embeddings, but the stored copy differs from them")
 
     tensors = {}
     for name, (file_name, part) in source.items():
         tensor = files[file_name]
         tensors[name] = tensor.chunk(3)[part] if part is not None else tensor.reshape(shapes[name])
     return tensors
+
+
+def _check_dtypes(folder: Path, config: MiniCPMVConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Within a part of the model torch multiplies one dtype only. Between the parts the model converts."""
+    first: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        part = name.partition(".")[0]
+        if name == "llm.model.embed_tokens.weight" and not config.llm.tie_word_embeddings:
+            continue  # looked up, not multiplied; adapters that train it leave it in float32
+        other = first.setdefault(part, name)
+        if tensors[other].dtype != tensor.dtype:
+            raise ValueError(
+                f"{folder}: {other} is {_dtype(tensors[other])}, but {name} is {_dtype(tensor)}; all tensors of {part} "
+                "need one dtype: convert the file"
+            )
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def write_checkpoint(
@@ -164,12 +185,12 @@ def write_checkpoint(
         raise OSError(f"could not write {folder / WEIGHTS}: {error}") from error
 
 
-def _open_shards(folder: Path) -> list:
+def _open_shards(folder: Path) -> list[Shard]:
     """Open every weight file of a folder and check that the index tells the truth about each."""
     # One whole file wins over an index: saving into a published folder leaves the old shards behind.
-    if (folder / WEIGHTS).is_file():
-        return [_open(folder / WEIGHTS)]
-    if not (folder / INDEX).is_file():
+    if (folder / WEIGHTS).exists() and not (folder / WEIGHTS).is_dir():
+        return [Shard(folder / WEIGHTS)]
+    if not (folder / INDEX).exists():
         pickles = {file.name for file in folder.glob("*.bin")}
         hint = (
             f"; pickle files ({_some(pickles)}) are not read, because they can run code of their author: "
@@ -181,10 +202,11 @@ def _open_shards(folder: Path) -> list:
         raise ValueError(f"{folder / INDEX} has no weight_map from tensor names to file names")
     shards = []
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file or file in ("", ".."):  # an index from a stranger must not reach outside its folder
-            raise ValueError(f"{folder / INDEX} names {file!r}, which is not a plain file name")
-        shard = _open(folder / file)
-        claimed, held = {name for name, f in weight_map.items() if f == file}, set(shard.keys())
+        # An index from a stranger must not reach outside its folder.
+        if Path(file).name != file or file in ("", "..") or not file.isprintable():
+            raise ValueError(f"{folder / INDEX} names {shown(file)}, which is not a plain file name")
+        shard = Shard(folder / file)
+        claimed, held = {name for name, f in weight_map.items() if f == file}, set(shard.header)
         if claimed != held:
             raise ValueError(
                 f"{folder / INDEX} does not match {file}: listed but not there: {_some(claimed - held)}; "
@@ -194,13 +216,64 @@ def _open_shards(folder: Path) -> list:
     return shards
 
 
-def _open(file: Path):
-    if not file.is_file():
-        raise FileNotFoundError(f"no weight file {file}")
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
+class Shard:
+    """A safetensors file: 8 bytes with the length of a header, the header in JSON, and the bytes of all tensors.
+
+    Args:
+        file: its path.
+
+    Attributes:
+        header: name -> {"dtype", "shape", "data_offsets"} of each tensor.
+
+    Raises:
+        OSError: it is not there, or no plain file.
+        ValueError: damaged, or no safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / WEIGHTS
+        >>> save_file({"a": torch.ones(2, 3)}, file)
+        >>> Shard(file).header["a"]["shape"], Shard(file).read("a").sum()
+        ([2, 3], tensor(6.))
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        if file.is_dir():
+            raise FileNotFoundError(f"no weight file {file}: that is a folder")
+        plain_file(file)
+        try:
+            with safe_open(file, framework="pt"):  # the library compares the header with the size of the file
+                pass
+            with open(file, "rb") as content:
+                length = int.from_bytes(content.read(8), "little")
+                if length > LIMITS["json_bytes"]:
+                    raise ValueError(f"its header has {length:,} bytes; at most {LIMITS['json_bytes']:,} are read")
+                self.header, self.start = parse_json(content.read(length)), 8 + length
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{file} is damaged or not a safetensors file: {printable(str(error))}") from error
+        self.metadata = self.header.pop("__metadata__", {})
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read a tensor of floats into memory of its own.
+
+        Raises:
+            OSError: the file cannot be read any more.
+            ValueError: it holds a NaN or an infinity, or the file has become shorter.
+        """
+        about = self.header[name]
+        tensor = torch.empty(about["shape"], dtype=DTYPES[about["dtype"]], device="cpu")
+        with open(self.file, "rb") as content:
+            content.seek(self.start + about["data_offsets"][0])
+            if content.readinto(tensor.flatten().view(torch.uint8).numpy()) != tensor.nbytes:
+                raise ValueError(f"{self.file} has become shorter while it was read")
+        # The smallest and the largest: one pass without a copy, and a NaN is both of them.
+        if tensor.numel() and not all(number.isfinite() for number in tensor.aminmax()):
+            raise ValueError(f"{self.file}: {printable(name)} holds a NaN or an infinity; {_WHY}")
+        return tensor
+
+
+_WHY = "the file is damaged, or its numbers were too large for their dtype when it was written"
 
 
 def _compare(folder: Path, expected: dict, found: dict, config: MiniCPMVConfig) -> None:
@@ -217,12 +290,12 @@ def _compare(folder: Path, expected: dict, found: dict, config: MiniCPMVConfig) 
     if surplus:
         problems.append(f"{len(surplus)} surplus: {_some(surplus)}")
     if misshapen:
-        shapes = {f"{name} is {found[name]}, should be {expected[name]}" for name in misshapen}
+        shapes = {f"{name} is {shown(found[name])}, should be {expected[name]}" for name in misshapen}
         problems.append(f"{len(misshapen)} misshapen: {_some(shapes)}")
     if problems:
         raise ValueError(f"{folder} does not hold this {config.version} model: " + "; ".join(problems))
 
 
 def _some(names: set[str], most: int = 3) -> str:
-    shown = sorted(names)[:most]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    listed = [printable(name[:200]) for name in sorted(names)[:most]]
+    return ", ".join(listed) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"

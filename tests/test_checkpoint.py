@@ -436,6 +436,111 @@ def test_float64_is_kept(broken):
     assert {t.dtype for t in MiniCPMV.from_pretrained(broken).state_dict().values()} == {torch.float64}
 
 
+# --- Not a number --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_weight_that_is_no_number_is_named(tmp_path, dtype, value):
+    tensors = small_tensors("2.6", dtype)
+    for name in random.Random(str(value)).sample(sorted(tensors), 6):
+        bad = tensors[name].clone()
+        bad.view(-1)[-1] = value
+        write_published(tmp_path, "2.6")
+        write_shards(tmp_path, tensors | {name: bad}, 3)
+        fails(tmp_path, f"{name} holds a NaN or an infinity", ".safetensors")
+    write_shards(tmp_path, tensors, 3)
+    MiniCPMV.from_pretrained(tmp_path)
+
+
+def test_the_largest_numbers_are_numbers(broken):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        largest = torch.full((4, HIDDEN), torch.finfo(dtype).max, dtype=dtype)
+        largest[0] *= -1
+        tensors = {name: t.to(dtype) for name, t in small_tensors("2.6").items()} | {"resampler.query": largest}
+        write_shards(broken, tensors, 3)
+        assert torch.equal(MiniCPMV.from_pretrained(broken).resampler.query, largest)
+
+
+def test_fused_tensors_of_2_0_and_our_own_files_are_looked_at(tmp_path):
+    tensors = small_tensors("2.0")
+    write_published(tmp_path / "2.0", "2.0")
+    bad = tensors["vpm.blocks.1.attn.qkv.bias"].clone()
+    bad[2 * WIDTH] = math.nan
+    write_shards(tmp_path / "2.0", tensors | {"vpm.blocks.1.attn.qkv.bias": bad}, 3)
+    fails(tmp_path / "2.0", "vpm.blocks.1.attn.qkv.bias holds a NaN")
+    model = MiniCPMV.from_pretrained("nano")
+    model.llm.model.layers[0].mlp.up_proj.weight.data[0, 0] = math.inf  # a bfloat16 that was converted to float16
+    model.save_pretrained(tmp_path / "ours")
+    fails(tmp_path / "ours", "llm.model.layers.0.mlp.up_proj.weight holds a NaN or an infinity")
+
+
+# --- Parts of different dtypes -------------------------------------------------------------------------------------
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("llm", DTYPES)
+@pytest.mark.parametrize("resampler", DTYPES)
+@pytest.mark.parametrize("vpm", DTYPES)
+def test_parts_of_different_dtypes_answer_together(folders, tmp_path, vpm, resampler, llm):
+    """As modules_to_save of the official LoRA script leave them."""
+    for version in VERSIONS:
+        folder = tmp_path / version
+        write_published(folder, version)
+        kinds = {"vpm": vpm, "resampler": resampler, "llm": llm}
+        write_shards(folder, {n: t.to(kinds[n.partition(".")[0]]) for n, t in small_tensors(version).items()}, 3)
+        model, whole = MiniCPMV.from_pretrained(folder), MiniCPMV.from_pretrained(folders[version])
+        assert {name: getattr(model, name).state_dict().popitem()[1].dtype for name in kinds} == kinds
+        batch = picture_batch(folder, whole.config)
+        with torch.no_grad():
+            visual = model.encode_images(batch.images[0], batch.patch_grids[0])
+            assert visual.dtype == resampler and model.embed(batch).dtype == llm
+            logits, expected = model(batch).logits, whole(batch).logits
+        assert logits.dtype == llm
+        assert F.cosine_similarity(logits.float(), expected, dim=-1).mean() > 0.98
+        model.generate(batch, 2)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("table", "rest"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_embeddings_of_another_dtype_than_the_llm(tmp_path, version, table, rest):
+    """The official LoRA script saves embed_tokens as well."""
+    write_published(tmp_path, version)
+    tensors = {name: t.to(table if "embed_tokens" in name else rest) for name, t in small_tensors(version).items()}
+    write_shards(tmp_path, tensors, 3)
+    model = MiniCPMV.from_pretrained(tmp_path)
+    batch = picture_batch(tmp_path, model.config)
+    with torch.no_grad():
+        assert model.embed(batch).dtype == model(batch).logits.dtype == rest
+    answer = model.generate(batch, 5)
+    model.llm.model.embed_tokens.to(rest)
+    assert torch.equal(answer, model.generate(batch, 5))
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ("resampler.ln_kv.weight", "resampler.ln_kv.weight is float32"),
+        ("vpm.encoder.layers.1.mlp.fc1.weight", "vpm.encoder.layers.1.mlp.fc1.weight is float32"),
+        ("llm.model.layers.2.mlp.down_proj.weight", "llm.model.layers.2.mlp.down_proj.weight is float32"),
+        ("llm.lm_head.weight", "llm.lm_head.weight is float32"),
+    ],
+)
+def test_dtypes_mixed_within_a_part_are_one_error(broken, odd, words):
+    rewrite(broken, lambda t: t.update({name: x.bfloat16() for name, x in t.items() if name != odd}))
+    fails(broken, words, "is bfloat16", "need one dtype", str(broken))
+
+
+def test_tied_embeddings_have_the_dtype_of_the_llm(tmp_path):
+    model = MiniCPMV.seeded(nano)
+    model.llm.bfloat16()
+    model.llm.model.embed_tokens.float()
+    model.llm.tie_weights()
+    model.save_pretrained(tmp_path)
+    fails(tmp_path, "llm.model.embed_tokens.weight is float32", "llm.model.layers.0", "is bfloat16")
+
+
 # --- Lying indexes -------------------------------------------------------------------------------------------------
 
 
@@ -496,6 +601,56 @@ def test_an_index_cannot_reach_outside_its_folder(broken, tmp_path, name):
 def test_an_index_of_the_wrong_kind(broken, content):
     (broken / INDEX).write_text(content, encoding="utf-8")
     fails(broken, str(broken))
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "\u202egnp", "x" * 5000, "a\nb"])
+def test_names_from_a_file_do_not_reach_the_terminal(broken, name):
+    """In the index, in a shard and in messages about both."""
+    listed = weight_map(broken)
+    edit_json(broken / INDEX, weight_map=listed | {name: max(listed.values())})
+    messages = [fails(broken, "listed but not there")]
+    edit_json(broken / INDEX, weight_map=listed | {"resampler.proj": name})
+    messages.append(fails(broken))
+    edit_json(broken / INDEX, weight_map=listed)
+    add_tensors(broken, **{name: torch.ones(2)})
+    messages.append(fails(broken, "1 surplus"))
+    for message in messages:
+        assert len(message) < 1500 and all(c.isprintable() or c == "\n" for c in message), message
+
+
+def test_a_name_twice(broken):
+    text = (broken / INDEX).read_text()
+    (broken / INDEX).write_text(text.replace('"weight_map": {', '"weight_map": {"resampler.proj": "x.safetensors", '))
+    fails(broken, INDEX, "'resampler.proj' stands twice")
+    (broken / INDEX).write_text(text)
+    shard = one_shard(broken)
+    data = shard.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    about = json.dumps(json.loads(data[8 : 8 + length])["resampler.proj"])
+    header = b'{"resampler.proj": ' + about.encode() + b", " + data[9 : 8 + length]
+    shard.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+    fails(broken, shard.name, "'resampler.proj' stands twice")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_no_files(broken):
+    for file in (one_shard(broken), broken / INDEX, broken / "config.json"):
+        kept = file.read_bytes()
+        for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path), lambda path: os.symlink("nowhere", path)):
+            file.unlink()
+            make(file)
+            with pytest.raises(OSError, match=re.escape(file.name) if file.name != INDEX else None):
+                MiniCPMV.from_pretrained(broken)
+        file.unlink()
+        file.write_bytes(kept)
+    os.mkfifo(broken / WEIGHTS)
+    with pytest.raises(OSError, match="pipe or a device"):
+        MiniCPMV.from_pretrained(broken)
+
+
+def test_an_index_that_is_too_large(broken, monkeypatch):
+    (broken / INDEX).write_bytes(b'{"weight_map": {' + b" " * 64 * 2**20 + b"}}")
+    fails(broken, INDEX, "at most 67,108,864 are read")
 
 
 def test_an_index_that_is_not_text(broken):
@@ -838,7 +993,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_saving_over_the_files_one_was_loaded_from(tmp_path):
-    """Loaded tensors are mapped from the file that is being replaced."""
+    """Nothing may be lost, whether the tensors are copies of the file or still mapped from it."""
     MiniCPMV.seeded(nano).save_pretrained(tmp_path)
     model = MiniCPMV.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -848,6 +1003,38 @@ def test_saving_over_the_files_one_was_loaded_from(tmp_path):
     assert all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
     again = MiniCPMV.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(expected[name], again[name]) for name in again)
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "removed"])
+@pytest.mark.parametrize("kind", ["ours", "based on another", "published 2.0", "published 2.6"])
+def test_what_happens_to_the_files_does_not_matter_any_more(tmp_path, kind, damage):
+    """A mapped file that is cut short would end the process (SIGBUS); `cp` overwrites a file in place."""
+    folder = tmp_path / "model"
+    if kind.startswith("published"):
+        write_published(folder, kind[-3:])
+    else:
+        MiniCPMV.seeded(nano).save_pretrained(folder)
+    if kind == "based on another":
+        checkpoint.write_checkpoint(tmp_path / "child", nano, {"resampler.query": torch.ones(16, 256)}, base="model")
+    model = MiniCPMV.from_pretrained(tmp_path / "child" if kind == "based on another" else folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if Path("/proc/self/maps").exists():
+        assert ".safetensors" not in Path("/proc/self/maps").read_text()
+    for file in tmp_path.rglob("*.safetensors"):
+        if damage == "removed":
+            file.unlink()
+            continue
+        with file.open("r+b") as content:
+            content.truncate(100) if damage == "cut" else content.write(bytes(file.stat().st_size))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_that_shrinks_while_it_is_read(broken):
+    shard = checkpoint.Shard(one_shard(broken))
+    with shard.file.open("r+b") as content:
+        content.truncate(shard.start + 10)
+    with pytest.raises(ValueError, match="has become shorter"):
+        shard.read("resampler.proj")
 
 
 def test_the_written_file_says_that_it_is_for_torch(tmp_path):

@@ -4,6 +4,7 @@ Never a crash, never a hang, never memory far beyond the file's size. Damage is 
 """
 
 import json
+import os
 import random
 import struct
 import time
@@ -165,3 +166,62 @@ def test_safetensors(tmp_path, traced):
         assert peak < 20 * len(raw) + SLACK
         outcomes.append(outcome)
     assert outcomes.count("refused") > ROUNDS / 2 and outcomes.count("read") > ROUNDS / 50
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "removed", "replaced", "touched"])
+def test_a_gguf_file_that_changes_after_it_was_read(tmp_path, damage):
+    """Its tensors are read when they are looked at: those of the file that was opened, or none."""
+    path = tmp_path / "x.gguf"
+    path.write_bytes(small_gguf())
+    os.utime(path, ns=(0, 0))
+    read = read_gguf(path)
+    before = {name: stored.numpy() for name, stored in read.tensors.items()}
+    if damage == "cut":
+        os.truncate(path, 200)
+    elif damage == "overwritten":
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+    elif damage == "touched":
+        os.utime(path)
+    else:
+        path.unlink()
+        if damage == "replaced":
+            path.write_bytes(bytes(3000))
+    for name, stored in read.tensors.items():
+        with pytest.raises(OSError, match="changed" if damage != "removed" else "no file"):
+            stored.numpy()
+        assert stored.shape == before[name].shape
+    assert read.keys["tokens"][-1] == "39" and read.keys["types"].tolist() == list(range(40))
+
+
+def test_weights_of_a_gguf_file_that_are_no_numbers(tmp_path):
+    raw = bytearray(small_gguf())
+    start = len(raw) - 512
+    path = tmp_path / "x.gguf"
+    for name, at, bad in (("a", 1, b"\x7c"), ("b", 290, b"\x80\x7f"), ("c", 321, b"\xfc"), ("d", 450, b"\0\x7c")):
+        damaged = raw[: start + at] + bad + raw[start + at + len(bad) :]
+        path.write_bytes(damaged)
+        tensors = read_gguf(path).tensors
+        with pytest.raises(ValueError, match=f"'{name}' holds a NaN or an infinity"):
+            tensors[name].numpy()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_gguf_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    os.symlink("/dev/zero", tmp_path / "zero.gguf")
+    for name in ("pipe.gguf", "zero.gguf"):
+        with pytest.raises(OSError, match="pipe or a device"):
+            read_gguf(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\u202exyz", "\x9b31m"])
+def test_names_in_a_gguf_file_do_not_reach_the_terminal(tmp_path, name):
+    raw = name.encode()
+    text = struct.pack("<Q", len(raw)) + raw
+    key, tensor = text + struct.pack("<IB", 0, 1), text + struct.pack("<IQIQ", 1, 0, 0, 0)
+    for counts, body in (((0, 2), key + key), ((1, 0), tensor)):
+        (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + body)
+        with pytest.raises(ValueError) as caught:
+            read_gguf(tmp_path / "x.gguf")
+        assert str(caught.value).isprintable()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, Processor, nano
-from minicpmv_ref.checkpoint import write_checkpoint
+from minicpmv_ref.checkpoint import Shard, write_checkpoint
 from minicpmv_ref.config import base_folder
 
 
@@ -90,6 +90,27 @@ def test_a_base_with_another_config(family):
     config["slicing"]["max_slice_nums"] = 4
     (folder / "base" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="configs differ"):
+        MiniCPMV.from_pretrained(folder / "child")
+
+
+def test_a_tensor_that_was_changed_is_not_read_from_the_base(family, monkeypatch):
+    folder, base, _, norm = family
+    bad = {name: torch.full_like(t, torch.nan) if name in norm else t for name, t in base.items()}
+    del bad["llm.lm_head.weight"]  # tied
+    write_checkpoint(folder / "base", nano, bad)
+    with pytest.raises(ValueError, match=r"base.*vpm\.post_layernorm\.weight holds a NaN"):
+        MiniCPMV.from_pretrained(folder / "child")
+    read = []
+    monkeypatch.setattr(Shard, "read", lambda self, name, read_=Shard.read: read.append(name) or read_(self, name))
+    assert MiniCPMV.from_pretrained(folder / "grandchild").vpm.post_layernorm.weight[0] == 3
+    assert len(read) == len(set(read)) == len(bad), "every tensor once: no memory for those that are thrown away"
+
+
+def test_a_whole_model_must_lie_in_the_base(family):
+    folder, base, resampler, _ = family
+    whole = {name: t for name, t in base.items() if name not in resampler and name != "llm.lm_head.weight"}
+    write_checkpoint(folder / "base", nano, whole)
+    with pytest.raises(ValueError, match="missing: resampler"):
         MiniCPMV.from_pretrained(folder / "child")
 
 

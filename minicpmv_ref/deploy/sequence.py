@@ -32,8 +32,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from ..checkpoint import WEIGHTS, read_tensors, write_checkpoint
+from ..checkpoint import DTYPES, WEIGHTS, write_checkpoint
 from ..checks import check_type
 from ..config import read_config
 from ..files import read_json
@@ -42,7 +43,6 @@ from ..pictures import load_image
 from ..processor import Processor
 
 PARTS = {"vision": ("vpm.", "resampler."), "language": ("llm.",)}  # beginnings of the names of their tensors
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LARGE = 128 * 1024  # bytes; malloc's own first limit, which it would raise with every large piece that is freed
 
@@ -185,8 +185,7 @@ def _load(folder: Path, mapped: bool) -> MiniCPMV:
     config = read_config(folder)
     with torch.device("meta"):
         model = MiniCPMV(config)
-    shapes = {name: t.shape for name, t in model._own_tensors().items() if name.startswith(PARTS[folder.name])}
-    tensors = read_tensors(folder, config, shapes) if mapped else _read(folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS) if mapped else _read(folder / WEIGHTS)  # the library maps files
     model.load_state_dict(tensors, strict=False, assign=True)
     model.llm.tie_weights()
     rotary = model.llm.model.rotary_emb  # its frequencies are in no file
