@@ -292,12 +292,10 @@ def check_plan(plan: SlicePlan) -> None:
 
 
 def _check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
-    sides = list(size) if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
-    if len(sides) != 2:
-        raise WrongType(f"{what} must be two integers {order}, got {shown(size)}")
     try:
+        sides = size if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
         first, second = (check_int(what, side, -math.inf, math.inf) for side in sides)
-    except WrongType:
+    except (TypeError, ValueError):  # one number of numpy has __array__, too
         raise WrongType(f"{what} must be two integers {order}, got {shown(size)}") from None
     if first < 1 or second < 1:
         raise ValueError(f"{what} {order} must be at least 1 on both sides, got {shown(size)}")

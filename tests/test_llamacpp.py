@@ -167,7 +167,9 @@ def test_2_5_differs_only_where_the_docstring_says(pictures, tmp_path):
         plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
         data["added_tokens"] += [{"id": 1024 + i, "content": m, **plain} for i, m in enumerate(markers)]
 
-    processor = with_tokenizer(add, model.config)
+    tokenizer = with_tokenizer(add).tokenizer
+    tokenizer.bos_token = markers[0]
+    processor = Processor(tokenizer, model.config)
     image = pictures[2]
     prompt = [(prompt_text("What?", processor), image)]
     files = export(model, processor, tmp_path, "F32")
@@ -309,6 +311,17 @@ def test_pictures_are_read_as_everywhere_else(files):
     plain = llamacpp.run(*paths, [(text, photo(112, 56))], max_new_tokens=1)[0]
     lying = llamacpp.run(*paths, [(text, Image.open(file))], max_new_tokens=1)[0]
     assert plain.visual[0].shape == lying.visual[0].shape and (plain.visual[0] != lying.visual[0]).any()
+
+
+@pytest.mark.parametrize("token", [MARKER, "<image>", "<|im_end|>", "<|im_start|>", "<unk>", "<|endoftext|>"])
+def test_a_question_forges_no_turn(token):
+    processor = phone_model()[1]
+    with pytest.raises(ValueError, match="is reserved for image layout and chat template, it cannot be in a question"):
+        prompt_text(f"Hi{token}", processor)
+    for bad in (None, b"Hi", ["Hi"]):
+        with pytest.raises(TypeError, match="question must be str, got"):
+            prompt_text(bad, processor)
+    assert "<box>1 2 3 4</box>" in prompt_text("What is at <box>1 2 3 4</box>?", processor)
 
 
 IMAGE = Image.new("RGB", (56, 56))

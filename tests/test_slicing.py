@@ -609,7 +609,18 @@ def test_an_image_without_pixels_is_refused():
 
 
 @pytest.mark.parametrize(
-    "bad", [(640.0, 480), "64", b"ab", {640, 480}, {640: 1, 480: 2}, (True, 5), np.array([640.5, 480])]
+    "bad",
+    [
+        (640.0, 480),
+        "64",
+        b"ab",
+        {640, 480},
+        {640: 1, 480: 2},
+        (True, 5),
+        np.array([640.5, 480]),
+        np.int64(7),
+        np.zeros((2, 2)),
+    ],
 )
 def test_what_is_no_size_is_a_type_error(bad):
     for function in (candidate_grids, best_grid, paper_grid, plan_slices):

@@ -50,18 +50,20 @@ def prompt_text(question: str, processor, with_image: bool = True) -> str:
     """Write a question as the text that llama.cpp takes: the chat template, and MARKER in the picture's place.
 
     Raises:
-        ValueError: a marker of the layout in the question; llama.cpp would take it for one.
+        TypeError: `question` is no text, `with_image` neither True nor False.
+        ValueError: a reserved token in the question; llama.cpp would take it for one.
 
     Example:
         >>> from minicpmv_ref import Processor
         >>> prompt_text("What is this?", Processor.from_pretrained("nano"))[-75:]
         '<|im_start|>user\\n<__media__>\\nWhat is this?<|im_end|>\\n<|im_start|>assistant\\n'
     """
-    from ..prompt import MARKERS, render_chat  # here, because the child needs no torch
+    from ..prompt import render_chat, reserved_in, reserved_tokens  # here, because the child needs no torch
 
-    typed = [marker for marker in (MARKER, *MARKERS) if marker in question]
-    if typed:
-        raise ValueError(f"{typed[0]} is reserved for the image layout, it cannot be text")
+    check_type("question", question, str)
+    check_type("with_image", with_image, bool, what="True or False")
+    if typed := reserved_in(question, (MARKER, *reserved_tokens(processor.tokenizer))):
+        raise ValueError(f"{typed} is reserved for image layout and chat template, it cannot be in a question")
     tokenizer, content = processor.tokenizer, f"{MARKER}\n{question}" if with_image else question
     messages = [{"role": "user", "content": content}]
     return render_chat(messages, processor.config.version, tokenizer.bos_token or "", tokenizer.eos_token or "")[0]
