@@ -1,6 +1,7 @@
 """LoRA: adapters, their files and the merged model all give the same logits; peft reads ours, and we read peft's."""
 
 import json
+import os
 import re
 import shutil
 
@@ -25,6 +26,7 @@ from minicpmv_ref.learn.lora import (
     load_lora,
     lora_optimizer,
     merge_lora,
+    restore_lora,
     save_lora,
     table,
     training_bytes,
@@ -73,6 +75,12 @@ def edit(folder, **fields):
     settings = json.loads((folder / SETTINGS).read_text()) | fields
     (folder / SETTINGS).write_text(json.dumps(settings))
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def signature(model):
+    """Names and kinds of all modules, and all numbers: what an error must leave as it was."""
+    kinds = [(name, type(module).__name__, module.training) for name, module in model.named_modules()]
+    return kinds, [(name, p.requires_grad, p.double().sum().item()) for name, p in model.named_parameters()]
 
 
 # ---- the same logits everywhere
@@ -223,13 +231,15 @@ def same_with_and_without_gradients(model, batch):
 
 
 @pytest.mark.parametrize(("version", "name"), EVERY_LAYER, ids=map(" ".join, EVERY_LAYER))
-def test_an_adapter_on_any_layer_is_what_is_merged(version, name):
+def test_an_adapter_on_any_layer_is_what_is_merged(version, name, tmp_path):
     batch = wide_batch(version)
     model, learning = wrapped(version, name)
     logits = same_with_and_without_gradients(model, batch)
     (logits * torch.linspace(-1, 1, logits.shape[-1])).sum().backward()
     assert len(learning) == 2 and all((p.grad != 0).any() for p in learning.values())
     change = (logits - tiny_model(version)(batch).logits).abs().max()
+    save_lora(model, tmp_path)
+    assert torch.equal(load_lora(tiny_model(version), tmp_path)(batch).logits, logits)
     assert (merge_lora(model)(batch).logits - logits).abs().max() < 1e-3 * change
 
 
@@ -373,6 +383,10 @@ def test_parameters_by_part():
         dict(rank=True),
         dict(rank=2, alpha=0),
         dict(rank=2, alpha=float("nan")),
+        dict(rank=2, alpha=float("inf")),
+        dict(rank=2, alpha=10**400),
+        dict(rank=3_000_000),
+        dict(rank=10**30),
         dict(rank=2, whole="vpm"),
         dict(rank=2, whole=("llm",)),
     ],
@@ -470,11 +484,46 @@ def test_a_tensor_too_few_too_many_or_not_finite(copy):
         save_file(wrong, copy / WEIGHTS)
         with pytest.raises(ValueError, match="1 tensors are wrong"):
             load_lora(tiny_model("2.6"), copy)
-    save_file(tensors | {name: tensors[name] * float("nan")}, copy / WEIGHTS)
-    model = load_lora(tiny_model("2.6"), copy)
-    with pytest.raises(ValueError, match=r"lora_A.default.weight is not finite"):
-        merge_lora(model)
+    for odd in (float("nan"), float("inf")):
+        save_file(tensors | {name: tensors[name] * odd}, copy / WEIGHTS)
+        with pytest.raises(ValueError, match=r"q_proj.lora_A.weight is not finite as torch.float32"):
+            load_lora(tiny_model("2.6"), copy)
+    save_file(tensors | {name: tensors[name].double() * 1e300}, copy / WEIGHTS)
+    with pytest.raises(ValueError, match=r"q_proj.lora_A.weight is not finite as torch.float32"):
+        load_lora(tiny_model("2.6"), copy)
+    save_file(tensors | {name: tensors[name].int()}, copy / WEIGHTS)
+    with pytest.raises(ValueError, match=r"the dtype of .*q_proj.lora_A.weight must be one of F64.*got 'I32'"):
+        load_lora(tiny_model("2.6"), copy)
+    save_file(tensors | {name.removeprefix("base_model.model."): tensors[name].clone()}, copy / WEIGHTS)
+    with pytest.raises(ValueError, match="has a tensor twice"):
+        load_lora(tiny_model("2.6"), copy)
+
+
+def test_names_from_a_file_do_not_reach_the_terminal(copy):
+    edit(copy)
+    save_file(load_file(copy / WEIGHTS) | {"\x1b[2J": torch.ones(1)}, copy / WEIGHTS)
+    with pytest.raises(ValueError, match="1 tensors are wrong") as caught:
+        load_lora(tiny_model("2.6"), copy)
+    assert "\x1b" not in str(caught.value)
+    edit(copy, **{"a\x1b[2Jb": "\x1b[2J"})
+    with pytest.raises(ValueError, match="is not supported") as caught:
+        load_lora(tiny_model("2.6"), copy)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_adapters_that_are_not_finite_are_not_merged():
+    model = stir(add_lora(tiny_model("2.6"), rank=2, whole=()))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layer = model.llm.model.layers[2].self_attn.v_proj
+    for value, words in ((float("nan"), r"lora_A.default.weight is not finite"), (3e38, "v_proj: weights and adapter")):
+        with torch.no_grad():
+            layer.lora_A["default"].weight[0, 0] = value
+            layer.lora_B["default"].weight[0, 0] = 10
+        with pytest.raises(ValueError, match=words):
+            merge_lora(model)
     assert has_lora(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if ".2.self_attn.v_proj.lora_" not in name)
 
 
 @pytest.mark.parametrize(
@@ -489,15 +538,198 @@ def test_a_tensor_too_few_too_many_or_not_finite(copy):
         (dict(init_lora_weights="pissa"), "init_lora_weights = 'pissa' is not supported"),
         (dict(megatron_config={"a": 1}, megatron_core="antigravity"), "megatron_co.* is not supported"),
         (dict(surprise=1), "surprise = 1 is not supported"),
+        (dict(r=3_000_000), "r .* at most 4,096, got 3000000"),
+        (dict(r=True), "r .* must be an integer"),
+        (dict(r=None), "r .* must be an integer"),
+        (dict(r=-4), "r .* of at least 1"),
+        (dict(lora_alpha=0), "lora_alpha .* above 0"),
+        (dict(lora_alpha=-1.5), "lora_alpha .* above 0"),
+        (dict(lora_alpha="8"), "lora_alpha .* must be a number"),
+        (dict(lora_alpha=1e300), "lora_alpha .* at most 65,504"),
+        (dict(lora_alpha=None), "lora_alpha .* must be a number"),
+        (dict(lora_dropout=1.0), "lora_dropout must be .* at most 0.99"),
+        (dict(lora_dropout=-0.1), "lora_dropout must be"),
+        (dict(lora_dropout="x"), "lora_dropout must be a number"),
+        (dict(use_rslora=1), "use_rslora must be bool, got int"),
+        (dict(use_rslora="yes"), "use_rslora must be bool"),
+        (dict(modules_to_save="vpm"), "modules_to_save must be a list, got str"),
+        (dict(modules_to_save=["proj"]), "each of modules_to_save must be one of embed_tokens.*'proj'"),
+        (dict(modules_to_save=["(.*.*.*)*x"]), "each of modules_to_save must be one of"),
+        (dict(modules_to_save=[["vpm"]]), r"modules_to_save\[0\] must be str"),
+        (dict(target_modules=None), "target_modules must be a list, got NoneType"),
+        (dict(target_modules=[]), "target_modules must hold at least one item"),
+        (dict(target_modules=["q_proj", 3]), r"target_modules\[1\] must be str"),
+        (dict(target_modules=["q_proj|v_proj"]), "target_modules must be names of modules"),
+        (dict(target_modules=["q_proj"] * 1001), "at most 1,000 names, got 1,001"),
+        (dict(target_modules=""), "target_modules must be a list of names, all-linear, or a simple"),
+        (dict(target_modules="("), "target_modules must be a list of names, all-linear, or a simple"),
+        (dict(target_modules="([a-z_0-9.]+)*!"), "target_modules must be a list of names, all-linear, or a simple"),
+        (dict(target_modules="(a|a)*b"), "simple expression such as llm"),
+        (dict(target_modules=".*.*.*.*q_proj"), "simple expression such as llm"),
+        (dict(target_modules="layernorm"), "target_modules|No modules|not supported"),
+        (dict(target_modules=["input_layernorm"]), "Target module Qwen2RMSNorm"),
+        (dict(target_modules="all-linear"), r"does not fit this model: \d+ tensors are wrong"),
+        (dict(rank_pattern={"q_proj": 3_000_000}), "rank_pattern = .* is not supported"),
+        (dict(alpha_pattern={"(a+)+$": 4}), "alpha_pattern = .* is not supported"),
+        (dict(layers_to_transform=[0]), "layers_to_transform = .* is not supported"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:50],
 )
 def test_settings_that_do_not_fit(copy, fields, words):
     edit(copy, **fields)
     model = tiny_model("2.6")
+    before = signature(model)
     with pytest.raises(ValueError, match=words):
         load_lora(model, copy)
     assert not has_lora(model)
+    assert signature(model) == before
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "target_modules"])
+def test_settings_that_are_missing(copy, key):
+    edit(copy)
+    settings = json.loads((copy / SETTINGS).read_text())
+    del settings[key]
+    (copy / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"does not say {key}$"):
+        load_lora(tiny_model("2.6"), copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"peft_type": "LORA", "lora_alpha": NaN}', '{"r": 1, "r": 2}', "[1]", "[" * 10_000, '{"r": 1' + "0" * 5000 + "}"],
+    ids=["NaN", "twice", "list", "deep", "digits"],
+)
+def test_settings_that_are_not_json(copy, text):
+    (copy / SETTINGS).write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config\.json (is not JSON|must hold a JSON object)"):
+        load_lora(tiny_model("2.6"), copy)
+
+
+def test_expressions_that_are_simple_name_the_same_layers(adapter, copy):
+    """As the official script, ms-swift and people write them; the rest of the file stays as it is."""
+    names = "(q_proj|k_proj|v_proj|o_proj)"
+    listed = [f"llm.model.layers.{i}.self_attn.{name}_proj" for i in range(3) for name in "qkvo"]
+    for targets in (
+        rf"^(llm.*\.{names})$",
+        rf"^(llm(?=\.).*\.{names})$",
+        rf"llm\.model\.layers\.\d+\.(?:self_attn|cross_attn)\.{names}",
+        rf"llm.*{names}",
+        listed,
+        ["o_proj", *listed],
+    ):
+        edit(copy, target_modules=targets)
+        assert torch.equal(logits(load_lora(tiny_model("2.6"), copy), "2.6"), adapter[1])
+
+
+def test_a_pipe_for_a_file(copy):
+    for name in (WEIGHTS, SETTINGS):
+        (copy / name).unlink()
+        os.mkfifo(copy / name)
+        with pytest.raises(OSError, match="is a pipe or a device"):
+            load_lora(tiny_model("2.6"), copy)
+
+
+def test_an_adapter_is_restored_into_its_own_kind(adapter, copy):
+    model = add_lora(tiny_model("2.6"), rank=3, alpha=5)
+    restore_lora(model, copy)
+    assert torch.equal(logits(model, "2.6"), adapter[1])
+    for other, words in (
+        (add_lora(tiny_model("2.6"), rank=3, alpha=6), "lora_alpha is 5, that of the model's adapters 6"),
+        (add_lora(tiny_model("2.6"), rank=2, alpha=5), "r is 3, that of the model's adapters 2"),
+        (add_lora(tiny_model("2.6"), rank=3, alpha=5, whole=()), "tensors are wrong"),
+    ):
+        before = logits(other, "2.6")
+        with pytest.raises(ValueError, match=words):
+            restore_lora(other, copy)
+        assert torch.equal(logits(other, "2.6"), before)
+    edit(copy)
+    tensors = load_file(copy / WEIGHTS)
+    save_file({name: tensor * float("inf") for name, tensor in tensors.items()}, copy / WEIGHTS)
+    with pytest.raises(ValueError, match="is not finite"):
+        restore_lora(model, copy)
+    assert torch.equal(logits(model, "2.6"), adapter[1])
+
+
+# ---- embeddings that are the LM head, too
+
+
+def made_by_peft(**settings):
+    model = inject_adapter_in_model(LoraConfig(r=2, **settings), lively(MiniCPMV.from_pretrained("nano")))
+    return stir(model, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(target_modules=["lm_head"]), "no adapter on lm_head"),
+        (dict(target_modules="all-linear"), "no adapter on lm_head"),
+        (dict(target_modules=["embed_tokens"]), "no adapter on embed_tokens"),
+        (dict(target_modules=["q_proj"], modules_to_save=["lm_head"]), "no adapter on lm_head"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_an_adapter_on_half_of_a_tied_pair(settings, words, tmp_path):
+    made, base = made_by_peft(**settings), MiniCPMV.from_pretrained("nano")
+    save_lora(made, tmp_path)  # peft itself could read it
+    for with_metadata in (True, False):
+        if not with_metadata:
+            edit(tmp_path)
+        before = signature(base)
+        with pytest.raises(ValueError, match="other weights" if with_metadata else words):
+            load_lora(base, tmp_path)
+        assert not has_lora(base) and signature(base) == before
+    with pytest.raises(ValueError, match=words):
+        merge_lora(made)
+    assert has_lora(made)
+
+
+def test_word_embeddings_that_learned_alone(tmp_path):
+    """peft trains a copy of the input side, and does not know that the LM head is the same tensor."""
+    made = made_by_peft(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    for wrong in (merge_lora, lambda model: save_lora(model, tmp_path)):
+        with pytest.raises(ValueError, match="embed_tokens learned without the LM head"):
+            wrong(made)
+    save_lora(stir(add_lora(MiniCPMV.from_pretrained("nano"), rank=2, whole=("embed_tokens",))), tmp_path)
+    assert has_lora(load_lora(MiniCPMV.from_pretrained("nano"), tmp_path))
+    edit(tmp_path)  # as peft writes it
+    base = MiniCPMV.from_pretrained("nano")
+    with pytest.raises(ValueError, match="embed_tokens learned without the LM head"):
+        load_lora(base, tmp_path)
+    assert not has_lora(base)
+
+
+# ---- wrong types
+
+
+def test_wrong_types(adapter, tmp_path):
+    model = add_lora(tiny_model("2.6"), rank=2)
+    for wrong in (
+        lambda: add_lora(None),
+        lambda: add_lora(tiny_model("2.6"), "3"),
+        lambda: add_lora(tiny_model("2.6"), 3, alpha="5"),
+        lambda: add_lora(tiny_model("2.6"), 3, whole=None),
+        lambda: add_lora(tiny_model("2.6"), 3, whole=({},)),
+        lambda: add_lora(tiny_model("2.6"), 3, seed=0.5),
+        lambda: load_lora(None, adapter[0]),
+        lambda: load_lora(tiny_model("2.6"), None),
+        lambda: load_lora(tiny_model("2.6"), 3),
+        lambda: restore_lora(model, b"x"),
+        lambda: save_lora(model, None),
+        lambda: save_lora("model", tmp_path),
+        lambda: merge_lora(None),
+        lambda: has_lora(None),
+        lambda: learning("model"),
+        lambda: training_bytes(None),
+        lambda: table(3),
+        lambda: lora_optimizer(model, "fast"),
+        lambda: lora_optimizer(model, 1e-3, [1]),
+    ):
+        with pytest.raises(TypeError, match=r"^(model|r|lora_alpha|whole|whole\[0\]|seed|folder|(whole_)?rate) .*must"):
+            wrong()
+    for wrong in (float("nan"), -1, float("inf")):
+        with pytest.raises(ValueError, match="rate must be"):
+            lora_optimizer(model, wrong)
 
 
 def test_a_failed_writing_leaves_the_old_adapter(adapter, copy, monkeypatch):

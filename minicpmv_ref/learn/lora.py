@@ -6,14 +6,19 @@ B starts at zero, so a fresh adapter changes nothing. Merging adds (alpha / rank
 ordinary one again. `peft` does the work; its layers are put into a MiniCPMV, which stays a MiniCPMV: it chats,
 generates and trains as before. Left out: quantized bases (QLoRA), several adapters at a time, and the official
 script's dropout of 5 %, without which a resumed training is exactly the one that was never interrupted.
+An adapter's files may come from a stranger: they are checked, and compared with a copy of the model that has no
+weights, before the model is touched.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,8 +27,10 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from ..files import read_json, replacing
+from ..checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
+from ..files import plain_file, read_json, replacing
 from ..model import MiniCPMV
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
@@ -41,21 +48,23 @@ def add_lora(
     `tune_vision` is switched off, the whole ViT learn in full, and a frozen second copy of each stays in memory. That
     is the default here, too, so it is in plain sight; `whole=()` is LoRA alone.
 
-    Where input and output embeddings are one tensor (2.0, nano), they stay one. `peft` by itself would train a copy of
-    the input side, and saving the merged model as a tied one would then change its answers.
+    Where input and output embeddings are one tensor (nano), they stay one. `peft` by itself would train a copy of the
+    input side, and saving the merged model as a tied one would then change its answers.
 
     Args:
         model: changed in place. Give it its dtype and device first; the adapters follow.
         rank: of the corrections.
         alpha: their scale is alpha / rank; None: alpha = rank.
         whole: modules that learn in full, some of "embed_tokens", "resampler", "vpm".
-        seed: of A. B is zero.
+        seed: of A, from 0. B is zero.
 
     Returns:
         The model. Exactly what learns has `requires_grad`.
 
     Raises:
-        ValueError: a rank below 1, an alpha that is not a positive number, another module, a model with adapters.
+        TypeError: an argument of a wrong type.
+        ValueError: a rank below 1 or far above any use, an alpha that is not a positive number, another module, a
+            model with adapters.
 
     Example:
         >>> model = add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=())
@@ -64,31 +73,45 @@ def add_lora(
 
     Source: finetune/finetune.py and finetune_lora.sh of OpenBMB/MiniCPM-V; LoRA, arXiv 2106.09685, section 4.1.
     """
-    alpha = rank if alpha is None else alpha
-    if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf:
-        raise ValueError(f"rank must be a whole number from 1, alpha a positive number; got {rank=}, {alpha=}")
-    unknown = set(whole) - set(WHOLE)
-    if isinstance(whole, str) or unknown:
-        raise ValueError(f"whole must be some of {WHOLE}, got {whole!r}")
-    _inject(model, _settings(r=rank, lora_alpha=alpha, target_modules=ADAPTED, modules_to_save=list(whole)), seed)
+    _check_bare(model)
+    for name in check_list("whole", whole, str):
+        check_choice("each of whole", name, WHOLE)
+    check_int("seed", seed, least=0)
+    settings = _settings(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=ADAPTED,
+        modules_to_save=list(whole) or None,
+    )
+    _inject(model, settings, seed)
     return model
 
 
-def _settings(**fields) -> LoraConfig:
-    return LoraConfig(**{**fields, "modules_to_save": fields["modules_to_save"] or None})
+def _check_bare(model: MiniCPMV) -> None:
+    if has_lora(check_type("model", model, MiniCPMV)):
+        raise ValueError("the model has adapters already: merge_lora adds them to its weights, or take a fresh base")
 
 
 def _inject(model: MiniCPMV, settings: LoraConfig, seed: int = 0) -> None:
-    if has_lora(model):
-        raise ValueError("the model has adapters already; merge_lora adds them to its weights")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
         if name.endswith("pos_embed"):
             parameter.requires_grad_(False)  # 2.0's is a constant, which peft cannot know
+    _check_tied(model)
     _tie(model)
     model.train(model.training)  # new layers begin in training mode, whatever the model is in
+
+
+def _check_tied(model: MiniCPMV) -> None:
+    """Refuse an adapter on one of two layers that are one tensor: merged, it would change the other one, too."""
+    if not model.config.llm.tie_word_embeddings:
+        return
+    head, words = model.llm.lm_head, model.llm.get_input_embeddings()
+    wrong = "lm_head" if isinstance(head, LoraLayer | ModulesToSaveWrapper) else "embed_tokens"
+    if wrong == "lm_head" or isinstance(words, LoraLayer):
+        raise ValueError(f"no adapter on {wrong}: word embeddings and LM head are one tensor in this model")
 
 
 def _tie(model: MiniCPMV) -> None:
@@ -104,7 +127,15 @@ def has_lora(model: MiniCPMV) -> bool:
         >>> has_lora(MiniCPMV.from_pretrained("nano"))
         False
     """
+    check_type("model", model, nn.Module)
     return any(isinstance(module, LoraLayer | ModulesToSaveWrapper) for module in model.modules())
+
+
+def _check_adapted(model: MiniCPMV, otherwise: str) -> None:
+    if not has_lora(check_type("model", model, MiniCPMV)):
+        raise ValueError(f"the model has no adapters{otherwise}")
+    if "default" not in getattr(model, "peft_config", {}):
+        raise ValueError("the model's adapters are not called 'default', so neither add_lora nor load_lora made them")
 
 
 def lora_optimizer(model: MiniCPMV, rate: float, whole_rate: float | None = None) -> torch.optim.AdamW:
@@ -119,21 +150,22 @@ def lora_optimizer(model: MiniCPMV, rate: float, whole_rate: float | None = None
         An AdamW.
 
     Raises:
-        ValueError: a model without adapters.
+        ValueError: a model without adapters, a rate below 0.
 
     Example:
         >>> model = add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=("resampler",))
         >>> [group["lr"] for group in lora_optimizer(model, 1e-3, 1e-4).param_groups]
         [0.001, 0.0001]
     """
-    if not has_lora(model):
-        raise ValueError("the model has no adapters")
+    _check_adapted(model, "")
+    rate = check_number("rate", rate, least=0)
+    whole_rate = rate if whole_rate is None else check_number("whole_rate", whole_rate, least=0)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adapters = [p for name, p in learning.items() if "lora_" in name]
     whole = [p for name, p in learning.items() if "lora_" not in name]
     groups = [{"params": adapters, "lr": rate}]
     if whole:
-        groups.append({"params": whole, "lr": rate if whole_rate is None else whole_rate})
+        groups.append({"params": whole, "lr": whole_rate})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, foreach=True)
 
 
@@ -150,36 +182,44 @@ def merge_lora(model: MiniCPMV) -> MiniCPMV:
         The model, without adapters. All of its parameters can learn again.
 
     Raises:
-        ValueError: no adapters, as in a model whose adapters are merged already; one that is not finite.
+        ValueError: no adapters, as in a model whose adapters are merged already; one that is not finite, or whose sum
+            with the weights is not; one on a layer that shares its weights. The model is unchanged then.
 
     Example:
         >>> model = merge_lora(add_lora(MiniCPMV.from_pretrained("nano"), rank=4))
         >>> has_lora(model)
         False
     """
-    if not has_lora(model):
-        raise ValueError("the model has no adapters to merge; were they merged before?")
+    _check_adapted(model, " to merge; were they merged before?")
     broken = [name for name, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()]
     if broken:
         raise ValueError(f"{broken[0]} is not finite, and neither would the merged weights be")
-    _take_off(model)
-    return model
-
-
-def _take_off(model: MiniCPMV) -> None:
-    """Replace peft's layers by plain ones with the same outputs. Adapters that have learned nothing leave no trace."""
+    _check_tied(model)
+    _check_one_table(model)
     wrapped = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer | ModulesToSaveWrapper)]
-    for name, module in wrapped:
-        if isinstance(module, ModulesToSaveWrapper):
-            plain = module.modules_to_save["default"]
-        else:
-            module.merge()
-            plain = module.get_base_layer()
+    for name, layer in wrapped:
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            if not (weight + layer.get_delta_weight("default").to(weight.dtype)).isfinite().all():
+                raise ValueError(f"{name}: weights and adapter together exceed the numbers of {weight.dtype}")
+    for name, layer in wrapped:
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+        plain = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer.modules_to_save["default"]
         model.set_submodule(name, plain)
     del model.peft_config
     _tie(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name != "resampler.pos_embed")
+    return model
+
+
+def _check_one_table(model: MiniCPMV) -> None:
+    """Refuse embeddings of which peft has trained a copy: as long as they are the LM head, too, that has to learn."""
+    head, words = model.llm.lm_head, model.llm.get_input_embeddings()
+    copied = model.config.llm.tie_word_embeddings and isinstance(words, ModulesToSaveWrapper)
+    if copied and head.weight is not words.weight and not torch.equal(head.weight, words.weight):
+        raise ValueError("embed_tokens learned without the LM head, but they are one tensor in this model")
 
 
 # ---- on the disk
@@ -193,7 +233,7 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         folder: for adapter_config.json and adapter_model.safetensors; made if it is missing.
 
     Raises:
-        ValueError: a model without adapters.
+        ValueError: a model without adapters; word embeddings that `peft` itself untied from the LM head.
         OSError: the folder cannot be written; an adapter that was there before stays whole.
 
     Example:
@@ -203,14 +243,14 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    if not has_lora(model):
-        raise ValueError("the model has no adapters to save; save_pretrained writes a whole model")
-    folder = Path(folder)
+    _check_adapted(model, " to save; save_pretrained writes a whole model")
+    _check_one_table(model)
+    folder = _folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = model.peft_config["default"].to_dict() | {"inference_mode": True}
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
     settings = json.dumps(fields, indent=2, sort_keys=True, default=str)
-    tensors = {PREFIX + name: t.cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
+    tensors = {PREFIX + name: t.cpu().contiguous() for name, t in _tensors(model).items()}
     # With the weights go the base they need and the settings they were made with: a file beside may be another one's.
     metadata = {"format": "pt", "settings": settings, "base": _base(model), "base_weights": _fingerprint(model)}
     try:
@@ -219,6 +259,15 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
             save_file(tensors, second, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"could not write {folder / WEIGHTS}: {error}") from error
+
+
+def _folder(folder: str | os.PathLike) -> Path:
+    return Path(check_type("folder", folder, str, os.PathLike, what="a path"))
+
+
+def _tensors(model: MiniCPMV) -> dict[str, torch.Tensor]:
+    """What an adapter's file holds, without peft's prefix."""
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def _base(model: MiniCPMV) -> str:
@@ -247,15 +296,17 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
     Args:
         model: a fresh base; changed in place, and only if nothing is wrong.
         folder: from `save_lora`, or an adapter that `peft` has saved. Such a one does not say which weights it belongs
-            to, so only names and shapes can be compared.
+            to, so only names and shapes can be compared. A pattern of names may be of the simple form that the official
+            script writes; an expression that may take for ever is refused.
 
     Returns:
         The model.
 
     Raises:
         OSError: a file is not there.
-        ValueError: a damaged file, weights that do not belong to the settings beside them, another base (as one that
-            this adapter was merged into), a kind of adapter that is not known here, a model with adapters.
+        ValueError: a damaged file, weights that are not finite or do not belong to the settings beside them, another
+            base (as one that this adapter was merged into), settings out of range, a kind of adapter that is not known
+            here or does not fit embeddings that are the LM head, too; a model with adapters.
 
     Example:
         >>> import tempfile
@@ -264,29 +315,35 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
         >>> has_lora(load_lora(MiniCPMV.from_pretrained("nano"), folder))
         True
     """
-    folder = Path(folder)
-    if has_lora(model):
-        raise ValueError("the model has adapters already; load onto a fresh base")
-    settings = _read_settings(folder)
-    tensors, metadata = _read_weights(folder)
-    if metadata.get("settings", (folder / SETTINGS).read_text("utf-8")) != (folder / SETTINGS).read_text("utf-8"):
-        raise ValueError(f"{folder}: {SETTINGS} and {WEIGHTS} are not of the same adapter")
-    if metadata.get("base", _base(model)) != _base(model):
-        raise ValueError(f"{folder} was trained on a model with another config")
-    if metadata.get("base_weights", fingerprint := _fingerprint(model)) != fingerprint:
-        raise ValueError(f"{folder} was trained on other weights; was it merged into this model before?")
-    try:
-        _inject(model, settings)
-    except (ValueError, TypeError) as error:  # peft's own, for settings that fit nothing here
-        if has_lora(model):
-            _take_off(model)
-        raise ValueError(f"{folder / SETTINGS}: {error}") from error
-    try:
-        _set(model, tensors, folder)
-    except ValueError:
-        _take_off(model)
-        raise
+    _check_bare(model)
+    folder = _folder(folder)
+    with _opened(folder) as (settings, file):
+        metadata = file.metadata() or {}
+        if metadata.get("base", _base(model)) != _base(model):
+            raise ValueError(f"{folder} was trained on a model with another config")
+        if metadata.get("base_weights", fingerprint := _fingerprint(model)) != fingerprint:
+            raise ValueError(f"{folder} was trained on other weights; was it merged into this model before?")
+        of_peft = "settings" not in metadata and "embed_tokens" in (settings.modules_to_save or ())
+        if of_peft and model.config.llm.tie_word_embeddings:  # see _check_one_table
+            raise ValueError(f"{folder}: embed_tokens learned without the LM head, here they are one tensor")
+        try:
+            wanted = _rehearse(model, settings)
+        except ValueError as error:  # peft's own, for settings that fit nothing here
+            raise ValueError(f"{folder / SETTINGS}: {error}") from error
+        tensors = _read_tensors(file, wanted, folder)
+    _inject(model, settings)
+    set_peft_model_state_dict(model, tensors)
     return model
+
+
+def _rehearse(model: MiniCPMV, settings: LoraConfig) -> dict[str, torch.Tensor]:
+    """What the file of an adapter with these settings must hold. A copy of the model without any memory is adapted."""
+    without_memory = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    without_memory |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    skeleton = copy.deepcopy(model, without_memory)  # deepcopy takes what is in this table instead of copying it
+    with torch.device("meta"):
+        _inject(skeleton, settings)
+    return _tensors(skeleton)
 
 
 def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
@@ -297,7 +354,7 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         folder: from `save_lora`, of an adapter of the same kind.
 
     Raises:
-        ValueError: a model without adapters, a damaged file, an adapter of another shape or kind.
+        ValueError: a model without adapters, a damaged file, an adapter of another shape, kind or scale.
         OSError: a file is not there.
 
     Example:
@@ -310,19 +367,36 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         >>> torch.equal(one.get_parameter(name), other.get_parameter(name))
         True
     """
-    if not has_lora(model):
-        raise ValueError("the model has no adapters; load_lora puts saved ones onto it")
-    _set(model, _read_weights(Path(folder))[0], folder)
-
-
-def _set(model: MiniCPMV, tensors: dict[str, torch.Tensor], folder: str | os.PathLike) -> None:
-    wanted = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
-        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        what = f"{odd[0]} is {found.get(odd[0], 'missing')}, should be {wanted.get(odd[0], 'absent')}"
-        raise ValueError(f"{folder} does not fit this model: {len(odd)} tensors are wrong; {what}")
+    _check_adapted(model, "; load_lora puts saved ones onto it")
+    folder = _folder(folder)
+    with _opened(folder) as (settings, file):
+        ours = model.peft_config["default"]
+        for key in ("r", "lora_alpha", "use_rslora", "lora_dropout"):
+            if getattr(settings, key) != getattr(ours, key):
+                what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
+                raise ValueError(f"{folder} holds another kind of adapter: {what}")
+        tensors = _read_tensors(file, _tensors(model), folder)
     set_peft_model_state_dict(model, tensors)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[LoraConfig, safe_open]]:
+    """The settings of a saved adapter, checked, and the file of its weights, of which nothing is read yet."""
+    settings, file = folder / SETTINGS, folder / WEIGHTS
+    if not settings.exists():
+        raise FileNotFoundError(f"no {SETTINGS} in {folder}")
+    checked = _read_settings(settings)
+    if not file.exists():
+        hint = "; adapter_model.bin is a pickle file, which is not read" * (folder / "adapter_model.bin").is_file()
+        raise FileNotFoundError(f"no {WEIGHTS} in {folder}{hint}")
+    try:
+        with safe_open(plain_file(file), framework="pt") as opened:
+            text = settings.read_text("utf-8")
+            if (opened.metadata() or {}).get("settings", text) != text:
+                raise ValueError(f"{folder}: {SETTINGS} and {WEIGHTS} are not of the same adapter")
+            yield checked, opened
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {printable(str(error))}") from error
 
 
 # Fields of adapter_config.json that say what the adapter computes, and those that say where it came from. A file that
@@ -331,33 +405,82 @@ MEANING = {"r", "lora_alpha", "target_modules", "modules_to_save", "lora_dropout
 ORIGIN = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type", "peft_version"}
 
 
-def _read_settings(folder: Path) -> LoraConfig:
-    if not (folder / SETTINGS).is_file():
-        raise FileNotFoundError(f"no {SETTINGS} in {folder}")
-    fields = read_json(folder / SETTINGS)
+def _read_settings(file: Path) -> LoraConfig:
+    fields = read_json(file)
     if fields.pop("peft_type", None) != "LORA":
-        raise ValueError(f"{folder / SETTINGS} is not of a LoRA adapter")
+        raise ValueError(f"{file} is not of a LoRA adapter")
     plain = json.loads(json.dumps(LoraConfig().to_dict(), default=str))
     odd = sorted(k for k in fields.keys() - MEANING - ORIGIN if fields[k] != plain.get(k))
     if odd:
-        raise ValueError(f"{folder / SETTINGS}: {odd[0]} = {fields[odd[0]]!r:.80} is not supported")
-    known = {"modules_to_save": None} | {key: fields[key] for key in MEANING & fields.keys()}
+        raise ValueError(f"{file}: {printable(odd[0])} = {shown(fields[odd[0]])} is not supported")
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in fields]
+    if missing:
+        raise ValueError(f"{file} does not say {missing[0]}")
     try:
-        return _settings(**known)
+        return _settings(**{key: fields[key] for key in MEANING & fields.keys()})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / SETTINGS}: {error}") from error
+        raise ValueError(f"{file}: {error}") from error
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    if not (folder / WEIGHTS).is_file():
-        hint = "; adapter_model.bin is a pickle file, which is not read" * (folder / "adapter_model.bin").is_file()
-        raise FileNotFoundError(f"no {WEIGHTS} in {folder}{hint}")
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+def _settings(r, lora_alpha, target_modules, modules_to_save=None, lora_dropout=0.0, use_rslora=False) -> LoraConfig:
+    """The settings of an adapter, whether a caller or a stranger's file wants them: here they are checked."""
+    r = check_int("r (the rank, a positive number)", r, most=LIMITS["lora_rank"])
+    name = "lora_alpha (divided by the rank it is the scale)"
+    alpha = check_number(name, lora_alpha, above=0, most=LIMITS["lora_alpha"])
+    for name in check_list("modules_to_save", modules_to_save or [], str):
+        check_choice("each of modules_to_save", name, (*WHOLE, "lm_head"))
+    return LoraConfig(
+        r=r,
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+        target_modules=_targets(target_modules),
+        modules_to_save=modules_to_save or None,
+        lora_dropout=check_number("lora_dropout", lora_dropout, least=0, most=0.99),
+        use_rslora=check_type("use_rslora", use_rslora, bool),
+    )
+
+
+# What an expression over module names may consist of: letters, dots, digits, any text, a choice of names. Nothing
+# repeats inside of what repeats, so a name is matched or not in a moment.
+_PART = r"\w|\.\*|\\?\.|\\d\+|\(\?=\\\.\)|\((?:\?:)?\w[\w.]*(?:\|\w[\w.]*)*\)"
+_EXPRESSION = re.compile(rf"\^?(?:(?:{_PART})+|\((?:{_PART})+\))\$?", re.ASCII)
+
+
+def _targets(targets: str | list[str]) -> str | list[str]:
+    """The layers to adapt: names (a name also stands for all that end with it), "all-linear", or an expression."""
+    if isinstance(targets, str):
+        few = len(targets) <= 500 and all(targets.count(c) <= most for c, most in (("*", 2), ("(", 3), ("|", 30)))
+        if targets != "all-linear" and not (few and _EXPRESSION.fullmatch(targets)):
+            allowed = f"a list of names, all-linear, or a simple expression such as {ADAPTED}"
+            raise ValueError(f"target_modules must be {allowed}; got {shown(targets)}")
+        return targets
+    names = check_list("target_modules", targets, str, empty=False)
+    if len(names) > LIMITS["lora_targets"]:
+        raise ValueError(f"target_modules must be at most {LIMITS['lora_targets']:,} names, got {len(names):,}")
+    odd = [name for name in names if not re.fullmatch(r"[\w.]+", name, re.ASCII)]
+    if odd:
+        raise ValueError(f"target_modules must be names of modules, got {shown(odd[0])}")
+    return names
+
+
+def _read_tensors(file: safe_open, wanted: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """Compare a file's names and shapes with what is wanted, then read its tensors and look at their numbers."""
+    stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118
+    if len(stored) < len(file.keys()):
+        raise ValueError(f"{folder / WEIGHTS} has a tensor twice, with and without {PREFIX}")
+    found = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if odd:
+        what = f"{shown(odd[0])} is {found.get(odd[0], 'missing')}, should be {shapes.get(odd[0], 'absent')}"
+        raise ValueError(f"{folder} does not fit this model: {len(odd)} tensors are wrong; {what}")
+    tensors = {}
+    for name, key in stored.items():
+        kind = file.get_slice(key).get_dtype()
+        check_choice(f"{folder / WEIGHTS}: the dtype of {name}", kind, ("F64", "F32", "F16", "BF16"))
+        tensors[name] = file.get_tensor(key).to(wanted[name].dtype)
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{folder / WEIGHTS}: {name} is not finite as {wanted[name].dtype}")
+    return tensors
 
 
 # ---- what learns, and what that costs
@@ -377,6 +500,7 @@ def learning(model: MiniCPMV) -> dict[str, tuple[int, int]]:
         >>> counts["adapters"], counts["resampler"][0]
         ((28672, 28672), 0)
     """
+    check_type("model", model, nn.Module)
     counts = dict.fromkeys(("vpm", "resampler", "embed_tokens", "llm", "adapters", "frozen copies"), (0, 0))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -405,6 +529,7 @@ def training_bytes(model: MiniCPMV) -> dict[str, int]:
         >>> whole["optimizer"] == 2 * whole["weights"], lora["optimizer"] * 50 < whole["optimizer"]
         (True, True)
     """
+    check_type("model", model, nn.Module)
     weights = sum(p.nbytes for p in model.parameters())
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients}
