@@ -130,6 +130,8 @@ def _no_constant(name: str):
 
 # ---- writing
 
+_locks: set = set()  # those that this process holds
+
 
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[Path]]:
@@ -213,7 +215,7 @@ def only_one(file: Path, what: str) -> Iterator[None]:
     """Hold a lock while the block runs; a process that dies lets it go.
 
     Args:
-        file: the lock, an empty file that stays; made if it is missing. Its folder exists.
+        file: the lock, an empty file that is there meanwhile (on Windows it stays). Its folder exists.
         what: what is going on elsewhere if the lock is taken, for the message.
 
     Raises:
@@ -228,7 +230,9 @@ def only_one(file: Path, what: str) -> Iterator[None]:
         if fcntl is not None:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                if not os.path.samestat(os.fstat(held.fileno()), os.stat(file)):
+                    raise FileNotFoundError  # whoever held it has just ended and removed it
+            except (BlockingIOError, FileNotFoundError):
                 raise BlockingIOError(f"{what} (it holds {file})") from None
             except OSError:  # a file system without locks
                 pass
@@ -239,4 +243,20 @@ def only_one(file: Path, what: str) -> Iterator[None]:
                 msvcrt.locking(held.fileno(), msvcrt.LK_NBLCK, 1)
             except OSError:
                 raise BlockingIOError(f"{what} (it holds {file})") from None
-        yield
+        _locks.add(held)
+        try:
+            yield
+        finally:
+            _locks.discard(held)
+            if fcntl is not None and not held.closed:
+                file.unlink(missing_ok=True)
+
+
+def _let_go() -> None:
+    """A worker that was forked would hold the lock of its parent, and longer than the parent lives."""
+    for held in _locks:
+        held.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -22,9 +22,10 @@ from minicpmv_ref.learn import finetune as room
 from minicpmv_ref.learn import loader
 from minicpmv_ref.learn import records as reading
 from minicpmv_ref.learn import train as trainer
-from minicpmv_ref.learn.finetune import digest, in_order, loss_on, sample_at, train_on, words_right
+from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
+from minicpmv_ref.learn.finetune import digest, in_order, loss_on, read_any, sample_at, train_on, words_right
 from minicpmv_ref.learn.lora import load_lora
-from minicpmv_ref.learn.records import messages, read_records
+from minicpmv_ref.learn.records import Record, messages, read_records
 from minicpmv_ref.learn.saves import saves_in
 from minicpmv_ref.learn.shards import open_shards, write_shards
 from minicpmv_ref.learn.stages import Stage
@@ -164,8 +165,122 @@ def test_words_that_are_right(small, monkeypatch):
 
     monkeypatch.setattr(room, "answers", answers)
     assert words_right(None, None, records) == 5 / 6  # each question after the true answers before it
-    assert words_right(None, None, records, n=1) == 1 / 2
+    assert words_right(None, None, records, n=1, seed=1) == 1 / 2  # of seed 0 it is the second question
     assert asked == [[1, 3, 1], [1]]
+
+
+def known_answers(monkeypatch, said):
+    """Let a model say these texts, by the number that is its question."""
+    asked = []
+
+    def answers(model, processor, prompts, **options):
+        asked.append([int(prompt[-1]["content"].split()[-1]) for prompt in prompts])
+        return [said(number) for number in asked[-1]]
+
+    monkeypatch.setattr(room, "answers", answers)
+    return asked
+
+
+def asking(numbers, *, turns=1):
+    """Records of text alone, with questions that are numbers; every answer is "yes"."""
+    talk = [(("user", f"Question {number}"), ("assistant", "yes")) for number in numbers]
+    return [Record(str(i), {}, sum(talk[i : i + turns], ())) for i in range(0, len(talk), turns)]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 40])
+def test_answers_are_drawn_from_all_of_them(monkeypatch, turns):
+    """The first 100 of 400 are right, so a quarter is; from the front, it would be all."""
+    asked = known_answers(monkeypatch, lambda number: "yes" if number < 100 else "no")
+    records = asking(range(400), turns=turns)
+    assert words_right(None, None, records, n=400) == words_right(None, None, records, n=500) == 1 / 4
+    assert asked.pop() == asked.pop() == list(range(400))
+    shares = [words_right(None, None, records, seed=seed) for seed in (0, 0, 1, 2, "x")]
+    assert shares[0] == shares[1] and len(set(map(tuple, asked))) == 4  # a seed decides
+    assert all(0.1 < share < 0.4 for share in shares)
+    assert all(len(set(numbers)) == 100 and numbers == sorted(numbers) for numbers in asked)
+    counts = [0] * 400
+    for seed in range(60):
+        words_right(None, None, records, seed=seed)
+        for number in asked[-1]:
+            counts[number] += 1
+    assert min(counts) >= 2 and max(counts) < 32  # each is asked 15 times on average
+
+
+def test_up_to_a_hundred_answers_are_all_asked(monkeypatch):
+    asked = known_answers(monkeypatch, lambda number: "yes" if number < 10 else "no")
+    for n in (1, 40, 100):
+        assert words_right(None, None, asking(range(n))) == min(1, 10 / n) and asked[-1] == list(range(n))
+
+
+def test_the_report_says_how_many_answers_were_asked(files, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "answers", lambda model, processor, prompts, **how: ["And a cat"] * len(prompts))
+    for n, words in ((130, "100 of 130"), (3, "3 of 3")):
+        files[1].write_text(json.dumps([entry(0, "And a cat", id=i) for i in range(n)]))
+        lines = []
+        train_on(
+            files[0], checkpoint, tmp_path / str(n), files[1], steps=1, batch=1, report=lines.append, progress=False
+        )
+        assert lines[-1] == f"records: 100% of the held-out words right -> 100%, in {words} answers"
+
+
+def test_wrong_types_are_named(small, files, checkpoint):
+    model, processor = tiny_model("2.6"), tiny_processor("2.6")
+    for call, name in {
+        lambda: sample_at(0.5, 3): ".*index",
+        lambda: sample_at(True, 3): ".*index",
+        lambda: sample_at(0, "3"): ".*n",
+        lambda: sample_at(0, 3, None): "seed",
+        lambda: in_order(None): "records",
+        lambda: in_order(iter(small)): "records",
+        lambda: in_order([*small, None]): r"records\[5\]",
+        lambda: in_order(small, 0.5): "seed",
+        lambda: loss_on(model, processor, "abc"): "records",
+        lambda: loss_on(model, processor, small, batch=2.0): "batch",
+        lambda: words_right(model, processor, {}): "records",
+        lambda: words_right(model, processor, small, n="5"): "n",
+        lambda: words_right(model, processor, small, seed=[]): "seed",
+        lambda: words_right(None, processor, small): "model",
+        lambda: read_any(None): "path",
+        lambda: read_any(b"my.json"): "path",
+        lambda: read_any(files[0], root=5): "root",
+        lambda: read_any(files[0], processor="nano"): "processor",
+        lambda: digest(None): "record",
+        lambda: digest(small): "record",
+        lambda: answers(None, processor, []): "model",
+        lambda: answers(model, None, []): "processor",
+        lambda: answers(model, processor, "Hi"): "prompts",
+        lambda: answers(model, processor, [{"role": "user", "content": "Hi"}]): r"prompts\[0\]",
+        lambda: evaluate(model, processor, n=1.5): "n",
+        lambda: evaluate(model, processor, seed=None): "seed",
+        lambda: evaluate(None, processor): "model",
+        lambda: share_of_words("abc", "abc"): "said",
+        lambda: share_of_words(["a"], [5]): r"wanted\[0\]",
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be "):
+            call()
+    for call, words in {
+        lambda: sample_at(0, 10**12): "n must be an integer of at least 1 and at most 100,000,000",
+        lambda: loss_on(model, processor, small, batch=0): "batch must be an integer of at least 1",
+        lambda: words_right(model, processor, small, n=0): "n must be an integer of at least 1",
+        lambda: words_right(model, processor, [replace(small[0], turns=small[0].turns[:1])]): "with an answer",
+        lambda: loss_on(
+            model, processor, [replace(small[0], turns=small[0].turns[:1])]
+        ): "none of their tokens is supervised",
+        lambda: evaluate(model, processor, n=0): "n must be an integer of at least 1",
+        lambda: evaluate(model, processor, language="de"): "language must be one of en, zh, fr",
+        lambda: share_of_words(["a"], []): "said must hold as many answers as wanted, 0, got 1",
+        lambda: share_of_words([], []): "wanted must hold at least one word",
+        lambda: share_of_words(["a"], [" , "]): "wanted must hold at least one word",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_a_model_that_learns_still_does_after_a_failed_answer(small):
+    model, processor = tiny_model("2.6").train(), tiny_processor("2.6")
+    with pytest.raises(ValueError):
+        answers(model, processor, [[]])
+    assert model.training
 
 
 def test_a_record_that_is_too_long_is_named_and_not_cut(small):
@@ -234,7 +349,7 @@ def test_the_command_trains_on_your_data(files, checkpoint, tmp_path, capsys):
     assert before == pytest.approx(loss_of(checkpoint, files[1]), abs=1e-3)
     assert after == pytest.approx(loss_of(out, files[1]), abs=1e-3) and after < before
     words = [f"{words_of(folder, files[1]):.0%}" for folder in (checkpoint, out)]
-    assert lines[7] == f"records: {words[0]} of the held-out words right -> {words[1]}"
+    assert lines[7] == f"records: {words[0]} of the held-out words right -> {words[1]}, in 1 of 1 answers"
     assert lines[8] == f'ask it: lab.py ask IMAGE "QUESTION" --model {out}'
     assert main(["ask", str(files[0].with_name("0.png")), "What?", "--model", str(out), "--max-new-tokens", "2"]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -265,6 +380,57 @@ def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, m
     assert same(weights(whole), weights(cut))
 
 
+def test_the_same_command_again_says_that_it_is_done(files, checkpoint, tmp_path, capsys):
+    out, options = tmp_path / "out", ("--steps", "2", "--batch", "2")
+    assert command(files, checkpoint, out, *options) == 0
+    capsys.readouterr()
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != "curves.png"}
+    (out / ".checkpoint.part").mkdir()  # as a process leaves it that was killed at the very end
+    (out / "curves.png").unlink()
+    assert command(files, checkpoint, out, *options) == 0
+    said = capsys.readouterr().out
+    assert f"records: done before, {out} is its end" in said and "memory: " not in said
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != "curves.png"} == times
+    assert (out / "curves.png").is_file()
+    for other, words in (
+        (("--seed", "1"), "seed was 0 and is 1"),
+        (("--steps", "3"), "stage.steps was 2 and is 3"),
+        (("--lora", "2"), "lora was None and is 2"),
+    ):
+        assert command(files, checkpoint, out, *options, *other) == 1
+        error = capsys.readouterr().err
+        assert f"{out} holds a checkpoint already; write somewhere else" in error and words in error
+    (out / "tokenizer_config.json").write_text("{}")
+    assert command(files, checkpoint, out, *options) == 1
+    assert "'tokenizer_config.json' is not what was written" in capsys.readouterr().err
+    (out / "training.json").unlink()  # as before there were such notes, or as anybody's checkpoint
+    assert command(files, checkpoint, out, *options) == 1
+    assert f"{out} holds a checkpoint already; write somewhere else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_half_a_checkpoint_is_none(files, checkpoint, tmp_path, lost):
+    """Without one of the two there is nothing to ask, so the command writes it."""
+    out, options = tmp_path / "out", ("--steps", "2", "--batch", "2")
+    assert command(files, checkpoint, out, *options) == 0
+    whole = weights(MiniCPMV.from_pretrained(out))
+    (out / lost).unlink()
+    if lost == "config.json":
+        (out / "training.json").unlink()
+    assert command(files, checkpoint, out, *options) == 0
+    assert same(weights(MiniCPMV.from_pretrained(out)), whole)
+
+
+def test_two_trainings_in_one_folder_are_noticed(files, checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with trainer.alone_in(out):
+        assert command(files, checkpoint, out, "--steps", "1", "--batch", "1") == 1
+        assert f"another training writes to {out}" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == [".training.lock"]
+    assert command(files, checkpoint, out, "--steps", "1", "--batch", "1") == 0
+
+
 def test_the_best_save_is_kept_if_it_is_not_the_last(files, checkpoint, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(room, "loss_on", lambda *args: next(losses))
@@ -276,6 +442,10 @@ def test_the_best_save_is_kept_if_it_is_not_the_last(files, checkpoint, tmp_path
     assert list(kept.parent.iterdir()) == [kept] and MiniCPMV.from_pretrained(kept)
     assert f"the held-out loss was lowest in {kept}, which is kept" in lines[-2]
     assert result["words_before"] == 0 and lines[-1].startswith("records: 0% of the held-out words right -> ")
+    again = train_on(
+        files[0], checkpoint, tmp_path / "out", files[1], steps=12, batch=1, report=lines.append, progress=False
+    )
+    assert again == result and list(kept.parent.iterdir()) == [kept]
     assert (result["held_out_before"], result["held_out_after"]) == (3.0, 2.0)
 
 
@@ -289,7 +459,11 @@ def test_without_held_out_records_nothing_is_measured(files, checkpoint, tmp_pat
 
 def test_held_out_records_that_are_not_held_out_are_counted(files, checkpoint, tmp_path, capsys):
     assert command((files[0], files[0]), checkpoint, tmp_path / "out", "--steps", "1", "--batch", "1") == 0
-    assert "5 of the held-out records are in the training data, too" in capsys.readouterr().out
+    assert "5 of the held-out records are in the training data, too (there are 5)" in capsys.readouterr().out
+    known = [entry(0, "A cat", id=name) for name in "abc"]  # one picture and text, three records
+    files[1].write_text(json.dumps([*known, entry(0, "Another")]))
+    assert command(files, checkpoint, tmp_path / "again", "--steps", "1", "--batch", "1") == 0
+    assert "3 of the held-out records are in the training data, too (there are 4)" in capsys.readouterr().out
 
 
 def test_the_command_says_what_is_wrong_with_your_data(files, checkpoint, tmp_path, capsys):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
@@ -22,8 +23,10 @@ from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import saves as room
 from minicpmv_ref.learn import train as trainer
 from minicpmv_ref.learn.data import draw
+from minicpmv_ref.learn.parallel import World
 from minicpmv_ref.learn.records import Record
 from minicpmv_ref.learn.saves import (
+    Damaged,
     Stopped,
     best_in,
     finish,
@@ -109,6 +112,20 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_nothing_had_happened(tmp_
     assert len(kills) == 20 and sum(kill["by_line"] for kill in kills) == 10
     assert all(kill["lost"] <= 2 and kill["saved"] % 2 == 0 for kill in kills)  # every second step is saved
     assert ends and all(end["equal"] for end in ends)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+def test_killed_while_it_ends_the_checkpoint_is_whole_or_not_there_and_the_same_call_finishes(tmp_path):
+    """With your own data, as LoRA, and in the small world. Then the weights are there, or the call goes on."""
+    script = Path(__file__).with_name("killed_at_the_end.py")
+    search = os.pathsep.join([str(script.parent), str(script.parent.parent)])
+    env = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, script, tmp_path, "15"]  # seconds; 4000 of them kill at every call
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["way"] for row in rows} == {"data", "lora", "run"}
+    assert {row["there"] for row in rows} == {False, True}
 
 
 # ---- asked to stop
@@ -242,13 +259,11 @@ def test_a_full_disk_is_one_error_and_leaves_the_save_before_it_whole(samples, w
     assert same(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
 
 
-@pytest.mark.parametrize("call", range(1, 12))
-def test_no_step_of_writing_leaves_half_a_save(samples, tmp_path, monkeypatch, call):
+def test_no_step_of_writing_leaves_half_a_save(tmp_path, monkeypatch):
     """The disk may also be full when a file is closed, flushed or renamed."""
     model, processor = tiny_model("2.6"), tiny_processor("2.6")
     optimizer = optimizer_for(model, ANSWER)
     write_save(tmp_path, 1, model, processor, optimizer)
-    left = call
 
     def full(*args, real):
         nonlocal left
@@ -257,16 +272,28 @@ def test_no_step_of_writing_leaves_half_a_save(samples, tmp_path, monkeypatch, c
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr(room.os, "fsync", lambda *args, real=os.fsync: full(*args, real=real))
-    monkeypatch.setattr(room.os, "replace", lambda *args, real=os.replace: full(*args, real=real))
-    with pytest.raises(OSError, match=r"could not write the save .*step-000002.*No space left"):
-        write_save(tmp_path, 2, model, processor, optimizer)
-    monkeypatch.undo()
-    # The last two calls rename the save and flush its new name.
-    kept = ["step-000001", "step-000002"] if call == 11 else ["step-000001"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == kept
-    for path in saves_in(tmp_path):
-        read_save(path, model, optimizer)
+    def writing(moment):
+        nonlocal left
+        left = moment
+        with monkeypatch.context() as context:
+            context.setattr(room.os, "fsync", lambda *args, real=os.fsync: full(*args, real=real))
+            context.setattr(room.os, "replace", lambda *args, real=os.replace: full(*args, real=real))
+            write_save(tmp_path, 2, model, processor, optimizer)
+
+    left = 0
+    writing(1000)
+    calls = 1000 - left
+    assert calls > 12
+    for call in range(1, calls + 1):
+        shutil.rmtree(tmp_path / "step-000002")
+        with pytest.raises(OSError, match=r"could not write the save .*step-000002.*No space left"):
+            writing(call)
+        # The last two calls rename the save and flush its new name.
+        kept = ["step-000001", "step-000002"] if call == calls else ["step-000001"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == kept
+        for path in saves_in(tmp_path):
+            read_save(path, model, optimizer)
+        (tmp_path / "step-000002").mkdir(exist_ok=True)
 
 
 def test_a_full_disk_at_the_end_leaves_the_saves(samples, tmp_path):
@@ -411,6 +438,275 @@ def test_a_damaged_save_is_named(whole, tmp_path):
         read_save(source, model, optimizer_for(model, ANSWER), objective, settings)
 
 
+def rewritten(path, checksum=True, **fields):
+    """Change fields of training.json, with a checksum that fits, or as it was before there were any."""
+    data = json.loads((path / "training.json").read_text("utf-8")) | fields
+    del data["crc32"]
+    if checksum:
+        data["crc32"] = room._own_checksum(data)
+    else:
+        del data["files"]
+    (path / "training.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def state_of(model, optimizer):
+    state = optimizer.state_dict()["state"]
+    return copy.deepcopy((weights(model), {f"{i} {kind}": state[i][kind] for i in state for kind in state[i]}))
+
+
+@pytest.fixture(scope="module")
+def source(samples, tmp_path_factory):
+    """A save of a training of three steps, and what was saved."""
+    model, processor, folder = tiny_model("2.6"), tiny_processor("2.6"), tmp_path_factory.mktemp("source")
+    optimizer = optimizer_for(model, ANSWER)
+    list(train(model, processor, replace(ANSWER, steps=3), samples=samples.__getitem__, optimizer=optimizer))
+    path = write_save(folder, 3, model, processor, optimizer, settings={"a": 1}, notes={"b": 2}, held_out=0.5)
+    return path, state_of(model, optimizer)
+
+
+@pytest.fixture
+def attempt(source, tmp_path):
+    """Damage a copy of the save and read it; after an error, nothing of what was given may be changed."""
+
+    def attempt(damage):
+        path = tmp_path / "step-000003"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(source[0], path)
+        damage(path)
+        model = tiny_model("2.6", seed=1)
+        optimizer = optimizer_for(model, ANSWER)
+        before = state_of(model, optimizer)
+        try:
+            return read_save(path, model, optimizer, settings={"a": 1}), state_of(model, optimizer)
+        except ValueError:
+            assert all(same(*pair) for pair in zip(before, state_of(model, optimizer)))
+            raise
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "training.safetensors", "config.json", "tokenizer.json", "training.json"]
+)
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.999])
+def test_one_flipped_bit_is_found(attempt, name, place):
+    def flip(path):
+        data = bytearray((path / name).read_bytes())
+        data[int(place * len(data))] ^= 4
+        (path / name).write_bytes(data)
+
+    with pytest.raises(Damaged, match=rf"step-000003 is damaged: .*{name}.* is not what was written|is not JSON"):
+        attempt(flip)
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("step", [0.5, 3.0, -1, "3", [3], None, True, 1e300, 4, 2**70]),
+        ("held_out", ["1", [1.0], True, {}]),
+        ("settings", [[], "a", None, 3]),
+        ("notes", [[], "b", None]),
+        ("files", [[], "c", {"../x": 1}, {"training.safetensors": "1"}, {}]),
+        ("more", [1]),
+    ],
+)
+def test_fields_that_cannot_be_are_refused(attempt, field, values, checksum):
+    if field == "files" and not checksum:
+        return
+    for value in values:
+        with pytest.raises(Damaged, match=rf"is damaged: .*{field}|says step 4|checksum|training\.safetensors"):
+            attempt(lambda path, value=value: rewritten(path, checksum, **{field: value}))
+
+
+def test_saves_from_before_there_were_checksums_are_read(attempt, source):
+    told, found = attempt(lambda path: rewritten(path, checksum=False))
+    assert told == (3, {"b": 2}) and all(same(*pair) for pair in zip(found, source[1]))
+
+
+def tensors_changed(name, change, checksum=False):
+    def damage(path):
+        tensors = load_file(path / name)
+        change(tensors)
+        save_file({key: t.clone() for key, t in tensors.items()}, path / name)
+        rewritten(path, checksum)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("training.safetensors", lambda t: t.pop("exp_avg/resampler.query"), "lacks exp_avg/resampler.query"),
+        ("training.safetensors", lambda t: t.pop("step/resampler.query"), "lacks step/resampler.query"),
+        ("training.safetensors", lambda t: t.pop("random/cpu"), "no state of the random numbers"),
+        ("training.safetensors", lambda t: t["random/cpu"].fill_(255), "no state of the random numbers"),
+        ("training.safetensors", lambda t: t["exp_avg/resampler.query"].fill_(torch.nan), "query is not finite"),
+        ("training.safetensors", lambda t: t["exp_avg_sq/resampler.query"].neg_(), "numbers that no step leaves"),
+        ("training.safetensors", lambda t: t["step/resampler.query"].fill_(1.5), "numbers that no step leaves"),
+        ("training.safetensors", lambda t: t["step/resampler.query"].fill_(-1), "numbers that no step leaves"),
+        (
+            "training.safetensors",
+            lambda t: t.update({"exp_avg/resampler.query": torch.tensor(1.0)}),
+            r"must be numbers of shape \(4, 64\), got \(\)",
+        ),
+        (
+            "training.safetensors",
+            lambda t: t.update({"exp_avg_sq/resampler.query": t["exp_avg_sq/resampler.query"].long()}),
+            "must be numbers of shape",
+        ),
+        (
+            "training.safetensors",
+            lambda t: t.update({"exp_old/resampler.query": t["exp_avg/resampler.query"]}),
+            "lacks exp_old/",
+        ),
+        ("model.safetensors", lambda t: t["resampler.query"].view(-1)[5:6].fill_(torch.inf), "query is not finite"),
+    ],
+)
+def test_tensors_that_cannot_be_are_refused(attempt, name, change, words):
+    """Without checksums, too."""
+    with pytest.raises(Damaged, match=words):
+        attempt(tensors_changed(name, change))
+    with pytest.raises(Damaged, match="is not what was written"):
+        attempt(tensors_changed(name, change, checksum=True))
+
+
+def test_the_save_before_a_damaged_one_is_taken(samples, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    assert steps_of(tmp_path) == [2, 4, 6]  # the best, and the last two
+    for step, name in ((6, "training.safetensors"), (2, "training.json")):
+        file = tmp_path / f"saves/step-00000{step}" / name
+        file.write_bytes(file.read_bytes()[:-20] + b"\xff" * 20)
+    model, _, lines = trained(tmp_path, samples.__getitem__)
+    assert "step-000006 is damaged: 'training.safetensors' is not what was written" in lines[1]
+    assert lines[1].endswith("It is called step-000006.damaged now, and does not count")
+    assert "step-000002 is damaged: " in lines[2] and "training.json is not JSON" in lines[2]
+    assert lines[3].startswith("mine: goes on after step 4, from ")
+    assert same(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
+    assert (tmp_path / "saves/step-000006.damaged").is_dir()
+    for path in saves_in(tmp_path / "saves"):
+        (path / "model.safetensors").unlink()
+    names = sorted(path.name for path in (tmp_path / "saves").iterdir())
+    with pytest.raises(Damaged, match=r"step-000006 is damaged: there is no file .*if you remove it"):
+        trained(tmp_path, samples.__getitem__)
+    assert sorted(path.name for path in (tmp_path / "saves").iterdir()) == names
+
+
+def test_a_best_save_that_is_damaged_is_passed_over(source, tmp_path):
+    said = []
+    for step, held_out in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        shutil.copytree(source[0], tmp_path / f"step-00000{step}")
+        rewritten(tmp_path / f"step-00000{step}", step=step, held_out=held_out)
+    assert best_in(tmp_path).name == "step-000002"
+    (tmp_path / "step-000002" / "tokenizer.json").write_text("{}")
+    assert best_in(tmp_path, said.append).name == "step-000003"
+    (tmp_path / "step-000003" / "training.json").write_text("{}")
+    assert best_in(tmp_path, said.append).name == "step-000001"
+    assert "'tokenizer.json' is not what was written" in said[0] and "lacks held_out" in said[1] and len(said) == 3
+
+
+def test_what_was_read_does_not_hang_on_the_file(source, tmp_path):
+    """Tensors may be mapped to their file. Then other bytes in it would be other numbers in a running training."""
+    path = shutil.copytree(source[0], tmp_path / "step-000003")
+    model = tiny_model("2.6", seed=1)
+    optimizer = optimizer_for(model, ANSWER)
+    read_save(path, model, optimizer, settings={"a": 1})
+    for name in ("model.safetensors", "training.safetensors"):
+        with open(path / name, "r+b") as file:
+            file.write(bytes([7]) * (path / name).stat().st_size)
+    assert all(same(*pair) for pair in zip(state_of(model, optimizer), source[1]))
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    model, processor = tiny_model("2.6"), tiny_processor("2.6")
+    optimizer = optimizer_for(model, ANSWER)
+    for options, error, words in (
+        ({"step": 0.5}, TypeError, "step must be an integer"),
+        ({"step": -1}, ValueError, "step must be an integer of at least 0"),
+        ({"held_out": float("nan")}, ValueError, "held_out must be a finite number"),
+        ({"held_out": "1"}, TypeError, "held_out must be a number"),
+        ({"notes": {"a": float("inf")}}, ValueError, "notes must be a dict that JSON can say"),
+        ({"notes": {"a": {1}}}, ValueError, "notes must be a dict that JSON can say"),
+        ({"settings": [1]}, ValueError, "settings must be a dict"),
+        ({"keep": 1.5}, TypeError, "keep must be an integer"),
+    ):
+        with pytest.raises(error, match=words):
+            write_save(tmp_path, **({"step": 1} | options), model=model, processor=processor, optimizer=optimizer)
+    model.resampler.query.data[0, 0] = torch.nan
+    with pytest.raises(
+        FloatingPointError, match=r"resampler\.query is not finite, so step 1 is not saved; there is no"
+    ):
+        write_save(tmp_path, 1, model, processor, optimizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_saved_over_good_ones(samples, tmp_path):
+    """The loss may be fine in step 3 and its weights not."""
+
+    def spoil(index):
+        if index == 6 and shown:
+            shown[0].resampler.query.data.fill_(torch.inf)
+        return samples[index]
+
+    shown = []
+
+    def held_out(objective):
+        shown[:] = [objective.model]
+        return 1.0
+
+    with pytest.raises(FloatingPointError, match=r"step 4: the loss is nan; .*query is not finite, .*step-000002$"):
+        trained(tmp_path, spoil, held_out=held_out)
+    assert steps_of(tmp_path) == [2]
+    losses = iter([1.0, float("inf")])
+    with pytest.raises(FloatingPointError, match=r"mine, after step 2: the held-out loss is inf"):
+        trained(tmp_path / "new", samples.__getitem__, held_out=lambda objective: next(losses))
+
+
+def test_files_get_the_users_umask(tmp_path):
+    """In a folder that everybody may write, too."""
+    if os.name != "posix":
+        pytest.skip("no umask here")
+    model, processor = tiny_model("2.6"), tiny_processor("2.6")
+    for mask in (0o077, 0o022):
+        folder = tmp_path / str(mask)
+        (folder / "saves").mkdir(parents=True)
+        (folder / "saves").chmod(0o1777)
+        folder.chmod(0o1777)
+        before = os.umask(mask)
+        try:
+            path = write_save(folder / "saves", 1, model, processor, optimizer_for(model, ANSWER))
+            modes = {file.stat().st_mode & 0o777 for file in path.iterdir()} | {path.stat().st_mode & 0o666}
+            finish(folder, model, processor, folder / "saves")
+            modes |= {file.stat().st_mode & 0o777 for file in folder.iterdir()}
+        finally:
+            os.umask(before)
+        assert modes == {0o666 & ~mask}
+
+
+def test_damaged_lines_of_the_log_are_counted_and_left_out(samples, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "saves/step-000006")
+    log = tmp_path / "metrics.jsonl"
+    odd = [
+        "[1, 2]",
+        '{"stage": 3, "step": 1}',
+        '{"step": 1}',
+        '{"stage": "mine", "step": "1", "loss": 1}',
+        '"x"',
+        "\udc80",
+    ]
+    odd += ['{"stage": "mine", "step": 1, "loss": NaN}', "[" * 100_000, '{"stage": "mine", "stage": "x"}']
+    log.write_bytes(log.read_bytes() + "\n".join(odd).encode("utf-8", "surrogateescape"))
+    assert plot(tmp_path).stat().st_size > 1000
+    _, _, lines = trained(tmp_path, samples.__getitem__)
+    assert any(line == f"{log}: {len(odd)} damaged lines are left out" for line in lines)
+    assert curve(tmp_path) == curve(whole[0])
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(OSError, match=r"metrics\.jsonl is a folder"):
+        plot(tmp_path)
+
+
 # ---- a run of several stages
 
 SHORT = Profile(steps=1e-9, batch=1e-9, grades=1)
@@ -473,6 +769,14 @@ def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
             quick_run(tmp_path / "cut", only="sft-1")
     with pytest.raises(ValueError, match="seed was 0 and is 1"):
         quick_run(tmp_path / "cut", seed=1)
+
+
+def test_a_second_run_in_one_folder_is_refused(two_stages, tmp_path):
+    with trainer.alone_in(tmp_path), pytest.raises(OSError, match=f"another training writes to {tmp_path}"):
+        quick_run(tmp_path)
+    with trainer.alone_in(tmp_path), trainer.alone_in(tmp_path, World(1, 2)):  # one training of two processes
+        assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_says_how_to_go_on(two_stages, tmp_path, monkeypatch, capsys):

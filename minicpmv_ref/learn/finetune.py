@@ -7,28 +7,33 @@ that are held out, and the command.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 
-from ..checkpoint import WEIGHTS
+from ..checkpoint import INDEX, WEIGHTS
+from ..checks import LIMITS, check_int, check_type
+from ..config import CONFIG
 from ..model import MiniCPMV
 from ..processor import Processor
 from .evaluate import answers, share_of_words
-from .parallel import ALONE, unshard
-from .records import Record, read_records
-from .saves import best_in, finish, saves_in
+from .parallel import ALONE, World, unshard
+from .records import Record, check_records, picture_bytes, read_records
+from .saves import NOTES, best_in, clear_end, ended, finish, saves_in
 from .stages import Stage, stage_named
-from .train import SAVES, objective_for, train_stage
+from .train import SAVES, alone_in, check_device, objective_for, settings_of, train_stage
 
 ADAPTER = "adapter"  # the folder of a LoRA adapter, in that of the merged checkpoint
 LORA_RATE = 30  # the adapters learn so many times as fast as the LLM would
+ASKED = 100  # answers that `words_right` compares: a share of so many is known to some 5 points
 
 
 def sample_at(index: int, n: int, seed: int | str = 0) -> int:
@@ -45,14 +50,16 @@ def sample_at(index: int, n: int, seed: int | str = 0) -> int:
         The index of a record. Each epoch shows every record once, in an order of its own.
 
     Raises:
-        ValueError: n below 1, or a negative index.
+        TypeError: not whole numbers; a seed that is neither an int nor text.
+        ValueError: n below 1 or above 100 million, or a negative index.
 
     Example:
         >>> [sample_at(i, 3) for i in range(6)]
         [1, 2, 0, 2, 1, 0]
     """
-    if n < 1 or index < 0:
-        raise ValueError(f"there must be a record, and index counts from 0; got {n=}, {index=}")
+    check_type("seed", seed, int, str)
+    n = check_int("there must be a record, and index counts from 0: n", n, most=LIMITS["records"])
+    index = check_int("index counts from 0: index", index, least=0)
     epoch, place = divmod(index, n)
     return _shuffled(n, f"{seed}/{epoch}")[place]
 
@@ -73,6 +80,7 @@ def in_order(records: Sequence[Record], seed: int = 0) -> Callable[[int], Record
         A function from the number of a sample, counted from 0, to its record.
 
     Raises:
+        TypeError: no list of Record and no shards; a seed that is neither an int nor text.
         ValueError: no records.
 
     Example:
@@ -85,8 +93,8 @@ def in_order(records: Sequence[Record], seed: int = 0) -> Callable[[int], Record
         >>> [step.step for step in steps]
         [1, 2]
     """
-    if not records:
-        raise ValueError("there must be at least one record")
+    check_records(records)
+    check_type("seed", seed, int, str)
     if hasattr(records, "sample"):
         return lambda number: records.sample(number, seed)
     return lambda number: records[sample_at(number, len(records), seed)]
@@ -104,44 +112,60 @@ def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], ba
         Mean negative log-likelihood per supervised token of all records together, in nats.
 
     Raises:
-        ValueError: no records, or a record that is too long for the model.
+        TypeError: no list of Record and no shards; a batch that is no whole number.
+        ValueError: no records, a batch below 1, a record that is too long for the model, or none with an answer.
     """
-    if not records or batch < 1:
-        raise ValueError(f"there must be at least one record, and one in a batch; got {len(records)} and {batch=}")
+    check_records(records)
+    batch = check_int("batch", batch)
     objective = objective_for(model, processor, Stage("loss", "answer", {"llm": 0.0}, {}, steps=1))
     total, count = 0.0, 0
     with torch.no_grad():
         for begin in range(0, len(records), batch):
             loss, _, _, judged = objective(records[begin : begin + batch], step=0)
-            total += loss.item() * judged  # batches do not have equally many supervised tokens
-            count += judged
+            if judged:
+                total += loss.item() * judged  # batches do not have equally many supervised tokens
+                count += judged
+    if not count:
+        raise ValueError("there must be an answer in the records: none of their tokens is supervised")
     return total / count
 
 
-def words_right(model: MiniCPMV, processor: Processor, records: Sequence[Record], n: int = 100) -> float:
+def words_right(
+    model: MiniCPMV, processor: Processor, records: Sequence[Record], n: int = ASKED, seed: int | str = 0
+) -> float:
     """Let a model answer, and compare words: what a falling loss may or may not mean.
 
     Args:
         model, processor: they belong together.
-        records: each of their questions is asked, after the true answers before it.
-        n: stop after so many answers.
+        records: each of their questions may be asked, after the true answers before it.
+        n: how many are asked, drawn from all of them; if there are no more than that, all are.
+        seed: of the draw.
 
     Returns:
         The share of the wanted words that are said in their right place, 0 to 1.
 
     Raises:
-        ValueError: no records.
+        TypeError: no list of Record and no shards; n that is no whole number.
+        ValueError: no records, or none with an answer; n below 1.
     """
-    asked = []
-    for record in records:
-        talk = record.messages
-        asked += [(talk[:i], turn["content"]) for i, turn in enumerate(talk) if turn["role"] == "assistant"]
-        if len(asked) >= n:
-            break
-    if not asked:
-        raise ValueError("there must be at least one record")
-    prompts, wanted = zip(*asked[:n])
+    places = _answers_in(check_records(records))
+    check_type("seed", seed, int, str)
+    if len(places) > check_int("n", n):
+        places = sorted(random.Random(seed).sample(places, n))  # sorted: each shard is read once
+    prompts, wanted = [], []
+    for number, turns in groupby(places, key=itemgetter(0)):
+        talk = records[number].messages
+        for _, turn in turns:
+            prompts.append(talk[:turn])
+            wanted.append(talk[turn]["content"])
+    if not prompts:
+        raise ValueError("there must be at least one record with an answer")
     return share_of_words(answers(model, processor, prompts, max_new_tokens=128), wanted)
+
+
+def _answers_in(records: Sequence[Record]) -> list[tuple[int, int]]:
+    """(number of the record, number of the turn) of all answers."""
+    return [(i, k) for i, record in enumerate(records) for k, turn in enumerate(record.turns) if turn[0] == "assistant"]
 
 
 def train_on(
@@ -162,7 +186,7 @@ def train_on(
     progress: bool = True,
     **how,
 ) -> dict:
-    """Fine-tune a checkpoint on your own records; what was cut off goes on from its last save.
+    """Fine-tune a checkpoint on your own records; what was cut off goes on from its last save, what has ended stays.
 
     Args:
         data: a JSON file of records, or a folder of shards; all of it is checked before anything else happens.
@@ -184,84 +208,139 @@ def train_on(
 
     Returns:
         {"stage": "records", "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}; with `held_out`
-        in the first process also "words_before" and "words_after", from `words_right`.
+        in the first process also "words_before" and "words_after", from `words_right`: the same 100 answers at most.
 
     Raises:
         ValueError: no good record; with `strict`, any problem; fewer than one step or record, or a rate that is not
             above 0; `lora` below 1, or together with `shard`; `shard` with records that have no picture; a save in
             `out` that is of another training.
-        OSError: a file cannot be read or written; `out` holds a checkpoint already.
+        OSError: a file cannot be read or written; `out` holds a checkpoint already, but not the one that this call has
+            written before; another training writes there.
         FloatingPointError, Stopped: as for `train_stage`.
 
     Source: finetune/finetune.py of OpenBMB/MiniCPM-V. Three differences: its script for full fine-tuning leaves the LLM
     frozen (tune_llm is false in it); it cuts long conversations, which may take away all answers or half a picture;
     and its rates are those of a large model. For those of the data see `records.messages`, for LoRA `lora.add_lora`.
     """
-    if steps < 1 or batch < 1:
+    if check_int("steps", steps, least=0) < 1 or check_int("batch", batch, least=0) < 1:
         raise ValueError(f"there must be at least one step and one record in it, got {steps=}, {batch=}")
-    if not 0 < rate < math.inf:
+    if not 0 < check_type("rate", rate, int, float) < math.inf:
         raise ValueError(f"rate must be a number above 0, got {rate}")
-    if lora is not None and lora < 1:
+    if lora is not None and check_int("lora", lora, least=0) < 1:
         raise ValueError(f"lora is the rank of the adapters, 1 or more, got {lora}")
     if lora is not None and how.get("shard"):
         raise ValueError("LoRA and sharding do not go together here: adapters are small, so let every process hold all")
-    out = Path(out)
-    if (out / WEIGHTS).is_file():
-        raise FileExistsError(f"{out} holds a checkpoint already; write somewhere else, and start from it to train on")
-    processor = Processor.from_pretrained(checkpoint)
-    options = {"root": root, "processor": processor, "strict": strict}
+    check_int("seed", seed, least=0)
+    check_device(device)
+    out, world = Path(out), how.get("world", ALONE)
+    if _holds_checkpoint(out) and not (out / NOTES).is_file():
+        raise FileExistsError(f"{out} {TAKEN}")
+    rates = {part: rate * highest for part, highest in stage_named("sft-2").rates.items()}
+    if lora is not None:
+        rates = {"llm": LORA_RATE * rates["llm"]}
+    stage = Stage("records", "answer", rates, mixture={}, steps=steps, batch=batch)
+    with _claimed(out, world):
+        processor = Processor.from_pretrained(checkpoint)
+        records, tests, settings = _read_both(data, held_out, report, root=root, processor=processor, strict=strict)
+        settings = {"from": os.fspath(checkpoint), **settings} | ({} if lora is None else {"lora": lora})
+        if result := _ended(out, settings_of(stage, seed, settings), world, report):
+            return result
+        model, optimizer = MiniCPMV.from_pretrained(checkpoint).float().to(device), None
+        words = words_right(model, processor, tests) if tests and world.rank == 0 else None
+        if lora is not None:
+            from .lora import add_lora, lora_optimizer  # peft takes seconds to import
+
+            optimizer = lora_optimizer(add_lora(model, lora, whole=(), seed=seed), rates["llm"])
+        result = train_stage(
+            model,
+            processor,
+            stage,
+            out / SAVES,
+            out / "metrics.jsonl",
+            held_out=(lambda objective: loss_on(objective.model, processor, tests)) if tests else None,
+            samples=in_order(records, seed),
+            optimizer=optimizer,
+            sparse=not all(record.images for record in records),
+            seed=seed,
+            settings=settings,
+            report=report,
+            progress=progress,
+            **how,
+        )
+        model = unshard(model)
+        # The others have nothing to write.
+        return _end(out, model, processor, tests, words, result, report) if world.rank == 0 else result
+
+
+TAKEN = "holds a checkpoint already; write somewhere else, and start from it to train on"
+
+
+def _holds_checkpoint(out: Path) -> bool:
+    """Without config.json it is half of one, as a process may have left it that was killed."""
+    return (out / CONFIG).is_file() and ((out / WEIGHTS).is_file() or (out / INDEX).is_file())
+
+
+@contextmanager
+def _claimed(out: Path, world: World) -> Iterator[None]:
+    """Make the folder if it is missing, let no second training in, and leave no empty folder behind."""
+    missing = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone_in(out, world):
+            yield
+    finally:
+        if missing and world.rank == 0:
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
+
+
+def _read_both(data, held_out, report, **options) -> tuple[Sequence[Record], Sequence[Record], dict]:
+    """Records to train on, records to measure on, and marks that tell when either has changed."""
     records = read_any(data, report, **options)
     tests = read_any(held_out, report, **options) if held_out else []
     contents, test_contents = ([digest(record) for record in some] for some in (records, tests))
-    if known := set(contents) & set(test_contents):
-        report(f"{len(known)} of the held-out records are in the training data, too: their loss says little")
-    sparse = not all(record.images for record in records)
+    seen = set(contents)
+    if known := sum(content in seen for content in test_contents):
+        rest = f"(there are {len(tests)}): their loss says little"
+        report(f"{known} of the held-out records are in the training data, too {rest}")
+    return records, tests, {"data": _mark(contents), "held_out": _mark(test_contents)}
 
-    model = MiniCPMV.from_pretrained(checkpoint).float().to(device)
-    first = how.get("world", ALONE).rank == 0
-    words = words_right(model, processor, tests) if tests and first else None
-    rates = {part: rate * highest for part, highest in stage_named("sft-2").rates.items()}
-    settings = {"from": os.fspath(checkpoint), "data": _mark(contents), "held_out": _mark(test_contents)}
-    optimizer = None
-    if lora is not None:
-        from .lora import add_lora, lora_optimizer, merge_lora, save_lora  # peft takes seconds to import
 
-        rates = {"llm": LORA_RATE * rates["llm"]}
-        optimizer = lora_optimizer(add_lora(model, lora, whole=(), seed=seed), rates["llm"])
-        settings["lora"] = lora
-    stage = Stage("records", "answer", rates, mixture={}, steps=steps, batch=batch)
-    result = train_stage(
-        model,
-        processor,
-        stage,
-        out / SAVES,
-        out / "metrics.jsonl",
-        held_out=(lambda objective: loss_on(objective.model, processor, tests)) if tests else None,
-        samples=in_order(records, seed),
-        optimizer=optimizer,
-        sparse=sparse,
-        seed=seed,
-        settings=settings,
-        report=report,
-        progress=progress,
-        **how,
-    )
-    model = unshard(model)
-    if not first:
-        return result  # the others have nothing to write
-    last, best = saves_in(out / SAVES)[-1], best_in(out / SAVES)
+def _ended(out: Path, settings: dict, world: World, report) -> dict | None:
+    """The result of a training that has ended here before; what it no longer needs goes."""
+    try:
+        notes = ended(out, settings)
+    except ValueError as error:
+        raise FileExistsError(f"{out} {TAKEN}. It is not what this command would write: {error}") from error
+    if notes is None:
+        return None
+    if world.rank == 0:
+        kept = notes.get("kept")
+        clear_end(out, out / SAVES, but=out / SAVES / str(kept) if kept else None)
+    report(f"records: done before, {out} is its end")
+    return notes.get("result")
+
+
+def _end(out: Path, model: MiniCPMV, processor: Processor, tests: Sequence[Record], words, result: dict, report):
+    """Measure the trained model and write it; the result with what was measured."""
+    saves = out / SAVES
+    last, best = saves_in(saves)[-1], best_in(saves, report)
     better = best is not None and best != last
+    lora = hasattr(model, "peft_config")
     if better:
-        kind = "a checkpoint" if lora is None else "an adapter"
-        place = out if lora is None else out / ADAPTER
+        kind, place = ("an adapter", out / ADAPTER) if lora else ("a checkpoint", out)
         report(f"the held-out loss was lowest in {best}, which is kept: {kind} like the one in {place}")
-    if lora is not None:
+    if lora:
+        from .lora import merge_lora, save_lora
+
         save_lora(model, out / ADAPTER)
         merge_lora(model)
     if tests:
         result |= {"words_before": words, "words_after": words_right(model, processor, tests)}
-        report(f"records: {words:.0%} of the held-out words right -> {result['words_after']:.0%}")
-    finish(out, model, processor, out / SAVES, best=better)
+        n = len(_answers_in(tests))
+        where = f"in {min(n, ASKED)} of {n} answers"
+        report(f"records: {words:.0%} of the held-out words right -> {result['words_after']:.0%}, {where}")
+    finish(out, model, processor, saves, best=better, notes={"result": result, "kept": best.name if better else None})
     return result
 
 
@@ -279,10 +358,11 @@ def read_any(path: str | os.PathLike, report=print, *, root=None, processor=None
         The good records.
 
     Raises:
+        TypeError: a path, a root or a processor of another type.
         ValueError: no good record; with `strict`, any problem; a `root` for shards, which hold their pictures.
         OSError: a file cannot be read.
     """
-    if Path(path).is_dir():
+    if Path(check_type("path", path, str, os.PathLike)).is_dir():
         from .shards import open_shards  # webdataset is needed for nothing else
 
         if root is not None:
@@ -301,15 +381,18 @@ def read_any(path: str | os.PathLike, report=print, *, root=None, processor=None
 def digest(record: Record) -> bytes:
     """Tell records apart by what they show and say. Names do not matter, nor where the pictures are.
 
+    Raises:
+        TypeError: no Record.
+        OSError, ValueError: a picture file is gone, or too large.
+
     Example:
         >>> digest(Record("0", {}, (("user", "Hi"),))) == digest(Record("1", {}, (("user", "Hi"),)))
         True
     """
+    check_type("record", record, Record)
     total = hashlib.sha256(repr((sorted(record.images), record.turns)).encode())
     for name in sorted(record.images):
-        file = record.images[name]
-        picture = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
-        total.update(hashlib.sha256(picture).digest())
+        total.update(hashlib.sha256(picture_bytes(record.images[name])).digest())
     return total.digest()
 
 

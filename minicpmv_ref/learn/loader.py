@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader
 
+from ..checks import check_int, check_type
 from .data import Sample
 from .parallel import World
 
@@ -33,7 +34,8 @@ class Coming:
         pieces: so many parts, which are computed one after the other.
 
     Raises:
-        ValueError: fewer samples than pieces.
+        ValueError: fewer samples than pieces or processes.
+        TypeError: a number that is none.
     """
 
     objective: Callable
@@ -43,8 +45,9 @@ class Coming:
     pieces: int = 1
 
     def __post_init__(self):
-        mine = len(self.world.share(range(self.batch)))
-        if not 1 <= self.pieces <= mine:
+        check_type("world", self.world, World)
+        mine = len(self.world.share(range(check_int("batch", self.batch))))
+        if not 1 <= check_int("pieces", self.pieces, least=0) <= mine:
             raise ValueError(f"pieces must be from 1 to the {mine} samples of a process, got {self.pieces}")
 
     def __getitem__(self, step: int) -> tuple[int, str, list | Exception]:
@@ -83,7 +86,7 @@ def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[i
 def check_workers(workers: int) -> None:
     """Raise a ValueError for more workers than CPU cores (two are always allowed), or where processes cannot fork."""
     most = max(2, cores())
-    if not 0 <= workers <= most:
+    if not 0 <= check_type("workers", workers, int) <= most:
         raise ValueError(f"workers must be from 0 to {most}, the cores of this machine, got {workers}")
     if workers and "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError("workers need a system that can fork processes; without them (0) everything works, too")

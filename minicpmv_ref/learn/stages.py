@@ -20,11 +20,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from ..checks import check_choice, check_int, check_number, check_type, shown
 from ..config import MiniCPMVConfig, nano
 from ..model import MiniCPMV
 from ..positions import sincos_2d
 
 PARTS = ("vpm", "resampler", "llm")
+OBJECTIVES = ("answer", "spelled", "raw", "contrast")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Stage:
         turns: questions about one picture.
         large: share of the scenes that are two views wide, and so are sliced.
         aligned: True keeps each line of a document inside one slice, False puts it anywhere.
+
+    Raises:
+        TypeError, ValueError: a field that cannot be; the message names it.
     """
 
     name: str
@@ -58,9 +63,19 @@ class Stage:
     aligned: bool = True
 
     def __post_init__(self):
+        check_type("name", self.name, str)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_type("rates", self.rates, dict)
         unknown = set(self.rates) - set(PARTS)
         if unknown or not self.rates:
             raise ValueError(f"stage {self.name}: rates must name at least one of {PARTS}, got {self.rates}")
+        for part, rate in self.rates.items():
+            check_number(f"rates[{part!r}]", rate, least=0)
+        for kind, weight in check_type("mixture", self.mixture, dict).items():
+            check_number(f"mixture[{kind!r}]", weight, least=0)
+        for count in ("steps", "batch", "turns"):
+            check_int(count, getattr(self, count))
+        check_number("large", self.large, least=0, most=1)
 
 
 STAGES = (
@@ -127,6 +142,9 @@ class Profile:
         rate: factor on all learning rates.
         hard: True shows the harder world: lines of documents anywhere, so that slice borders cut them, and half of the
             scenes two views wide, wherever a stage has larger ones at all.
+
+    Raises:
+        TypeError, ValueError: a field that cannot be; the message names it.
     """
 
     steps: float
@@ -135,6 +153,12 @@ class Profile:
     grades: int = 100
     rate: float = 1.0
     hard: bool = False
+
+    def __post_init__(self):
+        for factor in ("steps", "batch", "rate"):
+            check_number(factor, getattr(self, factor), above=0)
+        check_type("config", self.config, MiniCPMVConfig)
+        check_int("grades", self.grades)
 
 
 # Twenty times nano, 57 M parameters: tokenizer, views and queries are nano's. Whatever GGUF quantizes has rows that
@@ -182,7 +206,7 @@ def stage_named(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise ValueError(f"no stage {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+    raise ValueError(f"no stage {shown(name)}; there are {', '.join(stage.name for stage in STAGES)}")
 
 
 def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
@@ -231,10 +255,17 @@ def start(config: MiniCPMVConfig = nano, seed: int = 0) -> MiniCPMV:
     Returns:
         A MiniCPMV.
 
+    Raises:
+        TypeError, ValueError: no config, num_queries that is no square, or a seed that is not from 0 to 2^63 - 1.
+
     Example:
         >>> start(nano).resampler.query.shape
         torch.Size([16, 256])
     """
+    check_type("config", config, MiniCPMVConfig)
+    check_int("seed", seed, least=0)
+    if math.isqrt(config.resampler.num_queries) ** 2 != config.resampler.num_queries:
+        raise ValueError(f"num_queries must be a square number to start from, got {config.resampler.num_queries}")
     wide = replace(config, llm=replace(config.llm, initializer_range=0.06))
     model = MiniCPMV.seeded(wide, seed)
     model.config = config

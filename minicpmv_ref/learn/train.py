@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import WEIGHTS
-from ..files import replacing
+from ..checks import check_int, check_list, check_number, check_type, shown
+from ..files import only_one, parse_json, plain_file, replacing
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
 from ..prompt import answer_labels, image_bounds, image_layout
@@ -37,12 +38,24 @@ from .evaluate import evaluate
 from .loader import Coming, check_workers, prepared
 from .packing import PackedBatch, pack, pack_batch, packed_loss, sample_lengths
 from .parallel import ALONE, Learner, World, backward, check_sharding, load_optimizer, spread, unshard, whole
-from .saves import Stopped, finish, read_save, saves_in, wait_for_step, write_save
+from .saves import (
+    Damaged,
+    Stopped,
+    best_in,
+    clear_end,
+    finish,
+    read_save,
+    saves_in,
+    set_aside,
+    wait_for_step,
+    write_save,
+)
 from .stages import PARTS, STAGES, Profile, Stage, freeze, scaled, start
 
 WARM_UP = 0.03  # share of the steps during which the rate rises
 DATA_VERSION = 2  # of the world; a checkpoint says which one it was trained on
 SAVES = "saves"  # the folder of a stage's saves, in that of its checkpoint
+LOCK = ".training.lock"  # held by the training that writes into a folder
 
 
 class Step(NamedTuple):
@@ -97,7 +110,7 @@ def train(
 
     Raises:
         ValueError: a `done` that is not from 0 to the stage's steps; fewer samples than pieces or processes; workers
-            on a system that cannot fork; a sample that is too long for the model.
+            on a system that cannot fork; a sample that is too long for the model; a number that is none or cannot be.
         FloatingPointError: the loss or its gradient is not finite. The weights are still those before that step.
 
     Example:
@@ -109,7 +122,9 @@ def train(
 
     Source: paper section 4: what each stage trains; the rates and the schedule are this project's.
     """
-    if not 0 <= done <= stage.steps:
+    check_type("stage", stage, Stage)
+    check_int("seed", seed, least=0)
+    if not 0 <= check_type("done", done, int) <= stage.steps:
         raise ValueError(f"done must be from 0 to {stage.steps}, got {done}")
     if done == 0:
         torch.manual_seed(seed)
@@ -183,6 +198,7 @@ def optimizer_for(model: MiniCPMV, stage: Stage, objective=None) -> torch.optim.
 
 def rate_at(step: int, steps: int) -> float:
     """The learning rate as a share of its highest: a short rise, then half a cosine down to 2 percent."""
+    check_int("step", step, least=0), check_int("steps", steps)
     warm = min(1.0, (step + 1) / max(1, WARM_UP * steps))
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
@@ -355,6 +371,7 @@ def held_out_loss(objective, stage: Stage, n: int = 64, seed: int = 0) -> float:
     Returns:
         Mean negative log-likelihood per supervised token, in nats; for "contrast" the sigmoid loss.
     """
+    check_int("n", n)
     sample = draw_samples(stage, seed, "test", objective.view)
     with torch.no_grad():
         return objective([sample(number) for number in range(n)], step=0)[0].item()
@@ -395,17 +412,37 @@ def run(
 
     Raises:
         ValueError: an unknown stage; a save of another profile or seed.
-        OSError: the stage before `only` is not there; the folder cannot be written.
+        OSError: the stage before `only` is not there; the folder cannot be written; another training writes there.
         FloatingPointError: the loss is not a finite number.
         Stopped: Ctrl-C or SIGTERM; everything is saved.
     """
     folder = Path(folder)
-    names = [stage.name for stage in STAGES]
-    if only is not None and only not in names:
-        raise ValueError(f"no stage {only!r}; there are {', '.join(names)}")
+    check_type("profile", profile, Profile)
+    check_int("seed", seed, least=0)
+    check_device(device)
+    if only is not None and only not in (names := [stage.name for stage in STAGES]):
+        raise ValueError(f"no stage {shown(only)}; there are {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder, options.get("world", ALONE)):
+        return _run(folder, profile, processor, only, seed, device, report, progress, options)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise a ValueError for a device that this torch cannot use."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one that this torch can use, got {shown(device)}: {error}") from error
+
+
+def alone_in(folder: Path, world: World = ALONE):
+    """A context that a second training in the same folder cannot enter: it gets an OSError. The first process asks."""
+    return only_one(folder / LOCK, f"another training writes to {folder}") if world.rank == 0 else nullcontext()
+
+
+def _run(folder, profile, processor, only, seed, device, report, progress, options) -> MiniCPMV:
+    names, world = [stage.name for stage in STAGES], options.get("world", ALONE)
     model = start(profile.config, seed).to(device)
-    world = options.get("world", ALONE)
     for number, stage in enumerate(scaled(stage, profile) for stage in STAGES):
         place = folder / stage.name
         if only is not None and number > names.index(only):
@@ -413,6 +450,8 @@ def run(
         if stage.name != only and (place / WEIGHTS).is_file() and not saves_in(place / SAVES):
             model = MiniCPMV.from_pretrained(place).float().to(device)
             report(f"{stage.name}: done before, loaded from {place}")
+            if world.rank == 0:
+                clear_end(place, place / SAVES)
             continue
         if only is not None and stage.name != only:
             raise FileNotFoundError(f"{only} starts from {stage.name}, and there is no checkpoint in {place}")
@@ -464,7 +503,7 @@ def train_stage(
     checkpointing: bool = False,
     compiled: bool = False,
 ) -> dict:
-    """Train one stage so that nothing is lost: it goes on from its last save, and saves again and again.
+    """Train one stage so that nothing is lost: it goes on from its last whole save, and saves again and again.
 
     Args:
         model, processor, stage, samples, optimizer, seed: as for `train`.
@@ -488,7 +527,8 @@ def train_stage(
 
     Raises:
         ValueError, OSError, FloatingPointError: as for `train`, with the last good state saved; a save that does not
-            fit; a full disk, which leaves the save before it whole.
+            fit, or all of them damaged; a full disk, which leaves the save before it whole; processes that found
+            different saves.
         Stopped: Ctrl-C or SIGTERM, after the end of a step and with its state saved.
 
     Example:
@@ -506,6 +546,9 @@ def train_stage(
     """
     from tqdm import tqdm
 
+    check_type("stage", stage, Stage)
+    check_int("seed", seed, least=0)
+    every = max(10, stage.steps // 10) if every is None else check_int("every", every)
     shard = shard and stage.objective != "contrast"
     pieces = 1 if stage.objective == "contrast" else pieces
     # All that can be wrong with the options, before anything is read, measured or written.
@@ -522,7 +565,7 @@ def train_stage(
     optimizer = optimizer or optimizer_for(model, stage, objective)
     if compiled:
         compile_layers(model)
-    settings = {"stage": asdict(stage), "seed": seed, **(settings or {})}
+    settings = settings_of(stage, seed, settings)
     state: dict = {"seconds": 0.0, "row": 0.0, "recent": []}  # all seconds, those at the last row, steps since then
     done = 0
 
@@ -539,6 +582,8 @@ def train_stage(
         model.eval()  # no dropout, should there be any
         loss = held_out(objective) if held_out else None
         model.train()
+        if loss is not None and not math.isfinite(loss):
+            raise FloatingPointError(f"{stage.name}, after step {done}: the held-out loss is {loss}")
         return loss
 
     def save(model, optimizer, objective, held_out: float | None = None) -> Path:
@@ -547,12 +592,13 @@ def train_stage(
         options = {"settings": settings, "notes": state, "held_out": held_out}
         return write_save(saves, done, model, processor, optimizer, objective, **options)
 
-    if found := saves_in(saves):
-        done, state = read_save(found[-1], model, optimizer, objective, settings)
-        report(f"{stage.name}: goes on after step {done}, from {found[-1]}")
+    if found := _newest(saves, lambda path: read_save(path, model, optimizer, objective, settings), world, report):
+        path, done, state = found
+        report(f"{stage.name}: goes on after step {done}, from {path}")
     else:
         state["before"] = state["after"] = measured(model, objective)
-    every = every or max(10, stage.steps // 10)
+    if world.total(done)[0] != done * world.size:
+        raise ValueError(f"not every process goes on after step {done}: make {saves} the same for all of them")
     earlier, breaks = state["seconds"], 0.0  # seconds of the steps before, and of the saves since
     sample = samples or draw_samples(stage, seed, "train", objective.view)
     probe = [sample(number) for number in range(min(8, stage.batch))]
@@ -568,8 +614,8 @@ def train_stage(
             "batch, more pieces, or checkpointing"
         )
     log.parent.mkdir(parents=True, exist_ok=True)
-    if world.rank == 0:
-        _forget(log, stage.name, done)
+    if world.rank == 0 and (lost := _forget(log, stage.name, done)):
+        report(f"{log}: {lost} damaged lines are left out")
     learner = spread(Learner(model, objective), world, shard, sparse)
     if shard:  # its parameters are new ones
         unsharded, optimizer = optimizer, optimizer_for(model, stage)
@@ -586,7 +632,10 @@ def train_stage(
             except (FloatingPointError, ValueError, OSError) as error:
                 # A bad sample is one process's own trouble, and it cannot gather what is sharded by itself.
                 if not shard or isinstance(error, FloatingPointError):
-                    path = save(*whole_now())
+                    try:
+                        path = save(*whole_now())
+                    except FloatingPointError as worse:  # the weights themselves are not finite
+                        raise FloatingPointError(f"{error}; {worse}") from error
                     if caught:  # the signal may have reached the workers first
                         raise Stopped(caught[0], done, path) from error
                     hint = ", to start from at a smaller rate" if isinstance(error, FloatingPointError) else ""
@@ -621,6 +670,44 @@ def train_stage(
     return {"stage": stage.name, "held_out_before": before, "held_out_after": after, "seconds": seconds}
 
 
+def settings_of(stage: Stage, seed: int, more: dict | None = None) -> dict:
+    """What has to be the same for a training that goes on."""
+    return {"stage": asdict(stage), "seed": seed, **(more or {})}
+
+
+def _newest(saves: Path, read: Callable, world: World, report) -> tuple[Path, int, dict] | None:
+    """Go back to the newest save that is whole: (its path, steps that are done, notes); None if there are no saves."""
+    damaged = {}
+    for path in reversed(saves_in(saves)):
+        try:
+            done, state = read(path)
+            _check_state(path, state)
+        except Damaged as error:
+            damaged[path] = error
+            continue
+        for each, error in damaged.items():
+            if world.rank == 0:
+                report(f"{error}. It is called {set_aside(each).name} now, and does not count")
+        best_in(saves, report)  # tells of older ones that are damaged
+        return path, done, state
+    if damaged:
+        raise next(iter(damaged.values()))
+    return None
+
+
+def _check_state(path: Path, state: dict) -> None:
+    try:
+        for name in ("seconds", "row"):
+            check_number(name, state[name], least=0)
+        for name in ("before", "after"):
+            if state[name] is not None:
+                check_number(name, state[name])
+        for row in check_list("recent", state["recent"], list):
+            _, _, _, _ = [check_number("recent", number) for number in row]
+    except (KeyError, ValueError) as error:
+        raise Damaged(path, f"its notes cannot be: {error}") from error
+
+
 def _row(stage: Stage, step: Step, state: dict, peak: float | None) -> dict:
     """One row of the log: means over the steps since the row before it."""
     loss, tokens, views, flops = (sum(each) for each in zip(*state["recent"]))
@@ -647,25 +734,33 @@ def _append(log: Path, row: dict) -> None:
         raise OSError(f"could not write {log}: {error}") from error
 
 
-def _rows(log: Path) -> list[dict]:
-    """The rows of a log. A full disk may have cut one; it is left out."""
+def _rows(log: Path) -> tuple[list[dict], int]:
+    """The rows of a log, and how many lines are none: a full disk or a process that died may have cut one."""
     rows = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+    lines = plain_file(log).read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = check_type("a row", parse_json(line), dict)
+            check_type("stage", row.get("stage"), str)
+            for name in ("step", "loss", "held_out"):
+                if row.get(name) is not None:
+                    check_number(name, row[name])
         except ValueError:
             continue
-    return rows
+        rows.append(row)
+    return rows, len(lines) - len(rows)
 
 
-def _forget(log: Path, stage: str, step: int) -> None:
-    """Take out what a stage wrote after a step: these steps are taken again."""
-    rows = [row for row in _rows(log) if row["stage"] != stage or row.get("step", math.inf) <= step]
+def _forget(log: Path, stage: str, step: int) -> int:
+    """Take out what a stage wrote after a step: these steps are taken again. Returns how many lines were damaged."""
+    found, lost = _rows(log)
+    rows = [row for row in found if row["stage"] != stage or row.get("step", math.inf) <= step]
     try:
         with replacing(log) as (draft,):
             draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     except OSError as error:
         raise OSError(f"could not write {log}: {error}") from error
+    return lost
 
 
 def plot(folder: str | os.PathLike) -> Path:
@@ -683,7 +778,7 @@ def plot(folder: str | os.PathLike) -> Path:
     from matplotlib.figure import Figure
 
     log = Path(folder) / "metrics.jsonl"
-    rows = [row for row in _rows(log) if "loss" in row]
+    rows = [row for row in _rows(log)[0] if row.get("loss") is not None and row.get("step") is not None]
     if not rows:
         raise FileNotFoundError(f"there are no metrics in {log}")
     curves = {row["stage"]: ([], []) for row in rows}
