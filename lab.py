@@ -9,6 +9,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036 (people do run this file with an older Python)
     sys.exit("minicpmv-ref needs Python 3.11 or newer, and this is {}.{}.".format(*sys.version_info[:2]))
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -86,17 +88,57 @@ def hand_over(python, argv):
 def ready_python():
     """Path of the environment's Python, after installing what is missing."""
     python = venv_python()
-    stamp = STAMP.read_text(encoding="utf-8").strip() if STAMP.is_file() else None
-    if stamp == stamp_key() and python.exists():
+    if read_stamp() == stamp_key() and python.exists():
         return python
-    if stamp == UNFINISHED or not usable(python):
-        make_venv()
-    STAMP.write_text(UNFINISHED, encoding="utf-8")
-    install(python)
-    temporary = STAMP.with_suffix(".part")
-    temporary.write_text(stamp_key(), encoding="utf-8")
-    temporary.replace(STAMP)
+    with only_one():
+        stamp = read_stamp()  # again: somebody else may just have installed everything
+        if stamp == stamp_key() and python.exists():
+            return python
+        if stamp == UNFINISHED or not usable(python):
+            make_venv()
+        STAMP.write_text(UNFINISHED, encoding="utf-8")
+        install(python)
+        temporary = STAMP.with_suffix(".part")
+        temporary.write_text(stamp_key(), encoding="utf-8")
+        temporary.replace(STAMP)
     return python
+
+
+def read_stamp():
+    try:
+        return STAMP.read_text(encoding="utf-8").strip()
+    except OSError:  # there is none, or an environment is just being removed
+        return None
+
+
+@contextmanager
+def only_one():
+    """Let one lab.py install at a time. The lock is on a file that is always there, and ends with its process."""
+    with open(REQUIREMENTS, "rb") as file:
+        waiting = False
+        while taken(file):
+            if not waiting:
+                print("Another lab.py is installing the packages here. Waiting for it ...", flush=True)
+            waiting = True
+            time.sleep(0.5)
+        yield
+
+
+def taken(file):
+    """Try to lock a file that is open; True if somebody else has locked it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(2**30)  # far behind its end: Windows lets nobody read what is locked
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others: a file system without locks
+        return error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return False
 
 
 def stamp_key():

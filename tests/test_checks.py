@@ -156,3 +156,39 @@ def test_a_lock_is_held_by_one(tmp_path):
         pass
     with only_one(file, "nobody"):  # it was let go
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_lock_ends_with_its_process_and_not_with_its_workers(tmp_path):
+    file = tmp_path / ".lock"
+    with only_one(file, "a training"):
+        worker = subprocess.Popen([sys.executable, "-c", FORKED, file], stdout=subprocess.PIPE, text=True)
+        assert worker.stdout.readline() == "refused\n"
+    assert not file.exists()
+    worker = subprocess.Popen([sys.executable, "-c", FORKED, file], stdout=subprocess.PIPE, text=True)
+    child = int(worker.stdout.readline())
+    with pytest.raises(OSError, match="somebody"), only_one(file, "somebody"):
+        pass
+    worker.kill()
+    worker.wait()
+    try:
+        with only_one(file, "nobody"):
+            os.kill(child, 0)  # it is still alive
+    finally:
+        os.kill(child, 9)
+        worker.stdout.close()
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from minicpmv_ref.files import only_one
+try:
+    with only_one(Path(sys.argv[1]), "x"):
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+        time.sleep(60)
+except BlockingIOError:
+    print("refused", flush=True)
+"""

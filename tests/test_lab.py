@@ -109,6 +109,40 @@ def test_a_lost_python_is_noticed(lab, steps):
     assert steps == ["make", "install", "make", "install"]
 
 
+LOCKED = """
+import sys, time
+sys.path.insert(0, {root!r})
+import lab
+lab.REQUIREMENTS = {requirements!r}
+with lab.only_one():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("then", ["done", "killed"])
+def test_the_second_of_two_first_starts_waits(lab, steps, capsys, then):
+    """It takes what the first one installed; if that one was killed, it installs by itself."""
+    code = LOCKED.format(root=str(ROOT), requirements=str(lab.REQUIREMENTS))
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "locked\n"
+        second = threading.Thread(target=lab.ready_python)
+        second.start()
+        second.join(1)
+        assert second.is_alive() and steps == []
+        if then == "done":
+            lab.make_venv()
+            lab.STAMP.write_text(lab.stamp_key())
+            steps.clear()
+    finally:
+        first.kill()
+        first.communicate()
+    second.join(30)
+    assert not second.is_alive() and steps == ([] if then == "done" else ["make", "install"])
+    assert capsys.readouterr().out.count("Another lab.py is installing the packages here") == 1
+
+
 def test_your_own_environment_is_kept(lab, steps):
     lab.venv_python().parent.mkdir(parents=True)
     lab.venv_python().touch()

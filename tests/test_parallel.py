@@ -108,6 +108,27 @@ def test_they_listen_on_the_loopback_device_only(two):
         assert two[0]["listening"]
 
 
+def test_all_ports_are_on_the_loopback_device_if_they_meet_at_a_file(tmp_path, monkeypatch):
+    """Those of torchrun, too."""
+    if sys.platform != "linux":
+        pytest.skip("asks /proc who listens where")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    command = ["torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+    for told in launch([*command, "--nproc-per-node", "2"], SCRIPT, tmp_path):
+        assert told["processes"] == [2.0] and told["torchrun"] == []
+        assert told["listening"] and set(told["listening"]) == {"0100007F"}
+
+
+@pytest.mark.parametrize("port", [None, "x", "0", "65536"])
+def test_a_port_that_cannot_be(port, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setenv("MASTER_PORT", port) if port else monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(ValueError, match="MASTER_PORT must be in the environment"), join():
+        pass
+
+
 @pytest.mark.parametrize("name", TOGETHER)
 def test_each_sample_is_seen_once(two, name):
     stage, options = short(SCENARIOS[name][0]), SCENARIOS[name][1]

@@ -96,9 +96,9 @@ def _flat(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).double()
 
 
-def listening() -> list[str]:
-    """The addresses on which this process waits for calls, as /proc/net/tcp writes them."""
-    sockets = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+def listening(process: int | str = "self") -> list[str]:
+    """The addresses on which a process waits for calls, as /proc/net/tcp writes them."""
+    sockets = [os.readlink(fd) for fd in Path(f"/proc/{process}/fd").iterdir() if fd.is_symlink()]
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
@@ -110,4 +110,5 @@ if __name__ == "__main__":
         told = {name: play(name, world, Path(folder)) for name in names}
         told |= {"world": [world.rank, world.size], "processes": world.total(1)}
         told["listening"] = listening() if sys.platform == "linux" else []
+        told["torchrun"] = listening(os.getppid()) if sys.platform == "linux" else []
     (Path(folder) / f"{world.rank}.json").write_text(json.dumps(told))

@@ -11,24 +11,34 @@ how many processes there are: look at it.
     replicate   every process holds the whole model; gradients are averaged (torch's DistributedDataParallel)
     shard       every process holds a part of each tensor and borrows the rest layer by layer (torch's fully_shard)
 
-Processes on one machine talk over the loopback device only. The store at which they meet belongs to torchrun, which
-opens its port on all addresses and has no option against it. Left out: several machines (the same commands, untried),
-pipelines, tensor parallelism. Tested with gloo on CPUs; NCCL and GPUs are untested.
+Processes on one machine talk over the loopback device only. But in the commands above, the store at which they meet
+belongs to torchrun, which opens its port on all addresses and has no option against it. Where others reach your
+machine and no firewall is between, let the processes meet at a file; then all ports are on the loopback device:
+
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d --rdzv-conf store_type=file \\
+        --nproc-per-node 2 -m minicpmv_ref train --profile gpu
+
+Left out: several machines (the same commands, untried), pipelines, tensor parallelism. Tested with gloo on CPUs; NCCL
+and GPUs are untested.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ..checks import check_int
 
 if TYPE_CHECKING:
     from ..model import MiniCPMV
@@ -42,6 +52,7 @@ class World:
     size: int = 1
 
     def __post_init__(self):
+        check_int("rank", self.rank, least=0), check_int("size", self.size, least=0)
         if not 0 <= self.rank < self.size:
             raise ValueError(f"rank must be from 0 to size - 1, got rank {self.rank} of {self.size}")
 
@@ -103,6 +114,7 @@ def join(device: str = "cpu") -> Iterator[World]:
 
     Raises:
         ValueError: WORLD_SIZE is in the environment, but RANK is not, or they are no numbers that fit.
+        OSError: the port that MASTER_PORT names is taken.
 
     Example:
         >>> with join() as world:  # in an ordinary process
@@ -127,11 +139,28 @@ def join(device: str = "cpu") -> Iterator[World]:
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     if device == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    alone_here = here == size and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    meeting = {"store": _store(world), "rank": rank, "world_size": size} if alone_here else {}
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", **meeting)
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _store(world: World) -> dist.Store:
+    """Where the processes of this machine meet. torch's own would open its port on all addresses."""
+    try:
+        port = int(os.environ["MASTER_PORT"])
+        if not 0 < port < 2**16:
+            raise ValueError(f"{port} is no port")
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"MASTER_PORT must be in the environment of a process of several, a port: {error}") from error
+    options = {"timeout": timedelta(minutes=5), "wait_for_workers": False}
+    if world.rank == 0:
+        listener = socket.create_server(("127.0.0.1", port))
+        options["master_listen_fd"] = listener.detach()
+    return dist.TCPStore("127.0.0.1", port, world.size, is_master=world.rank == 0, **options)
 
 
 def _device_of(backend: str) -> str:
