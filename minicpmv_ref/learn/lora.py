@@ -76,7 +76,7 @@ def add_lora(
     _check_bare(model)
     for name in check_list("whole", whole, str):
         check_choice("each of whole", name, WHOLE)
-    check_int("seed", seed, least=0)
+    seed = check_int("seed", seed, least=0)
     settings = _settings(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
@@ -258,11 +258,15 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
             first.write_text(settings, encoding="utf-8")
             save_file(tensors, second, metadata=metadata)
     except SafetensorError as error:
-        raise OSError(f"could not write {folder / WEIGHTS}: {error}") from error
+        raise OSError(f"could not write {_named(folder)}/{WEIGHTS}: {error}") from error
 
 
 def _folder(folder: str | os.PathLike) -> Path:
     return Path(check_type("folder", folder, str, os.PathLike, what="a path"))
+
+
+def _named(path: Path) -> str:
+    return printable(str(path)[:300])
 
 
 def _tensors(model: MiniCPMV) -> dict[str, torch.Tensor]:
@@ -317,19 +321,20 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
     """
     _check_bare(model)
     folder = _folder(folder)
+    where = _named(folder)
     with _opened(folder) as (settings, file):
         metadata = file.metadata() or {}
         if metadata.get("base", _base(model)) != _base(model):
-            raise ValueError(f"{folder} was trained on a model with another config")
+            raise ValueError(f"{where} was trained on a model with another config")
         if metadata.get("base_weights", fingerprint := _fingerprint(model)) != fingerprint:
-            raise ValueError(f"{folder} was trained on other weights; was it merged into this model before?")
+            raise ValueError(f"{where} was trained on other weights; was it merged into this model before?")
         of_peft = "settings" not in metadata and "embed_tokens" in (settings.modules_to_save or ())
         if of_peft and model.config.llm.tie_word_embeddings:  # see _check_one_table
-            raise ValueError(f"{folder}: embed_tokens learned without the LM head, here they are one tensor")
+            raise ValueError(f"{where}: embed_tokens learned without the LM head, here they are one tensor")
         try:
             wanted = _rehearse(model, settings)
         except ValueError as error:  # peft's own, for settings that fit nothing here
-            raise ValueError(f"{folder / SETTINGS}: {error}") from error
+            raise ValueError(f"{where}, {SETTINGS}: {error}") from error
         tensors = _read_tensors(file, wanted, folder)
     _inject(model, settings)
     set_peft_model_state_dict(model, tensors)
@@ -374,7 +379,7 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         for key in ("r", "lora_alpha", "use_rslora", "lora_dropout"):
             if getattr(settings, key) != getattr(ours, key):
                 what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
-                raise ValueError(f"{folder} holds another kind of adapter: {what}")
+                raise ValueError(f"{_named(folder)} holds another kind of adapter: {what}")
         tensors = _read_tensors(file, _tensors(model), folder)
     set_peft_model_state_dict(model, tensors)
 
@@ -382,21 +387,21 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
 @contextmanager
 def _opened(folder: Path) -> Iterator[tuple[LoraConfig, safe_open]]:
     """The settings of a saved adapter, checked, and the file of its weights, of which nothing is read yet."""
-    settings, file = folder / SETTINGS, folder / WEIGHTS
-    if not settings.exists():
-        raise FileNotFoundError(f"no {SETTINGS} in {folder}")
+    settings, file, where = folder / SETTINGS, folder / WEIGHTS, _named(folder)
+    if not os.path.exists(settings):  # Path's own raises for a name that is too long
+        raise FileNotFoundError(f"no {SETTINGS} in {where}")
     checked = _read_settings(settings)
     if not file.exists():
         hint = "; adapter_model.bin is a pickle file, which is not read" * (folder / "adapter_model.bin").is_file()
-        raise FileNotFoundError(f"no {WEIGHTS} in {folder}{hint}")
+        raise FileNotFoundError(f"no {WEIGHTS} in {where}{hint}")
     try:
         with safe_open(plain_file(file), framework="pt") as opened:
             text = settings.read_text("utf-8")
             if (opened.metadata() or {}).get("settings", text) != text:
-                raise ValueError(f"{folder}: {SETTINGS} and {WEIGHTS} are not of the same adapter")
+                raise ValueError(f"{where}: {SETTINGS} and {WEIGHTS} are not of the same adapter")
             yield checked, opened
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {printable(str(error))}") from error
+        raise ValueError(f"{where}/{WEIGHTS} is damaged: {printable(str(error))}") from error
 
 
 # Fields of adapter_config.json that say what the adapter computes, and those that say where it came from. A file that
@@ -406,20 +411,20 @@ ORIGIN = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping
 
 
 def _read_settings(file: Path) -> LoraConfig:
-    fields = read_json(file)
+    fields, where = read_json(file), _named(file)
     if fields.pop("peft_type", None) != "LORA":
-        raise ValueError(f"{file} is not of a LoRA adapter")
+        raise ValueError(f"{where} is not of a LoRA adapter")
     plain = json.loads(json.dumps(LoraConfig().to_dict(), default=str))
     odd = sorted(k for k in fields.keys() - MEANING - ORIGIN if fields[k] != plain.get(k))
     if odd:
-        raise ValueError(f"{file}: {printable(odd[0])} = {shown(fields[odd[0]])} is not supported")
+        raise ValueError(f"{where}: {printable(odd[0])} = {shown(fields[odd[0]])} is not supported")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in fields]
     if missing:
-        raise ValueError(f"{file} does not say {missing[0]}")
+        raise ValueError(f"{where} does not say {missing[0]}")
     try:
         return _settings(**{key: fields[key] for key in MEANING & fields.keys()})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _settings(r, lora_alpha, target_modules, modules_to_save=None, lora_dropout=0.0, use_rslora=False) -> LoraConfig:
@@ -464,22 +469,23 @@ def _targets(targets: str | list[str]) -> str | list[str]:
 
 def _read_tensors(file: safe_open, wanted: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """Compare a file's names and shapes with what is wanted, then read its tensors and look at their numbers."""
+    where = _named(folder)
     stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118
     if len(stored) < len(file.keys()):
-        raise ValueError(f"{folder / WEIGHTS} has a tensor twice, with and without {PREFIX}")
+        raise ValueError(f"{where}/{WEIGHTS} has a tensor twice, with and without {PREFIX}")
     found = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
     if odd:
         what = f"{shown(odd[0])} is {found.get(odd[0], 'missing')}, should be {shapes.get(odd[0], 'absent')}"
-        raise ValueError(f"{folder} does not fit this model: {len(odd)} tensors are wrong; {what}")
+        raise ValueError(f"{where} does not fit this model: {len(odd)} tensors are wrong; {what}")
     tensors = {}
     for name, key in stored.items():
         kind = file.get_slice(key).get_dtype()
-        check_choice(f"{folder / WEIGHTS}: the dtype of {name}", kind, ("F64", "F32", "F16", "BF16"))
+        check_choice(f"{where}/{WEIGHTS}: the dtype of {name}", kind, ("F64", "F32", "F16", "BF16"))
         tensors[name] = file.get_tensor(key).to(wanted[name].dtype)
         if not tensors[name].isfinite().all():
-            raise ValueError(f"{folder / WEIGHTS}: {name} is not finite as {wanted[name].dtype}")
+            raise ValueError(f"{where}/{WEIGHTS}: {name} is not finite as {wanted[name].dtype}")
     return tensors
 
 
