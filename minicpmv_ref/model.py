@@ -348,7 +348,7 @@ class MiniCPMV(nn.Module):
 
     @torch.no_grad()
     def _steps(self, batch, steps, temperature, top_k, top_p, repetition_penalty, seed, visual):
-        generator = torch.Generator(batch.input_ids.device).manual_seed(seed)
+        generator = torch.Generator(batch.input_ids.device).manual_seed(int(seed))
         stops = torch.tensor(batch.stop_ids, device=batch.input_ids.device)
         mask, positions = batch.attention_mask, batch.position_ids
         seen = torch.zeros(len(mask), self.config.llm.vocab_size, dtype=torch.bool, device=mask.device)
@@ -471,7 +471,11 @@ def decode_stream(tokens: Iterable[int], tokenizer, stop_ids: Iterable[int] = ()
 
 
 def _iterable(name: str, value) -> Iterator:
-    return iter(check_type(name, value, Iterable, what="an iterable of token ids"))
+    try:
+        return iter(value)
+    except TypeError:
+        what = f"got {type(value).__name__}: {shown(value)}"
+        raise WrongType(f"{name} must be token ids, one after the other, {what}") from None
 
 
 def _pieces(tokens: Iterator[int], tokenizer, stops: set[int]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from standins import byte_tokenizer
@@ -223,6 +224,7 @@ def test_settings_at_the_edge_of_what_is_allowed(models, processors):
         {"temperature": 5.0, "seed": -(2**63), "top_p": 1e-320},
         {"temperature": 5.0, "top_p": 5e-324, "top_k": 10**400},
         {"temperature": 5.0, "top_k": 1, "top_p": 1},
+        {"temperature": np.float32(5), "top_k": np.int64(1), "seed": np.int64(7)},
         {"temperature": 0},
     ):
         assert torch.equal(model.generate(batch, max_new_tokens=4, **options), greedy), options
@@ -547,6 +549,7 @@ def test_a_long_answer_is_not_decoded_again_and_again(nano_pair, monkeypatch):
         ([[1, 2]], (), TypeError, "tokens"),
         (torch.ones(2, 2, dtype=torch.long), (), TypeError, "tokens"),
         (3, (), TypeError, "tokens"),
+        (torch.tensor(3), (), TypeError, "tokens"),
         (None, (), TypeError, "tokens"),
         ([-1], (), ValueError, "tokens"),
         ([2**40], (), ValueError, "tokens"),
