@@ -304,7 +304,7 @@ def dpo(args):
         need(module, "the alignment")
     import torch
 
-    from .learn.align import PROFILES, SEEDS, SUMMARY, experiment, outcome
+    from .learn.align import PROFILES, SEEDS, SUMMARY, experiment, measured_on, outcome
     from .model import MiniCPMV
     from .processor import Processor
 
@@ -338,7 +338,7 @@ def dpo(args):
         print("\nstopped; finished runs are kept, and the same command goes on from there")
         return 130
     watch.lap("alignment")
-    say(f"\n{outcome(summary)}\n\n{watch}\nall figures are in {folder / SUMMARY}")
+    say(f"\n{outcome(summary)}\n{measured_on(summary)}\n\n{watch}\nall figures are in {folder / SUMMARY}")
 
 
 # ---- the paper's claims

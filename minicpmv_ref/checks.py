@@ -23,6 +23,10 @@ LIMITS = {
     "token_letters": 512,  # letters of one token: the longest of the published tokenizers is 128 spaces
     "temperature": 1e-4,  # the least above 0: it already takes the likeliest token; far smaller ones divide by zero
     "repetition_penalty": 1000,  # or its inverse; released: 1.05 and 1.2
+    "answers": 1000,  # to one picture, of which all pairs are compared; the paper asks for 10
+    "bootstrap_numbers": 2**26,  # that a bootstrap draws: 24 bytes each; a thousand rounds over 67,000 answers
+    "turns": 1000,  # questions of one drawn conversation; the stages of training have up to 8
+    "drawn_side": 8192,  # pixels of a drawn scene; nano's have 112 or 224
     # fields of a config; a billion layers would keep us busy long before a tensor is compared
     "layers": 1000,  # the released ones have 26 or 27
     "num_hidden_layers": 1000,  # 28 to 40

@@ -497,3 +497,125 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert json.loads((folder / "nano-dpo" / "config.json").read_text())["base"] == "nano"
     assert main(["dpo", "--folder", str(folder), "--run", "nothing"]) == 1
     assert "no run 'nothing'" in capsys.readouterr().err
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(pictures=0),
+        dict(answers=2.0),
+        dict(temperature=math.nan),
+        dict(temperature=0.0),
+        dict(top_p=1.5),
+        dict(lr=math.inf),
+        dict(beta="0.1"),
+        dict(language="de"),
+        dict(kind="photo"),
+        dict(seed=-1),
+        dict(vision="yes"),
+        dict(rounds=21),
+        dict(steps=10**12),
+        dict(labeler=["truth"]),
+        dict(score=None),
+    ],
+)
+def test_an_alignment_that_cannot_be(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(TINY, **change)
+
+
+def test_arguments_of_other_types_are_named(processor, model, tmp_path):
+    for call, name in (
+        (lambda: align(None, processor, TINY), "model"),
+        (lambda: align(model, None, TINY), "processor"),
+        (lambda: align(model, processor, {}), "config"),
+        (lambda: experiment(model, processor, None, tmp_path), "config"),
+        (lambda: experiment(model, processor, TINY, 3), "folder"),
+        (lambda: experiment(model, processor, TINY, tmp_path, only=3), "only"),
+        (lambda: experiment(model, processor, TINY, tmp_path, seeds=["0"]), r"seeds\[0\]"),
+        (lambda: choose_pairs(None, [], TINY), "records"),
+        (lambda: digest(None), "model"),
+        (lambda: apply_changes(model, None), "folder"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be"):
+            call()
+
+
+def test_figures_say_what_they_were_measured_on(experimented):
+    summary, _, lines = experimented
+    text = "\n".join(lines)
+    assert "(3 held-out pictures and 7 questions about others)" in text
+    assert "claims of the answers to 20 pictures)" in text and "(the 4 pairs of the first and of the last step)" in text
+    said = module.measured_on(summary)
+    assert "seeds 0, 1 together" in said and "3 held-out pictures and 7 questions" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda found: found.pop("after"), "KeyError: 'after'"),
+        (lambda found: found.update(rounds=[]), "IndexError"),
+        (lambda found: found["before"].update(greedy=None), "TypeError"),
+        (lambda found: found["config"].update(steps="3"), "steps must be an integer"),
+        (lambda found: found["before"]["said"]["greedy"].pop(), "one answer is needed"),
+        (lambda found: found["config"].update(surprise=1), "surprise"),
+    ],
+)
+def test_a_damaged_result_is_named(experimented, processor, model, tmp_path, change, reason):
+    _, folder, _ = experimented
+    for path in folder.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = json.loads((tmp_path / "main-1.json").read_text())
+    change(found)
+    (tmp_path / "main-1.json").write_text(json.dumps(found))
+    for name in ("careless", "answers"):
+        (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(ValueError, match=f"damaged: .*main-1.json.*{reason}"):
+        module.summarize(tmp_path, model, small(), processor, TINY, (model, processor))
+
+
+@pytest.mark.parametrize("name", ["main-0.json", "careless/report.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"config": 1, "config": 2}', "[]", '{"config": NaN}', "\ud800"])
+def test_a_result_that_is_no_json_is_named(experimented, processor, model, tmp_path, name, text):
+    _, folder, _ = experimented
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    if name == "main-0.json":
+        (tmp_path / "careless").symlink_to(folder / "careless")
+    with pytest.raises(ValueError, match=name):
+        experiment(model, processor, TINY, tmp_path, only="main", seeds=(0,), judge=(model, processor))
+
+
+def test_lines_of_answers_of_other_types_are_refused(processor, model, tmp_path):
+    config = replace(TINY, pictures=2)
+    samples, path = pictures(config, "train", model), tmp_path / "answers.jsonl"
+    collect(model, processor, samples, config, path=path)
+    lines = read_records(path)
+    for name, value in (
+        ("answers", "abcd"),
+        ("answers", lines[1]["answers"][:-1]),
+        ("answers", [None] * 4),
+        ("claims", [3] * len(lines[1]["claims"])),
+        ("verdicts", ["yes"] * len(lines[1]["claims"])),
+        ("truths", [*lines[1]["truths"], True]),
+        ("key", ["scene"]),
+    ):
+        path.unlink()
+        append_records(path, [lines[0], {**lines[1], name: value}])
+        with pytest.raises(ValueError, match="line 2: not the answers to picture 0"):
+            collect(model, processor, samples, config, path=path)
+
+
+def test_changes_that_are_not_finite_are_refused(finished, model, tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / REPORT).write_bytes((finished[1] / REPORT).read_bytes())
+    before = digest(model)
+    norm = torch.full_like(model.llm.model.norm.weight, math.nan)
+    save_file({"llm.model.norm.weight": norm}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"llm\.model\.norm\.weight has a weight that is not a finite number"):
+        apply_changes(model, tmp_path)
+    assert digest(model) == before

@@ -1,5 +1,6 @@
 """What a step costs: FLOPs against PyTorch's counter, bytes against its profiler, and savings that change nothing."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -261,3 +262,57 @@ def test_the_larger_model_learns_a_step():
     loss, tokens, views = backward(Learner(model, objective), pieces, World(), half_precision=True)
     assert 0 < loss < 20 and tokens > 0 and views > 0
     assert all(p.grad.isfinite().all() for part in PARTS for p in getattr(model, part).parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: load_of(None), "packed"),
+        (lambda: flops({}, Load(1, 1, 1)), "config"),
+        (lambda: flops(nano, (1, 1, 1)), "load"),
+        (lambda: flops(nano, Load(1.5, 1, 1)), "load.tokens"),
+        (lambda: flops(nano, Load(1, 1, 1), "llm"), "learning"),
+        (lambda: flops(nano, Load(1, 1, 1), 3), "learning"),
+        (lambda: flops(nano, Load(1, 1, 1), ["lm"]), "learning"),
+        (lambda: peak_of(None), "card"),
+        (lambda: mfu("1", 1, 1), "step_flops"),
+        (lambda: mfu(1, None, 1), "seconds"),
+        (lambda: room(3), "device"),
+        (lambda: budget(None, print, [1], 1), "model"),
+        (lambda: Budget(1, 1, 1, 1, 1, 1).sharded(2.0), "processes"),
+    ],
+)
+def test_a_wrong_type_is_named(call, name):
+    with pytest.raises(TypeError, match=f"^{name} must be"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: flops(nano, Load(1, -1, 1)), "load.judged"),
+        (lambda: mfu(1, 0, 1), "seconds"),
+        (lambda: mfu(1, 1, math.nan), "peak"),
+        (lambda: mfu(-1, 1, 1), "step_flops"),
+        (lambda: room("toaster"), "device"),
+        (lambda: room("cuda:99"), "device"),
+        (lambda: Budget(1, 1, 1, 1, 1, 1).sharded(0), "processes"),
+    ],
+)
+def test_a_wrong_value_is_named(call, name):
+    with pytest.raises(ValueError, match=f"^{name} must be") as refusal:
+        call()
+    assert not isinstance(refusal.value, TypeError)
+
+
+def test_a_budget_needs_samples():
+    _, model, objective, samples = at_work("sft-1", 2)
+    for change, name in (
+        (dict(samples=[]), "samples"),
+        (dict(samples=None), "samples"),
+        (dict(size=0), "size"),
+        (dict(pieces=0), "pieces"),
+        (dict(objective=None), "objective"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            budget(**{**dict(model=model, objective=objective, samples=samples, size=2), **change})

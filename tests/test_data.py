@@ -459,3 +459,78 @@ def test_a_missing_font_is_explained(monkeypatch):
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install matplotlib"):
         data.font(99)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (dict(seed=None), TypeError),
+        (dict(seed=0.5), TypeError),
+        (dict(seed=[1]), TypeError),
+        (dict(kind=["caption"]), ValueError),
+        (dict(turns=0), ValueError),
+        (dict(turns=10**9), ValueError),
+        (dict(turns=1.0), TypeError),
+        (dict(aligned="no"), TypeError),
+        (dict(view="112"), TypeError),
+        (dict(view=0), ValueError),
+        (dict(view=10**6), ValueError),
+        (dict(scale=math.nan), ValueError),
+        (dict(scale=0), ValueError),
+        (dict(scale=10**6), ValueError),
+    ],
+)
+def test_options_that_nothing_can_be_drawn_with(wrong, kind):
+    with pytest.raises(kind, match=f"^{next(iter(wrong))} must be"):
+        draw(**{"seed": 0, "kind": "caption", **wrong})
+
+
+@pytest.mark.parametrize(("kind", "least"), data.SMALLEST_VIEW.items())
+def test_a_view_too_small_for_its_lines_is_no_endless_search(kind, least):
+    with pytest.raises(ValueError, match=f"a view needs {least} pixels, got {least - 1}"):
+        draw(0, kind, view=least - 1)
+    for seed in range(10):
+        assert draw(seed, kind, view=least).answer
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (dict(mixture=None), TypeError),
+        (dict(mixture=["caption"]), TypeError),
+        (dict(mixture={}), ValueError),
+        (dict(mixture={"caption": 0}), ValueError),
+        (dict(mixture={"caption": -1, "long": 2}), ValueError),
+        (dict(mixture={"caption": math.nan}), ValueError),
+        (dict(mixture={"caption": "1"}), TypeError),
+        (dict(mixture={"photo": 1}), ValueError),
+        (dict(languages={"de": 1}), ValueError),
+        (dict(languages={}), ValueError),
+        (dict(scales={"1": 1}), TypeError),
+        (dict(scales={0: 1}), ValueError),
+        (dict(split="dev"), ValueError),
+        (dict(seed=None), TypeError),
+    ],
+)
+def test_streams_refuse_before_the_first_sample(wrong, kind):
+    with pytest.raises(kind, match=next(iter(wrong))):
+        stream(**{"seed": 0, "mixture": {"caption": 1}, **wrong})
+
+
+def test_numbers_of_samples():
+    sample = data.numbered(0, {"caption": 1})
+    for number in (-1, 1.0, "1", None, 10**30):
+        with pytest.raises(ValueError, match="number must be an integer"):
+            sample(number)
+
+
+def test_what_is_no_conversation_and_no_sample():
+    for messages in (None, "Hi", [None], [{"role": "user"}]):
+        with pytest.raises(ValueError, match="messages"):
+            blind(messages)
+    with pytest.raises(TypeError, match="instead must be str"):
+        blind([], instead=3)
+    with pytest.raises(TypeError, match="sample must be Sample"):
+        data.spell(None)
+    with pytest.raises(TypeError, match="content must be str"):
+        is_held_out(None)

@@ -295,3 +295,32 @@ def test_published_needs():
     assert found["v2_5"] == [pytest.approx(19, rel=0.1), pytest.approx(6, rel=0.1)]
     assert found["v2_6"] == [pytest.approx(17, rel=0.1), pytest.approx(6, rel=0.1)]
     assert isinstance(estimate(nano), Estimate)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: estimate({}), "config must be MiniCPMVConfig, got dict"),
+        (lambda: estimate(v2_6, training="no"), "training must be True or False, got str"),
+        (lambda: estimate(v2_6, checkpointing=1), "checkpointing must be True or False"),
+        (lambda: estimate(v2_6, dtype=None), "dtype must be one of"),
+        (lambda: estimate(v2_6, dtype=[[]]), "dtype must be one of"),
+        (lambda: estimate(v2_6, tokens=1e3), "tokens must be an integer"),
+        (lambda: fits(float("nan"), "8 GB phone"), "need must be an integer"),
+        (lambda: fits("1", "8 GB phone"), "need must be an integer"),
+        (lambda: fits(None, "8 GB phone"), "need must be an integer"),
+        (lambda: parameters(v2_6.llm), "config must be MiniCPMVConfig"),
+        (lambda: kv_cache_numbers(v2_6), "llm must be LLMConfig"),
+    ],
+)
+def test_a_wrong_type_is_a_type_error(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_bytes_and_devices_that_are_none():
+    with pytest.raises(ValueError, match="need must be an integer of at least 0, got -1"):
+        fits(-1, "8 GB phone")
+    for device in (["8 GB phone"], None, 8):
+        with pytest.raises(ValueError, match="device must be one of"):
+            fits(1, device)

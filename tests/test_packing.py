@@ -516,3 +516,74 @@ def test_packed_attention_by_hand(groups):
     torch.testing.assert_close(out, expected)
     with pytest.raises(ValueError, match="14 tokens, but the row has 15"):
         packed_attention(Layer, q, k, v, None, runs=[(7, 2)])
+
+
+@pytest.mark.parametrize("plan", [pack, first_fit, pack_truncate])
+@pytest.mark.parametrize(
+    ("lengths", "capacity", "name"),
+    [
+        (None, 8, "lengths"),
+        (3, 8, "lengths"),
+        ("345", 8, "lengths"),
+        ({3: "a"}, 8, "lengths"),
+        ({3, 4}, 8, "lengths"),
+        ([True, 3], 8, "lengths"),
+        ([None], 8, "lengths"),
+        ([[3]], 8, "lengths"),
+        ([torch.tensor([1, 2])], 8, "lengths"),
+        ([3], None, "capacity"),
+        ([3], "8", "capacity"),
+        ([3], 8.0, "capacity"),
+        ([3], True, "capacity"),
+    ],
+)
+def test_lengths_that_are_no_integers_are_named(plan, lengths, capacity, name):
+    with pytest.raises(TypeError, match=f"{name} must be integers"):
+        plan(lengths, capacity)
+
+
+def test_shortest_cuts_that_are_no_integers():
+    for shortest in ([None, 1], "11", 3, [0.5, 1], {1: 1, 2: 2}):
+        with pytest.raises(TypeError, match="shortest must be integers"):
+            pack_truncate([1, 2], 8, shortest)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "rows must be a list of lists"),
+        ([0, 1], r"rows\[0\] must be a list"),
+        ([[0], "1"], r"rows\[1\] must be a list"),
+        ([[True]], r"rows\[0\] must be an integer"),
+        ([[0, None]], r"rows\[0\] must be an integer"),
+        ([[(0, 30.0)]], r"rows\[0\] must be an integer"),
+        ([[(0,)]], r"rows\[0\] must hold indices or pairs"),
+        ([[(0, 1, 2)]], r"rows\[0\] must hold indices or pairs"),
+    ],
+)
+def test_rows_that_are_no_rows(processors, rows, message):
+    with pytest.raises(ValueError, match=message):
+        pack_batch(processors["2.6"](conversations()), rows)
+
+
+def test_only_a_padded_batch_can_be_packed(processors, models):
+    batch = processors["2.6"](conversations())
+    packed = pack_batch(batch, [[0], [1]])
+    for call in (lambda b: pack_batch(b, [[0]]), sample_lengths, shortest_cuts):
+        with pytest.raises(TypeError, match="packed batch has none"):
+            call(packed)
+        with pytest.raises(TypeError, match="batch must be Batch"):
+            call([batch])
+    for function in (packed_loss, score):
+        with pytest.raises(TypeError, match="packed must be PackedBatch, got Batch"):
+            function(models["2.6"], batch)
+        with pytest.raises(TypeError, match="model must be MiniCPMV"):
+            function(None, packed)
+
+
+def test_scores_that_are_not_finite_are_an_error(processors):
+    model, packed = tiny_model("2.6"), pack_batch(processors["2.6"](conversations()), [[0, 1]])
+    with torch.no_grad():
+        model.llm.model.layers[0].mlp.down_proj.weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="logits are not finite"):
+        score(model, packed)

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import random
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import ask, picture
@@ -428,3 +430,165 @@ def test_agreement_looks_at_true_and_false_claims_apart():
     assert values(agreement([[False, False]], [[True, False]])) == dict(accuracy=0.5, on_true=0, on_false=1)
     with pytest.raises(ValueError, match="same claims"):
         agreement([[True]], [[True, False]])
+
+
+# --- What is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: split_claims(None), "text"),
+        (lambda: split_claims(["a, b"]), "text"),
+        (lambda: read_claim(3), "claim"),
+        (lambda: ask_claim(None), "claim"),
+        (lambda: is_true("red circle", None), "scene"),
+        (lambda: label_by_truth([None], [["a"]]), r"samples\[0\]"),
+        (lambda: label_by_truth([draw(0)], [[3]]), r"claims\[0\]\[0\]"),
+        (lambda: label_by_truth([draw(0)], ["red circle"]), r"claims\[0\]"),
+        (lambda: is_valid(0.5, 0.4), "p_yes"),
+        (lambda: score_response(None), "verdicts"),
+        (lambda: score_response(["no", "yes"]), r"verdicts\[0\]"),
+        (lambda: score_response([True, 0.5]), r"verdicts\[1\]"),
+        (lambda: score_share("yes"), "verdicts"),
+        (lambda: build_pairs(None), "scores"),
+        (lambda: build_pairs(["1", 2]), r"scores\[0\]"),
+        (lambda: build_pairs([1, 2], min_difference="1"), "min_difference"),
+        (lambda: build_pairs([1, 2], max_pairs=1.5), "max_pairs"),
+        (lambda: build_pairs([1, 2], seed=[]), "seed"),
+        (lambda: rlaif.count_words(None), "text"),
+        (lambda: balance_lengths(None), "pairs"),
+        (lambda: balance_lengths([("a", "b")]), r"pairs\[0\]"),
+        (lambda: balance_lengths([Pair([], None, "b")]), r"pairs\[0\].chosen"),
+        (lambda: balance_lengths([], 3), "length"),
+        (lambda: balance_lengths([Pair([], "a", "b")], str), "length of an answer"),
+        (lambda: wilson(1.5, 2), r"hits \(of n\)"),
+        (lambda: wilson(0, "2"), "n"),
+        (lambda: wilson(0, None), "n"),
+        (lambda: bootstrap(None, [1]), "tops"),
+        (lambda: bootstrap([1], ["1"]), r"bottoms\[0\]"),
+        (lambda: bootstrap([1], [1], seed=None), "seed"),
+        (lambda: hallucination([None], [scene(("red", "circle", 0))]), r"answers\[0\]"),
+        (lambda: hallucination(["a"], [None]), r"scenes\[0\]"),
+        (lambda: agreement(None, None), "verdicts"),
+        (lambda: agreement([[True]], [["yes"]]), r"truths\[0\]\[0\]"),
+        (lambda: read_records(3), "path"),
+        (lambda: append_records(None, []), "path"),
+        (lambda: sample_answers(None, None, []), "model"),
+    ],
+)
+def test_a_wrong_type_is_named(call, name):
+    with pytest.raises(TypeError, match=f"^{name} must be"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ask_claim("red circle", "de"), "language must be one of"),
+        (lambda: ask_claim("hello", ["en"]), "language must be one of"),
+        (lambda: label_by_truth([draw(0)], []), "claims must be a list for each sample"),
+        (lambda: score_share([]), "verdicts must hold at least one"),
+        (lambda: build_pairs([math.nan, 1]), r"scores\[0\] must be a finite number"),
+        (lambda: build_pairs([math.inf, 1]), r"scores\[0\] must be a finite number"),
+        (lambda: build_pairs([10**400, 1]), r"scores\[0\] must be a finite number"),
+        (lambda: build_pairs(list(range(1001))), "scores must be at most 1,000"),
+        (lambda: balance_lengths([Pair([], "a", "b")], lambda text: -1), "length of an answer"),
+        (lambda: balance_lengths([Pair([], "a", "b")], lambda text: math.nan), "length of an answer"),
+        (lambda: wilson(0, -1), "n must be an integer of at least 0"),
+        (lambda: wilson(0, 10**400), "n must be an integer"),
+        (lambda: bootstrap([1], [1, 2]), "tops and bottoms must be equally long"),
+        (lambda: bootstrap([math.nan], [1]), r"tops\[0\] must be a finite number"),
+        (lambda: bootstrap([1], [-1]), r"bottoms\[0\] must be a finite number"),
+        (lambda: bootstrap([1], [1], rounds=0), "rounds must be an integer of at least 1"),
+        (lambda: bootstrap([1], [1], rounds=10**9), "rounds must be an integer of at least 1 and at most"),
+        (lambda: bootstrap([0] * 50, [0] * 49 + [1], seed=5, rounds=1), "rounds must be more than 1"),
+    ],
+)
+def test_a_wrong_value_is_named(call, message):
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        call()
+    assert not isinstance(refusal.value, TypeError)
+
+
+def test_verdicts_may_be_numpy_s_and_torch_s():
+    assert score_response(torch.tensor([True, False])) == -1 == score_response([1, 0])
+    assert score_response(np.array([True, False, False])) == -2 == score_response([np.True_, np.False_, np.False_])
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"image": object()}, "not JSON serializable"),
+        ({1: "a", "1": "b"}, "stands twice"),
+        ({(1, 2): "a"}, "keys must be str"),
+        ({"text": "\ud800"}, "surrogates not allowed"),
+        ({"text": math.nan}, "not JSON compliant"),
+    ],
+)
+def test_a_record_that_would_not_come_back_is_not_written(tmp_path, bad, reason):
+    path = tmp_path / "answers.jsonl"
+    append_records(path, RECORDS)
+    with pytest.raises(ValueError, match=rf"records\[1\] is not JSON: .*{reason}"):
+        append_records(path, [{"key": "fine"}, bad])
+    deep: dict = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(ValueError, match=r"records\[0\] is not JSON"):
+        append_records(path, [deep])
+    with pytest.raises(TypeError, match=r"records\[0\] must be dict"):
+        append_records(path, ["text"])
+    assert read_records(path) == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "inside each other"),
+        (b'{"a": 1, "a": 2}', "stands twice"),
+        (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b'["\\u001b[2J"]', "a JSON object is expected"),
+    ],
+)
+def test_lines_that_are_no_records(tmp_path, line, reason):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b'{"key": "a"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=f"line 2: .*{reason}") as refusal:
+        read_records(path)
+    assert len(str(refusal.value)) < 1000 and "\x1b" not in str(refusal.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_and_a_folder_are_no_records(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError):
+            read_records(path)
+        with pytest.raises(OSError):
+            append_records(path, [{"a": 1}])
+
+
+def test_an_answer_with_a_reserved_token_is_no_answer_but_marks_of_places_are(models, processors, monkeypatch):
+    """What no conversation may hold cannot enter a pair: `prepare` and `records` would refuse it later."""
+    model, processor = models["2.6"], processors["2.6"]
+    said = ["a <box>1 2 3 4</box>.", "<image>", "x </slice> y", "a<unk>b", " plain\n"]
+    ids = [processor.tokenizer(text).input_ids for text in said]
+    width = max(map(len, ids))
+    rows = torch.tensor([own + [processor.stop_ids[0]] * (width + 1 - len(own)) for own in ids])
+    monkeypatch.setattr(type(model), "stream", lambda *args, **how: iter(rows.T))
+    [texts] = sample_answers(model, processor, [ask("Hi")], n=len(said))
+    assert texts[0] == said[0] and texts[-1] == "plain"
+    for text in filter(None, texts):
+        processor([*ask("Hi"), {"role": "assistant", "content": text}])
+    assert "" in texts and not any("<image>" in text or "</slice>" in text for text in texts)
+
+
+def test_probabilities_that_are_no_numbers_are_an_error(processors):
+    from tiny import tiny_model
+
+    model = tiny_model("2.6")
+    with torch.no_grad():
+        model.llm.lm_head.weight[5, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        ask_yes_no(model, processors["2.6"], picture(56, 42, 0), ["Is there a star?"])

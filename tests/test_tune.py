@@ -177,3 +177,36 @@ def test_bad_counts(bad):
 def test_unknown_mixture():
     with pytest.raises(ValueError, match="mixture must be one of"):
         answer_work(nano, mixture="Q3")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: halving(3, float), "settings must be Iterable"),
+        (lambda: halving([[1], [2]], float), "settings: each of them must be hashable"),
+        (lambda: halving([1], 3), "measure must be a function"),
+        (lambda: halving([1], str), "a time must be seconds, got str"),
+        (lambda: halving([1], lambda setting: None), "a time must be seconds"),
+        (lambda: roofline((1, 1), CHIPS["phone"]), "work must be Work"),
+        (lambda: roofline(Work(1, None), CHIPS["phone"]), "work.bytes must be a number"),
+        (lambda: roofline(Work(1, 1), (1, 1)), "chip must be Chip"),
+        (lambda: answer_work({}), "config must be MiniCPMVConfig"),
+    ],
+)
+def test_a_wrong_type_is_a_type_error(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("work", "chip"),
+    [
+        (Work(math.nan, 1), Chip(1, 1)),
+        (Work(-1, 1), Chip(1, 1)),
+        (Work(1, 1), Chip(math.nan, 1)),
+        (Work(1, 1), Chip(1, math.inf)),
+    ],
+)
+def test_a_roofline_of_no_numbers(work, chip):
+    with pytest.raises(ValueError, match="finite number"):
+        roofline(work, chip)

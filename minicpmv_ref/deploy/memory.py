@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checks import WrongType, check_choice, check_int, check_type, shown
 from ..config import LLMConfig, MiniCPMVConfig, ResamplerConfig, VisionConfig
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
@@ -83,6 +84,7 @@ def estimate(
         PyTorch keeps alive (totals are tested against its profiler's peak: 8 % for an answer, 5 % for training).
 
     Raises:
+        TypeError: no MiniCPMVConfig, a count that is no integer, a switch that is not True or False.
         ValueError: an unknown dtype or mixture, a count below 1, fewer tokens than the pictures have, more than the
             model has positions for, or a combination that does not exist.
 
@@ -94,14 +96,15 @@ def estimate(
 
     Source: this project; the counts follow from model.py and from transformers' modeling_llama.py.
     """
+    check_type("config", config, MiniCPMVConfig)
+    for name, value in (("training", training), ("checkpointing", checkpointing)):
+        check_type(name, value, bool, what="True or False")
     size = _bytes_of(dtype)
-    for name, value, least in (("batch", batch, 1), ("images", images, 0), ("slices", slices, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    batch, images, slices = check_int("batch", batch), check_int("images", images, 0), check_int("slices", slices, 0)
     visual = images * (1 + slices) * config.resampler.num_queries
-    tokens = visual + 256 if tokens is None else tokens
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < max(visual, 1):
-        raise ValueError(f"tokens must be an integer of at least {max(visual, 1)} (the visual ones), got {tokens!r}")
+    tokens = visual + 256 if tokens is None else check_int("tokens", tokens, -(2**63))
+    if tokens < max(visual, 1):
+        raise ValueError(f"tokens must be an integer of at least {max(visual, 1)} (the visual ones), got {tokens}")
     if tokens > config.llm.max_position_embeddings:
         raise ValueError(f"the model has {config.llm.max_position_embeddings} positions, got tokens = {tokens}")
     if slices > config.slicing.max_slice_nums:
@@ -156,7 +159,8 @@ def fits(need: Estimate | int, device: str) -> bool:
         True if the total is at most the share of the device's memory that a model may take.
 
     Raises:
-        ValueError: an unknown device.
+        TypeError: neither an Estimate nor an integer.
+        ValueError: an unknown device, fewer than no bytes.
 
     Example:
         >>> from minicpmv_ref.config import v2_6
@@ -165,10 +169,8 @@ def fits(need: Estimate | int, device: str) -> bool:
 
     Source: this project. The shares in `DEVICES` are rules of thumb.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    memory, share = DEVICES[device]
-    return (need.total if isinstance(need, Estimate) else need) <= memory * share
+    memory, share = DEVICES[check_choice("device", device, DEVICES)]
+    return (need.total if isinstance(need, Estimate) else check_int("need", need, 0)) <= memory * share
 
 
 def parameters(config: MiniCPMVConfig) -> dict[str, int]:
@@ -180,6 +182,9 @@ def parameters(config: MiniCPMVConfig) -> dict[str, int]:
     Returns:
         {"vpm": ..., "resampler": ..., "llm": ...}; an LM head that is tied to the embeddings counts once.
 
+    Raises:
+        TypeError: no MiniCPMVConfig.
+
     Example:
         >>> from minicpmv_ref.config import v2_6
         >>> sum(parameters(v2_6).values())
@@ -187,6 +192,7 @@ def parameters(config: MiniCPMVConfig) -> dict[str, int]:
 
     Source: the shapes in the safetensors indexes of the three releases.
     """
+    check_type("config", config, MiniCPMVConfig)
     return {
         "vpm": _vision_parameters(config.vision),
         "resampler": _resampler_parameters(config.resampler),
@@ -197,6 +203,9 @@ def parameters(config: MiniCPMVConfig) -> dict[str, int]:
 def kv_cache_numbers(llm: LLMConfig) -> int:
     """Numbers that the KV cache holds for one token: a key and a value of each key-value head of each layer.
 
+    Raises:
+        TypeError: no LLMConfig.
+
     Example:
         >>> from minicpmv_ref.config import v2_0, v2_6
         >>> kv_cache_numbers(v2_0.llm), kv_cache_numbers(v2_6.llm)
@@ -204,6 +213,7 @@ def kv_cache_numbers(llm: LLMConfig) -> int:
 
     Source: transformers, cache_utils.py, DynamicCache.
     """
+    check_type("llm", llm, LLMConfig)
     return 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width
 
 
@@ -284,7 +294,6 @@ def _quantized(config: MiniCPMVConfig, mixture: str) -> int:
 
 
 def _bytes_of(dtype) -> int:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES[name]
+    if not isinstance(dtype, str) and type(dtype).__name__ != "dtype":  # torch's, without an import of torch
+        raise WrongType(f"dtype must be one of {', '.join(DTYPES)}, got {type(dtype).__name__}: {shown(dtype)}")
+    return DTYPES[check_choice("dtype", str(dtype).removeprefix("torch."), DTYPES)]

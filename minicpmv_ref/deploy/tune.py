@@ -13,6 +13,9 @@ import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
+import numpy as np
+
+from ..checks import WrongType, check_int, check_number, check_type, shown
 from ..config import MiniCPMVConfig
 from .gguf import plan_mixture, plan_vision
 from .memory import kv_cache_numbers
@@ -41,6 +44,7 @@ def halving(settings: Iterable[Hashable], measure: Callable[[Hashable], float], 
         A Search: `.best`, the rounds, and how many runs it took.
 
     Raises:
+        TypeError: settings that cannot be told apart (not hashable), a measure that is no function or gives no number.
         ValueError: no settings, one that comes twice, runs below 1, a time that is no positive number, or no setting
             that can run.
 
@@ -52,16 +56,19 @@ def halving(settings: Iterable[Hashable], measure: Callable[[Hashable], float], 
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification", arXiv 1502.07943, as an idea; the paper,
         section 5, searches its settings automatically and does not say how.
     """
-    alive = list(settings)
+    alive = list(check_type("settings", settings, Iterable))
+    for setting in alive:
+        check_type("settings: each of them", setting, Hashable, what="hashable")
     if not alive or len(set(alive)) < len(alive):
-        raise ValueError(f"settings must be different and at least one, got {alive}")
-    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
-        raise ValueError(f"runs must be an integer of at least 1, got {runs!r}")
+        raise ValueError(f"settings must be different and at least one, got {shown(alive)}")
+    if not callable(measure):
+        raise WrongType(f"measure must be a function of a setting, got {type(measure).__name__}: {shown(measure)}")
+    check_int("runs", runs)
     least, rounds, spent = dict.fromkeys(alive, math.inf), [], 0
     while True:
         for _ in range(runs):
             for setting in alive:
-                seconds = measure(setting)
+                seconds = check_type("a time", measure(setting), int, float, np.number, what="seconds")
                 if not seconds > 0:  # also what is not a number
                     raise ValueError(f"a time must be above 0 seconds, got {seconds} for {setting!r}")
                 least[setting] = min(least[setting], seconds)
@@ -124,7 +131,8 @@ def roofline(work: Work, chip: Chip) -> Bound:
         A Bound: seconds, and whether "compute" or "memory" sets them. A model, not a measurement.
 
     Raises:
-        ValueError: a chip without speed.
+        TypeError: no Work, no Chip, or other than numbers in them.
+        ValueError: a chip without speed, negative work.
 
     Example:
         >>> roofline(Work(flops=12, bytes=100), Chip(flops=6, bandwidth=25))
@@ -132,8 +140,10 @@ def roofline(work: Work, chip: Chip) -> Bound:
 
     Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52 (2009).
     """
-    if min(chip) <= 0:
-        raise ValueError(f"a chip needs flops and bandwidth above 0, got {chip}")
+    for name, number in check_type("work", work, Work)._asdict().items():
+        check_number(f"work.{name}", number, least=0)
+    for name, number in check_type("chip", chip, Chip)._asdict().items():
+        check_number(f"chip.{name}", number, above=0)
     compute, memory = work.flops / chip.flops, work.bytes / chip.bandwidth
     return Bound(compute, "compute") if compute >= memory else Bound(memory, "memory")
 
@@ -154,6 +164,7 @@ def answer_work(config: MiniCPMVConfig, slices: int = 9, text: int = 256, mixtur
         {"see": ViT and resampler for all views, "read": the whole prompt, "write": one more token behind it}.
 
     Raises:
+        TypeError: no MiniCPMVConfig, a count that is no integer.
         ValueError: an unknown mixture, slices below 0, or text below 1.
 
     Example:
@@ -167,9 +178,7 @@ def answer_work(config: MiniCPMVConfig, slices: int = 9, text: int = 256, mixtur
 
     Source: this project; the products are those of vision.py, resampler.py and transformers' modeling_llama.py.
     """
-    for name, value, least in (("slices", slices, 0), ("text", text, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    slices, text = check_int("slices", slices, 0), check_int("text", text)
     plan, views = plan_mixture(config, mixture), 1 + slices
     # The rows of an embedding table are looked up; one that is also the output matrix is read as a whole.
     words = plan.total_bytes - (0 if config.llm.tie_word_embeddings else plan.bytes_of("token_embd.weight"))

@@ -17,10 +17,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +30,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoint import WEIGHTS, write_checkpoint
-from ..files import replacing
+from ..checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
+from ..files import plain_file, read_json, replacing
 from ..model import MiniCPMV
 from ..processor import Processor
 from .data import TOPICS, Sample, draw
-from .dpo import Pair, prepare, train_dpo
+from .dpo import Pair, check_model, prepare, train_dpo
 from .evaluate import answers as answer_all
 from .rlaif import (
     Labeler,
@@ -55,6 +58,7 @@ from .rlaif import (
 )
 from .stages import Stage
 from .train import train
+from .words import LANGUAGES
 
 CHUNK = 16  # pictures whose answers are sampled in one batch and written together
 REPORT, SUMMARY = "report.json", "summary.json"
@@ -93,9 +97,27 @@ class Alignment:
     rounds: int = 1  # pictures and steps are divided among them; each asks the model as it is by then
 
     def __post_init__(self):
+        check_type("labeler", self.labeler, str)
+        check_type("score", self.score, str)
         if self.labeler not in LABELERS or self.score not in SCORES:
             raise ValueError(
-                f"labeler must be one of {LABELERS} and score one of {SCORES}, got {self.labeler!r} and {self.score!r}"
+                f"labeler must be one of {LABELERS} and score one of {SCORES}, got {shown(self.labeler)} and "
+                f"{shown(self.score)}"
+            )
+        check_choice("kind", self.kind, ("caption", "long"))
+        check_choice("language", self.language, LANGUAGES)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool":
+                check_type(field.name, value, bool, what="True or False")
+            elif field.type == "int":
+                check_int(field.name, value, least=int(field.name != "seed"), most=LIMITS["records"])
+            elif field.type == "float":
+                check_number(field.name, value, above=0, most=1 if field.name == "top_p" else math.inf)
+        if self.rounds > min(self.pictures, self.steps):
+            raise ValueError(
+                f"rounds must be at most pictures and steps, which they share out, got {self.rounds} for "
+                f"{self.pictures} pictures and {self.steps} steps"
             )
 
 
@@ -172,6 +194,7 @@ def align(
         "pairs" with counts, "training" with the figures of each step, and "curve" with greedy figures while it trained.
 
     Raises:
+        TypeError: no MiniCPMV, no Processor, no Alignment.
         ValueError: a missing judge; damaged answers in the folder; no pairs, because all answers to each picture score
             the same.
         OSError: the folder cannot be written.
@@ -186,12 +209,16 @@ def align(
 
     Source: paper section 4.3; RLHF-V/RLAIF-V.
     """
+    check_model(model, processor)
+    check_type("config", config, Alignment)
+    if judge is not None:
+        check_model(*check_list("judge", judge)[:2])
     if config.labeler == "trained" and judge is None:
         raise ValueError('labeler "trained" needs a judge: train_labeler makes one')
     held_out = pictures(config, "test", model)
     figures: dict = {"config": asdict(config), "base": digest(root or model), "policy": digest(model), "rounds": []}
     figures["before"] = before or measure(model, processor, held_out, config)
-    report("before: " + _short(figures["before"]))
+    report(f"before: {_short(figures['before'])} ({_on(config)})")
     tensors = model._own_tensors()
     original = {name: tensor.clone() for name, tensor in (root or model)._own_tensors().items()}
     share = replace(config, pictures=config.pictures // config.rounds, steps=config.steps // config.rounds)
@@ -202,7 +229,7 @@ def align(
         for tensor in changed.values():
             tensor.copy_(tensor.bfloat16())
     figures["after"] = measure(model, processor, held_out, config)
-    report("after: " + _short(figures["after"]))
+    report(f"after: {_short(figures['after'])} ({_on(config)})")
     if folder is not None:
         write_checkpoint(folder, model.config, {name: t.bfloat16() for name, t in changed.items()}, base)
         write_json(Path(folder) / REPORT, figures)
@@ -213,7 +240,8 @@ def _round(model, processor, config, judge, report, folder, held_out, number) ->
     samples = pictures(config, "train", model, number)
     records = collect(model, processor, samples, config, judge, _answers_path(folder, model, config, judge))
     found: dict = {"labeler": agreement([r["verdicts"] for r in records], [r["truths"] for r in records])}
-    report("labeler: " + _listed(found["labeler"]))
+    claims = sum(len(record["truths"]) for record in records)
+    report(f"labeler: {_listed(found['labeler'])} ({claims} claims of the answers to {len(records)} pictures)")
     pairs, found["pairs"] = choose_pairs(records, samples, config)
     report("pairs: " + ", ".join(f"{name} {count}" for name, count in found["pairs"].items()))
     if not pairs:
@@ -230,7 +258,9 @@ def _round(model, processor, config, judge, report, folder, held_out, number) ->
     settings |= dict(vision=config.vision, sft=config.sft, watch=watch)
     found["training"] = train_dpo(model, prepare(model, processor, pairs), **settings)
     first, last = found["training"][0], found["training"][-1]
-    report(f"training: loss {first['loss']:.3f} -> {last['loss']:.3f}, margin {last['margin']:.3f}")
+    batch = min(config.batch, len(pairs))
+    figures = f"loss {first['loss']:.3f} -> {last['loss']:.3f}, margin {last['margin']:.3f}"
+    report(f"training: {figures} (the {batch} pairs of the first and of the last step)")
     return found
 
 
@@ -253,14 +283,18 @@ def apply_changes(model: MiniCPMV, folder: str | os.PathLike) -> None:
         folder: of `align`.
 
     Raises:
+        TypeError: no MiniCPMV, no path.
         OSError: no such files.
-        ValueError: another base model; a tensor that the model does not have, or of another shape; a damaged file.
+        ValueError: another base model; a tensor that the model does not have, or of another shape or not finite; a
+            damaged file.
     """
-    folder = Path(folder)
-    base = json.loads((folder / REPORT).read_text(encoding="utf-8")).get("base")
+    check_type("model", model, MiniCPMV)
+    folder = Path(check_type("folder", folder, str, os.PathLike))
+    base = read_json(folder / REPORT).get("base")
     if base != digest(model):
-        raise ValueError(f"{folder} changes the model {base}, and this one is {digest(model)}")
+        raise ValueError(f"{folder} changes the model {shown(base)}, and this one is {digest(model)}")
     own = model._own_tensors()
+    plain_file(folder / WEIGHTS)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -268,13 +302,16 @@ def apply_changes(model: MiniCPMV, folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder / WEIGHTS}: {error}") from error
     for name, tensor in changed.items():
         if name not in own or own[name].shape != tensor.shape:
-            raise ValueError(f"{folder / WEIGHTS}: {name} {tuple(tensor.shape)} is no tensor of this model")
+            raise ValueError(f"{folder / WEIGHTS}: {shown(name)} {tuple(tensor.shape)} is no tensor of this model")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{folder / WEIGHTS}: {name} has a weight that is not a finite number")
     for name, tensor in changed.items():
         own[name].copy_(tensor)
 
 
 def digest(model: MiniCPMV) -> str:
     """Name a model by its weights: 16 hexadecimal digits."""
+    check_type("model", model, MiniCPMV)
     state = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model._own_tensors().items()):
         state.update(name.encode())
@@ -418,7 +455,8 @@ def collect(
         append_records(path, [{"run": run}])
     done = done[1:]
     for number, record in enumerate(done):
-        if number >= len(samples) or set(record) != set(FIELDS) or record["key"] != samples[number].key:
+        whole = number < len(samples) and _is_whole(record, config.answers)
+        if not whole or record["key"] != samples[number].key:
             raise ValueError(f"{path}, line {number + 2}: not the answers to picture {number} of this run")
     for start, chunk in _chunks(samples, CHUNK):
         if start + len(chunk) <= len(done):
@@ -436,6 +474,16 @@ def collect(
     return done
 
 
+def _is_whole(record: dict, answers: int) -> bool:
+    """Whether a line of answers has all fields, each of its type and length."""
+    if set(record) != set(FIELDS) or not all(isinstance(record[name], list) for name in FIELDS[1:]):
+        return False
+    kinds = dict(answers=str, claims=str, verdicts=bool, truths=bool)
+    typed = all(type(item) is kind for name, kind in kinds.items() for item in record[name])
+    claims = len(record["claims"])
+    return typed and len(record["answers"]) == answers and len(record["verdicts"]) == len(record["truths"]) == claims
+
+
 def choose_pairs(records: Sequence[dict], samples: Sequence[Sample], config: Alignment) -> tuple[list[Pair], dict]:
     """Score the answers of each picture, pair them, and balance the lengths.
 
@@ -448,7 +496,13 @@ def choose_pairs(records: Sequence[dict], samples: Sequence[Sample], config: Ali
         (pairs, counts): answers that make no claim and pictures whose answers all score the same are left out, and
         counted. "rho" is that of `balance_lengths`, None where nothing is balanced. Chinese is counted in characters
         there, for it has no spaces.
+
+    Raises:
+        TypeError: no lists of dicts and Samples.
+        ValueError: not one record for each sample.
     """
+    check_list("records", records, dict)
+    check_list("samples", samples, Sample)
     pairs, silent, without = [], 0, 0
     score = score_share if config.score == "share" else score_response
     for number, (record, sample) in enumerate(zip(records, samples, strict=True)):
@@ -490,6 +544,12 @@ def _chunks(samples: Sequence[Sample], size: int) -> Iterator[tuple[int, Sequenc
 
 def _listed(figures: dict) -> str:
     return ", ".join(f"{name} {'-' if e[0] is None else format(e[0], '.3f')}" for name, e in figures.items())
+
+
+def _on(config: Alignment) -> str:
+    """What `measure` asks."""
+    questions = len(TOPICS) * config.questions
+    return f"{config.test_pictures} held-out pictures and {questions} questions about others"
 
 
 def _short(measured: dict) -> str:
@@ -547,11 +607,17 @@ def experiment(
         What SUMMARY holds, see `summarize`; of all runs in the folder.
 
     Raises:
-        ValueError: an unknown run; a folder that holds the results of another model or config.
+        TypeError: an argument of another type.
+        ValueError: an unknown run; no seeds; a folder that holds the results of another model or config.
         OSError: the folder cannot be written.
     """
-    if only is not None and only not in RUNS:
-        raise ValueError(f"no run {only!r}; there are {', '.join(RUNS)}")
+    check_model(model, processor)
+    check_type("config", config, Alignment)
+    check_type("folder", folder, str, os.PathLike)
+    if only is not None and check_type("only", only, str) not in RUNS:
+        raise ValueError(f"no run {shown(only)}; there are {', '.join(RUNS)}")
+    for number, seed in enumerate(check_list("seeds", seeds, int, empty=False)):
+        check_int(f"seeds[{number}]", seed, 0)
     folder, start = Path(folder), digest(model)
     policy = _kept(make_careless, model, processor, config, folder / "careless", report)
     judge = judge or (_kept(train_labeler, model, processor, config, folder / "labeler", report), processor)
@@ -588,8 +654,8 @@ def _file(name: str) -> str:
 
 
 def _check(path: Path, config: Alignment, base: str) -> dict:
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept["config"] != asdict(config) or kept["base"] != base:
+    kept = read_json(path)
+    if kept.get("config") != asdict(config) or kept.get("base") != base:
         raise ValueError(f"{path} holds the result of another model or config: take another folder, or delete it")
     return kept
 
@@ -602,9 +668,9 @@ def _kept(make, model, processor, config, folder: Path, report) -> MiniCPMV:
         return MiniCPMV.from_pretrained(folder).float().to(model.llm.device)
     made, figures = make(model, processor, config)
     if make is train_labeler:
-        report("labeler: near misses judged right " + _listed(figures))
+        report(f"labeler: near misses judged right {_listed(figures)} (of {2 * config.test_pictures} held-out ones)")
     else:
-        report("careful: " + _short(figures["before"]))
+        report(f"careful: {_short(figures['before'])} ({_on(config)})")
     processor.save_pretrained(folder)
     made.save_pretrained(folder)
     write_json(path, {"config": asdict(config), "base": base, **figures})  # last: with it the model counts as done
@@ -638,39 +704,64 @@ def summarize(
     summary: dict = {"base": digest(model), "policy": digest(policy), "config": asdict(config), "runs": {}}
     summary["nano-dpo"] = ABOUT
     summary["not_run"] = [name for name in RUNS if not any(folder.glob(f"{_file(name)}-[0-9]*.json"))]
-    careful = json.loads((folder / "careless" / REPORT).read_text(encoding="utf-8"))["before"]
-    alone = lambda estimate: {"all": estimate, "each": [estimate[0]]}  # noqa: E731 (one seed, in the form of many)
-    summary["careful"] = {
-        way: {figure: alone(estimate) for figure, estimate in careful[way].items()} for way in ("greedy", "sampled")
-    } | {"questions": alone(careful["questions"])}
+    with _whole(folder / "careless" / REPORT) as [kept]:
+        summary["careful"] = _careful(kept["before"])
     if (folder / "labeler" / REPORT).exists():
-        kept = json.loads((folder / "labeler" / REPORT).read_text(encoding="utf-8"))
-        summary["labeler"] = {when: kept[when] for when in ("before", "after")}
+        with _whole(folder / "labeler" / REPORT) as [kept]:
+            summary["labeler"] = {when: kept[when] for when in ("before", "after")}
     for name in RUNS:
-        paths = sorted(folder.glob(f"{_file(name)}-[0-9]*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        if not found:
-            continue
-        scenes = [sample.facts for each in found for sample in pictures(Alignment(**each["config"]), "test", model)]
-        run = summary["runs"][name] = {"seeds": [each["config"]["seed"] for each in found]}
-        for when in ("before", "after"):
-            run[when] = {}
-            for way in ("greedy", "sampled"):
-                said = [text for each in found for text in each[when]["said"][way]]
-                run[when][way] = {
-                    figure: {"all": estimate, "each": [each[when][way][figure][0] for each in found]}
-                    for figure, estimate in hallucination(said, scenes).items()
-                }
-            shares, count = [each[when]["questions"][0] for each in found], len(TOPICS) * config.questions
-            pooled = wilson(round(sum(share * count for share in shares)), count * len(found))
-            run[when]["questions"] = {"all": pooled, "each": shares}
-        first = found[0]["rounds"]
-        run["labeler"] = first[0]["labeler"]
-        run["pairs"] = [each["rounds"][0]["pairs"]["kept"] for each in found]
-        run["curve"] = [figures["curve"] for figures in first]
-        run["training"] = [_thinned(figures["training"]) for figures in first]
+        paths = [path for path in folder.glob(f"{_file(name)}-[0-9]*.json") if _seed(path).isdecimal()]
+        paths.sort(key=lambda path: int(_seed(path)))
+        if paths:
+            with _whole(*paths) as found:
+                summary["runs"][name] = _pooled(found, config, model)
     summary["examples"] = examples(policy, processor, config, judge, folder / "answers")
     return summary
+
+
+def _seed(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
+
+
+@contextmanager
+def _whole(*paths: Path) -> Iterator[list[dict]]:
+    """Results that an earlier run wrote; a field that is missing or of another type is an error with their names."""
+    found = [read_json(path) for path in paths]
+    try:
+        yield found
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        reason, names = printable(f"{type(error).__name__}: {error}"), ", ".join(map(str, paths))
+        raise ValueError(f"damaged: {names} ({reason}); delete it, and it is made again") from None
+
+
+def _careful(figures: dict) -> dict:
+    """The figures of one seed, in the form of many."""
+    alone = lambda estimate: {"all": estimate, "each": [estimate[0]]}  # noqa: E731
+    ways = {way: {name: alone(e) for name, e in figures[way].items()} for way in ("greedy", "sampled")}
+    return {**ways, "questions": alone(figures["questions"])}
+
+
+def _pooled(found: list[dict], config: Alignment, model: MiniCPMV) -> dict:
+    """The results of all seeds of a run as one."""
+    scenes = [sample.facts for each in found for sample in pictures(Alignment(**each["config"]), "test", model)]
+    run: dict = {"seeds": [each["config"]["seed"] for each in found]}
+    for when in ("before", "after"):
+        run[when] = {}
+        for way in ("greedy", "sampled"):
+            said = [text for each in found for text in each[when]["said"][way]]
+            run[when][way] = {
+                figure: {"all": estimate, "each": [each[when][way][figure][0] for each in found]}
+                for figure, estimate in hallucination(said, scenes).items()
+            }
+        shares, count = [each[when]["questions"][0] for each in found], len(TOPICS) * config.questions
+        pooled = wilson(round(sum(share * count for share in shares)), count * len(found))
+        run[when]["questions"] = {"all": pooled, "each": shares}
+    first = found[0]["rounds"]
+    run["labeler"] = first[0]["labeler"]
+    run["pairs"] = [each["rounds"][0]["pairs"]["kept"] for each in found]
+    run["curve"] = [figures["curve"] for figures in first]
+    run["training"] = [_thinned(figures["training"]) for figures in first]
+    return run
 
 
 def _thinned(history: list[dict], most: int = 40) -> list[dict]:
@@ -691,7 +782,7 @@ def examples(model: MiniCPMV, processor: Processor, config: Alignment, judge: tu
         For each picture {"seed", "answers", "claims"}: the seed draws the picture again.
     """
     samples = pictures(config, "train", model)
-    path, shown = _answers_path(folder, model, config, judge), []
+    path, found = _answers_path(folder, model, config, judge), []
     for number, record in enumerate(collect(model, processor, samples, config, judge, path)):
         sample = samples[number]
         asked = [(claim, ask_claim(claim, config.language)) for claim in record["claims"]]
@@ -704,14 +795,32 @@ def examples(model: MiniCPMV, processor: Processor, config: Alignment, judge: tu
             [claim, *(said[question] if question else (None, None)), truth]
             for (claim, question), truth in zip(asked, record["truths"])
         ]
-        shown.append({"seed": f"align-{config.seed}/{number}", "answers": record["answers"], "claims": claims})
-        if len(shown) == EXAMPLES:
+        found.append({"seed": f"align-{config.seed}/{number}", "answers": record["answers"], "claims": claims})
+        if len(found) == EXAMPLES:
             break
-    return shown
+    return found
+
+
+def measured_on(summary: dict) -> str:
+    """What the figures of `outcome` were measured on, in one sentence.
+
+    Args:
+        summary: of `experiment`.
+
+    Returns:
+        The text.
+    """
+    config, seeds = summary["config"], sorted({seed for run in summary["runs"].values() for seed in run["seeds"]})
+    questions = len(TOPICS) * config["questions"]
+    return (
+        f"Percent, with 95 % intervals, of the seeds {', '.join(map(str, seeds))} together; each was measured on "
+        f"{config['test_pictures']} held-out pictures and {questions} questions about others. careful: one seed. "
+        "labeler: all claims that it judged in the first seed."
+    )
 
 
 def outcome(summary: dict) -> str:
-    """The figures of all runs as a table: percent, all seeds as one, with 95 % intervals.
+    """The figures of all runs as a table: percent, all seeds as one, with 95 % intervals; see `measured_on`.
 
     Args:
         summary: of `experiment`.

@@ -28,6 +28,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import WrongType, check_int, check_list, check_number, check_type, shown
 from ..config import MiniCPMVConfig
 from ..model import MiniCPMV
 from .packing import PackedBatch
@@ -63,6 +64,10 @@ def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
     Returns:
         A Load.
 
+    Raises:
+        TypeError: no PackedBatch.
+        ValueError: a patch_size below 1.
+
     Example:
         >>> from minicpmv_ref import Processor
         >>> from minicpmv_ref.learn.packing import pack_batch
@@ -70,6 +75,8 @@ def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
         >>> load_of(pack_batch(Processor.from_pretrained("nano")([chat, chat]), [[0, 1]]))
         Load(tokens=62, judged=10, pairs=1922, views=0, patches=0, patch_pairs=0, padding=0)
     """
+    check_type("packed", packed, PackedBatch)
+    check_int("patch_size", patch_size)
     lengths = [end - start for borders in packed.borders for start, end in pairwise(borders)]
     views = [view for views in packed.images for view in views if view.ndim == 3]
     patches = [view.shape[1] * view.shape[2] // patch_size**2 for view in views]
@@ -86,6 +93,9 @@ def flops(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS)
 
     Returns:
         FLOPs.
+
+    Raises:
+        TypeError, ValueError: as `flops_by_part`.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -110,6 +120,10 @@ def flops_by_part(config: MiniCPMVConfig, load: Load, learning: Collection[str] 
     Returns:
         {"vpm": FLOPs, "resampler": FLOPs, "llm": FLOPs}
 
+    Raises:
+        TypeError: no MiniCPMVConfig, no Load, learning that is no collection.
+        ValueError: a negative count, a part that the model does not have.
+
     Example:
         >>> from minicpmv_ref import nano
         >>> load = Load(tokens=100, judged=10, pairs=10_000, views=1, patches=64, patch_pairs=4096)
@@ -119,6 +133,11 @@ def flops_by_part(config: MiniCPMVConfig, load: Load, learning: Collection[str] 
 
     Source: Chowdhery et al., PaLM (2022), appendix B; checked against torch.utils.flop_counter.
     """
+    check_type("config", config, MiniCPMVConfig)
+    for name, count in check_type("load", load, Load)._asdict().items():
+        check_int(f"load.{name}", count, least=0)
+    if not isinstance(learning, Collection) or isinstance(learning, str) or not {*map(str, learning)} <= {*PARTS}:
+        raise WrongType(f"learning must be a list of parts out of {', '.join(PARTS)}, got {shown(learning)}")
     v, r, c = config.vision, config.resampler, config.llm
     w, e, d, kv = v.width, r.width, c.hidden_size, c.num_key_value_heads * c.head_width
     sees, asks = (part in learning and load.views > 0 for part in ("vpm", "resampler"))
@@ -155,10 +174,14 @@ def peak_of(card: str) -> float | None:
     Returns:
         Dense bfloat16 FLOP/s; None if the card is not in `PEAKS`.
 
+    Raises:
+        TypeError: no text.
+
     Example:
         >>> peak_of("NVIDIA H100 80GB HBM3"), peak_of("GeForce")
         (989000000000000.0, None)
     """
+    check_type("card", card, str)
     return next((peak for name, peak in PEAKS.items() if name in card), None)
 
 
@@ -173,13 +196,17 @@ def mfu(step_flops: float, seconds: float, peak: float) -> float:
     Returns:
         A share, 0 to 1.
 
+    Raises:
+        TypeError, ValueError: other than numbers above 0 (step_flops may be 0).
+
     Example:
         >>> round(mfu(1e12, 0.01, 989e12), 3)
         0.101
 
     Source: Chowdhery et al., PaLM (2022), appendix B.
     """
-    return step_flops / (seconds * peak)
+    check_number("step_flops", step_flops, least=0)
+    return step_flops / (check_number("seconds", seconds, above=0) * check_number("peak", peak, above=0))
 
 
 # ---- bytes
@@ -211,6 +238,7 @@ class Budget:
 
     def sharded(self, processes: int) -> Budget:
         """What each of several processes needs that share out every tensor. What it borrows comes on top, by layers."""
+        check_int("processes", processes)
         shared = {name: getattr(self, name) // processes for name in ("weights", "gradients", "optimizer", "copies")}
         return replace(self, **shared)
 
@@ -247,6 +275,10 @@ def budget(
     Returns:
         A Budget, of a step whose samples are like these. Single steps need more or less: pictures differ in slices.
 
+    Raises:
+        TypeError: no MiniCPMV, an objective that cannot be called, no list of samples, counts that are no integers.
+        ValueError: no samples, a size or pieces below 1.
+
     Example:
         >>> from minicpmv_ref import Processor
         >>> from minicpmv_ref.learn.data import draw
@@ -260,6 +292,12 @@ def budget(
 
     Source: this project.
     """
+    check_type("model", model, MiniCPMV)
+    if not callable(objective):
+        raise WrongType(f"objective must be one of objective_for, got {type(objective).__name__}: {shown(objective)}")
+    samples = check_list("samples", samples, empty=False)
+    check_int("size", size)
+    check_int("pieces", pieces)
     modules = [model, objective] if isinstance(objective, nn.Module) else [model]
     parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
     kept, copies, inputs = _kept(model, objective, parameters, samples, half_precision)
@@ -319,13 +357,22 @@ def room(device: torch.device | str) -> tuple[int, int]:
     Returns:
         (free, in all), in bytes. What is free on a CPU is what the system says; it could free more.
 
+    Raises:
+        TypeError: neither a torch.device nor a text.
+        ValueError: a device that torch does not know or that is not there.
+
     Example:
         >>> free, has = room("cpu")
         >>> 0 < free <= has
         True
     """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)
+    check_type("device", device, torch.device, str)
+    try:
+        if torch.device(device).type == "cuda":
+            return torch.cuda.mem_get_info(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be the CPU or a GPU that is there, got {shown(device)}: {reason}") from None
     page = os.sysconf("SC_PAGE_SIZE")
     return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
 

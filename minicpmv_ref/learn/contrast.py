@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ..checks import check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import normalize_views
 from ..slicing import SliceConfig, plan_slices
@@ -31,11 +32,15 @@ class Contrast(nn.Module):
         model: a MiniCPMV; its `vpm` is trained in place.
         tokenizer: of the same model.
 
+    Raises:
+        TypeError: no MiniCPMV.
+
     Source: Zhai et al., Sigmoid loss for language image pre-training (2023), section 3 and algorithm 1.
     """
 
     def __init__(self, model: MiniCPMV, tokenizer):
         super().__init__()
+        check_type("model", model, MiniCPMV)
         self.vpm, self.tokenizer, self.slicing = model.vpm, tokenizer, model.config.slicing
         width, glances = model.config.vision.width, 4
         self.glances = nn.Parameter(torch.randn(glances, width) * 0.5)  # queries that look at all patches
@@ -62,7 +67,14 @@ class Contrast(nn.Module):
 
         Returns:
             (B views of 3 x H x W, token ids (B, T), their mask (B, T), keys that say which captions are the same).
+
+        Raises:
+            TypeError: no list of Samples.
+            ValueError: no samples; a view smaller than a patch.
         """
+        check_list("samples", samples, Sample, empty=False)
+        if view is not None:
+            check_int("view", view)
         slicing = SliceConfig(view or self.slicing.scale_resolution, self.slicing.patch_size, max_slice_nums=1)
         views = [normalize_views(s.image, plan_slices(s.image.size, slicing))[0] for s in samples]
         texts = self.tokenizer([s.answer for s in samples], padding=True, padding_side="right", return_tensors="pt")

@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
 from ..config import nano
 from .words import LANGUAGES, PAINT, SHAPES, WORDS, Language
 
@@ -42,6 +44,8 @@ MOST_IN_OVERVIEW = 5.0  # pixels: no digit is taller in the overview of a docume
 RULE = 28  # pixels from one ruled line of the paper to the next: two patches
 MARGIN = 7  # pixels to the left of an aligned line
 FONT_SIZES = (15, 18)  # pixels in a slice, so digits are 11 to 13 pixels tall
+# Sides of views that hold such lines at all: one number, a word and a number, two of these (words are wide).
+SMALLEST_VIEW = {"read": RULE, "crop": RULE, "lookup": 2 * RULE, "find": 3 * RULE}
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Sample:
 
 def is_held_out(content: str) -> bool:
     """Decide by a hash whether a content belongs to the test split. Python's own `hash` differs between processes."""
+    check_type("content", content, str)
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=4).digest(), "big") % HELD_OUT == 0
 
 
@@ -150,7 +155,8 @@ def draw(
         A Sample.
 
     Raises:
-        ValueError: an unknown kind, split, language or topic.
+        TypeError: a seed that is neither an integer nor a text, other than numbers for turns, view and scale.
+        ValueError: an unknown kind, split, language or topic; turns, a view or a scale that are too small or too large.
         FileNotFoundError: matplotlib, whose font is used, is not installed.
 
     Example:
@@ -158,12 +164,8 @@ def draw(
         >>> sample.messages[0]["content"][1], sample.answer
         ('How many stars are there?', '2')
     """
-    _check("kind", kind, KINDS)
-    _check("split", split, ("train", "test"))
-    _check("language", language, tuple(LANGUAGES))
-    _check("topic", topic, (None, *TOPICS))
-    if kind == "find" and view < 3 * RULE:  # two rules would do, but words are wide
-        raise ValueError(f"a view needs {3 * RULE} pixels to hold two lines of a word and a number, got {view}")
+    check_type("seed", seed, Integral, str, what="an integer or a text")
+    _check_options(kind, split, language, topic, turns, aligned, view, scale)
     rng = random.Random(f"{kind} {seed}")
     say = LANGUAGES[language]
     wanted = split == "test"
@@ -217,6 +219,19 @@ def draw(
     return Sample(image, messages, kind, language, facts.content, wanted, facts, topics)
 
 
+def _check_options(kind, split, language, topic, turns, aligned, view, scale) -> None:
+    check_choice("kind", kind, KINDS)
+    check_choice("split", split, ("train", "test"))
+    check_choice("language", language, LANGUAGES)
+    check_choice("topic", topic, (None, *TOPICS))
+    check_int("turns", turns, most=LIMITS["turns"])
+    check_type("aligned", aligned, bool)
+    check_int("view", view, most=LIMITS["drawn_side"] // 4)  # a document is up to 8 views long
+    check_number("scale", scale, least=1 / view, most=LIMITS["drawn_side"] / view)
+    if view < SMALLEST_VIEW.get(kind, 1):
+        raise ValueError(f"to hold the lines of a {kind}, a view needs {SMALLEST_VIEW[kind]} pixels, got {view}")
+
+
 def stream(
     seed: int | str,
     mixture: Mapping[str, float],
@@ -235,8 +250,11 @@ def stream(
         scales: weight of each size of a scene, in views; None is one view only.
         options: passed on to `draw`.
 
-    Yields:
-        Samples.
+    Returns:
+        An iterator of Samples.
+
+    Raises:
+        TypeError, ValueError: as `numbered`.
 
     Example:
         >>> from itertools import islice
@@ -263,22 +281,43 @@ def numbered(
         A function: from a number, counted from 0, to the sample that `stream` draws there. To skip a sample takes
         microseconds, for only its kind, language and size are drawn.
 
+    Raises:
+        TypeError: a seed that is neither an integer nor a text, weights that are no dict of numbers.
+        ValueError: no weights, an impossible one, or one of an unknown kind or language.
+
     Example:
         >>> sample = numbered(1, {"caption": 1, "crop": 1})
         >>> sample(3).kind, sample(0).kind
         ('caption', 'crop')
     """
+    check_type("seed", seed, Integral, str, what="an integer or a text")
+    check_choice("split", split, ("train", "test"))
+    weights = mixture, {"en": 1.0} if languages is None else languages, {1.0: 1.0} if scales is None else scales
+    for name, each, allowed in zip(("mixture", "languages", "scales"), weights, (KINDS, LANGUAGES, None)):
+        _check_weights(name, each, allowed)
     rng = random.Random(f"stream {seed}")
-    weights = mixture, languages or {"en": 1.0}, scales or {1.0: 1.0}
     chosen: list[tuple] = []  # (kind, language, scale) of all samples up to the highest number so far
 
     def sample(number: int) -> Sample:
+        number = check_int("number", number, 0, LIMITS["records"])
         while len(chosen) <= number:
             chosen.append(tuple(rng.choices(list(each), list(each.values()))[0] for each in weights))
         kind, language, scale = chosen[number]
         return draw(f"{seed}/{number}", kind, split, language, scale=scale, **options)
 
     return sample
+
+
+def _check_weights(name: str, weights: Mapping, allowed) -> None:
+    check_type(name, weights, Mapping)
+    for key, weight in weights.items():
+        check_number(f"{name}: {shown(key)}", weight, least=0)
+        if allowed is not None:
+            check_choice(f"a key of {name}", key, allowed)
+        else:
+            check_number(f"a key of {name}", key, above=0, most=LIMITS["drawn_side"])
+    if not sum(weights.values()) > 0:
+        raise ValueError(f"{name} must have a weight above 0, got {shown(dict(weights))}")
 
 
 def blind(messages: list[dict], instead: str | None = None) -> list[dict]:
@@ -290,9 +329,17 @@ def blind(messages: list[dict], instead: str | None = None) -> list[dict]:
 
     Returns:
         The conversation as text.
+
+    Raises:
+        TypeError: no list of dicts, an `instead` that is no text.
+        ValueError: a message without content.
     """
+    if instead is not None:
+        check_type("instead", instead, str)
     texts = []
-    for message in messages:
+    for number, message in enumerate(check_list("messages", messages, dict)):
+        if "content" not in message:
+            raise ValueError(f"messages[{number}] must have a content, got {shown(message)}")
         parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
         parts = [part if isinstance(part, str) else instead for part in parts]
         texts.append({**message, "content": "\n".join(part for part in parts if part is not None)})
@@ -318,6 +365,7 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
         For each view (overview first, then slices row by row) 16 tuples of words, each a single token.
 
     Raises:
+        TypeError: no Sample, a view that is no integer.
         ValueError: a document whose lines are not aligned (a slice border may cut them), a scene of another scale.
 
     Example:
@@ -327,6 +375,8 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
         >>> board[0], board[3]  # the corners of the first row
         (('.',), (' green', ' square', ' top', ' right'))
     """
+    check_type("sample", sample, Sample)
+    check_int("view", view)
     empty: Slot = (".",)
     facts = sample.facts
     if isinstance(facts, Scene):  # each place of the 2 x 2 board is 2 x 2 of the 16 slots
@@ -621,8 +671,3 @@ def measure(text: str, size: int) -> tuple[int, int]:
     """(width, height) of a line of text in pixels, the room below the letters included."""
     _, _, right, bottom = font(size).getbbox(text)
     return math.ceil(right), math.ceil(bottom)
-
-
-def _check(name: str, value, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

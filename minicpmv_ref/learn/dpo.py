@@ -209,7 +209,7 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
         >>> processor.tokenizer.decode(prepared.chosen)
         'yes<|im_end|>'
     """
-    _check_model(model, processor)
+    check_model(model, processor)
     prepared, encoded = [], {}
     for number, pair in enumerate(check_type("pairs", pairs, Iterable)):
         _check_pair(number, pair)
@@ -228,7 +228,7 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
     return prepared
 
 
-def _check_model(model, processor) -> None:
+def check_model(model, processor) -> None:
     check_type("model", model, MiniCPMV)
     check_type("processor", processor, Processor)
 

@@ -12,12 +12,13 @@ Three parts: 1. which samples share a row (integers only)   2. a Batch becomes a
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from operator import index
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,6 +26,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..checks import WrongType, check_int, check_list, check_type, shown
 from ..model import MiniCPMV, Output
 from ..processor import Batch
 
@@ -45,6 +47,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         samples are in the first ones.
 
     Raises:
+        TypeError: other than integers.
         ValueError: a capacity or a length below 1, or a length over the capacity; `pack_truncate` cuts those.
 
     Example:
@@ -87,7 +90,7 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         For each row the indices of its samples, increasing.
 
     Raises:
-        ValueError: as `pack`.
+        TypeError, ValueError: as `pack`.
 
     Example:
         >>> first_fit([3, 9, 2, 6, 4, 6], capacity=10)
@@ -135,6 +138,7 @@ def pack_truncate(lengths: Sequence[int], capacity: int, shortest: Sequence[int]
         A TruncatedRows.
 
     Raises:
+        TypeError: other than integers.
         ValueError: a capacity or a length below 1, or not one `shortest` for each sample.
 
     Example:
@@ -146,7 +150,7 @@ def pack_truncate(lengths: Sequence[int], capacity: int, shortest: Sequence[int]
     Source: paper section 4.1, data packing: "truncating the last sample".
     """
     lengths, capacity = _check_lengths(lengths, capacity, fits=False)
-    shortest = [1] * len(lengths) if shortest is None else list(shortest)
+    shortest = [1] * len(lengths) if shortest is None else _integers("shortest", shortest)
     if len(shortest) != len(lengths):
         raise ValueError(f"there are {len(lengths)} lengths, but shortest has {len(shortest)} entries")
     rows, lost, dropped, room = [], 0, [], 0
@@ -167,10 +171,7 @@ def pack_truncate(lengths: Sequence[int], capacity: int, shortest: Sequence[int]
 
 
 def _check_lengths(lengths: Sequence[int], capacity: int, fits: bool) -> tuple[list[int], int]:
-    try:
-        lengths, capacity = [index(length) for length in lengths], index(capacity)
-    except TypeError as error:
-        raise ValueError(f"lengths and capacity must be integers: {error}") from None
+    lengths, (capacity,) = _integers("lengths", lengths), _integers("capacity", [capacity])
     if capacity < 1:
         raise ValueError(f"capacity must be at least 1, got {capacity}")
     for i, length in enumerate(lengths):
@@ -179,6 +180,22 @@ def _check_lengths(lengths: Sequence[int], capacity: int, fits: bool) -> tuple[l
         if fits and length > capacity:
             raise ValueError(f"sample {i} has {length} tokens, but a row takes {capacity}; pack_truncate cuts samples")
     return lengths, capacity
+
+
+def _integers(name: str, values: Iterable) -> list[int]:
+    """The values as ints. Sets and dicts have no order, and True is no length."""
+    if not isinstance(values, Iterable) or isinstance(values, Mapping | Set | str | bytes):
+        raise WrongType(f"{name} must be integers in a list, got {type(values).__name__}: {shown(values)}")
+    try:
+        return [_index(value) for value in values]
+    except (TypeError, ValueError) as error:  # numpy's and torch's arrays of several numbers are either
+        raise WrongType(f"{name} must be integers: {error}") from None
+
+
+def _index(value) -> int:
+    if isinstance(value, bool | np.bool_) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
+        raise TypeError(f"got {shown(value)}")
+    return index(value)
 
 
 # ---- 2. A Batch becomes a PackedBatch
@@ -219,6 +236,10 @@ def shortest_cuts(batch: Batch) -> list[int]:
     Returns:
         One number for each sample; 1 without images.
 
+    Raises:
+        TypeError: no Batch, or a packed one.
+        ValueError: a batch that is not padded on the left.
+
     Example:
         >>> from PIL import Image
         >>> from minicpmv_ref import Processor
@@ -252,6 +273,7 @@ def sample_lengths(batch: Batch) -> list[int]:
         One number for each sample.
 
     Raises:
+        TypeError: no Batch, or a packed one.
         ValueError: a batch that is not padded on the left.
     """
     return [batch.input_ids.shape[1] - start for start in _starts(batch)]
@@ -259,6 +281,11 @@ def sample_lengths(batch: Batch) -> list[int]:
 
 def _starts(batch: Batch) -> list[int]:
     """The column at which each sample begins."""
+    check_type("batch", batch, Batch)
+    check_type("batch.attention_mask (a packed batch has none)", batch.attention_mask, torch.Tensor)
+    if batch.attention_mask.shape != batch.input_ids.shape:
+        raise ValueError(f"the batch has {tuple(batch.input_ids.shape)} tokens, but its mask is "
+                         f"{tuple(batch.attention_mask.shape)}")  # fmt: skip
     starts = (batch.attention_mask == 0).sum(dim=1)
     columns = torch.arange(batch.input_ids.shape[1], device=starts.device)
     if not torch.equal(batch.attention_mask != 0, columns >= starts[:, None]):
@@ -278,6 +305,7 @@ def pack_batch(batch: Batch, rows: Iterable[Sequence[int | tuple[int, int]]]) ->
         A PackedBatch, as wide as its fullest row.
 
     Raises:
+        TypeError: no Batch, or a packed one; rows of other than integers and pairs of them.
         ValueError: a sample that is not there, comes twice, or is cut before the end of its last image; an empty row.
 
     Example:
@@ -327,10 +355,10 @@ def pack_batch(batch: Batch, rows: Iterable[Sequence[int | tuple[int, int]]]) ->
 def _check_rows(rows, lengths: list[int], cuts: list[int]) -> list[list[tuple[int, int]]]:
     """Complete every entry to (index, kept tokens)."""
     plan, seen = [], set()
-    for row in rows:
+    for number, row in enumerate(check_type("rows", rows, Iterable, what="a list of lists")):
         plan.append([])
-        for entry in row:
-            s, kept = entry if isinstance(entry, tuple) else (entry, None)
+        for entry in check_list(f"rows[{number}]", row):
+            s, kept = _entry(f"rows[{number}]", entry)
             if s not in range(len(lengths)):
                 raise ValueError(f"there is no sample {s}; the batch has {len(lengths)}")
             if s in seen:
@@ -348,6 +376,14 @@ def _check_rows(rows, lengths: list[int], cuts: list[int]) -> list[list[tuple[in
     if not plan or not all(plan):
         raise ValueError(f"rows must be lists of at least one sample, got {plan}")
     return plan
+
+
+def _entry(name: str, entry) -> tuple[int, int | None]:
+    if not isinstance(entry, tuple):
+        return check_int(name, entry, least=-(2**63)), None
+    if len(entry) != 2:
+        raise ValueError(f"{name} must hold indices or pairs (index, kept tokens), got {shown(entry)}")
+    return tuple(check_int(name, number, least=-(2**63)) for number in entry)
 
 
 # ---- 3. Scoring
@@ -370,6 +406,7 @@ def packed_loss(model: MiniCPMV, packed: PackedBatch, visual: torch.Tensor | Non
         A scalar; None if nothing is supervised.
 
     Raises:
+        TypeError: no MiniCPMV, no PackedBatch.
         ValueError: slots and visual tokens that do not match.
 
     Example:
@@ -380,6 +417,7 @@ def packed_loss(model: MiniCPMV, packed: PackedBatch, visual: torch.Tensor | Non
         >>> bool(abs(packed_loss(model, pack_batch(batch, [[0, 1]])) - model(batch).loss) < 1e-5)
         True
     """
+    _check_packed(model, packed)
     labels = rearrange(packed.labels, "r t -> (r t)")
     judged = (labels != -100).nonzero()[:, 0]  # never the first token of a sample, so judged - 1 is in the same one
     if not len(judged):
@@ -397,13 +435,22 @@ def score(model: MiniCPMV, packed: PackedBatch) -> Output:
         An Output: `.logits` (R, T, V), meaningless behind the last border of a row, and `.loss`.
 
     Raises:
-        ValueError: slots and visual tokens that do not match.
+        TypeError: no MiniCPMV, no PackedBatch.
+        ValueError: slots and visual tokens that do not match; logits that are not finite.
     """
+    _check_packed(model, packed)
     logits = _logits(model, packed)  # (N, V)
+    if not logits.isfinite().all():
+        raise ValueError("the logits are not finite: a weight of the model or a picture holds a NaN or an infinity")
     # Shift the labels, not the logits: that would copy the largest tensor of all. The last token predicts nothing.
     labels = F.pad(rearrange(packed.labels, "r t -> (r t)")[1:], (0, 1), value=-100)
     loss = _cross_entropy(logits, labels) if (labels != -100).any() else None
     return Output(loss, rearrange(logits, "(r t) v -> r t v", r=len(packed.input_ids)))
+
+
+def _check_packed(model: MiniCPMV, packed: PackedBatch) -> None:
+    check_type("model", model, MiniCPMV)
+    check_type("packed", packed, PackedBatch)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

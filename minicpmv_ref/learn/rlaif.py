@@ -25,13 +25,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from ..model import MiniCPMV
+from ..checks import LIMITS, WrongType, check_choice, check_int, check_list, check_number, check_type, shown
+from ..files import parse_json, plain_file
+from ..model import MiniCPMV, decode_answer
 from ..processor import Batch, Processor
-from ..prompt import MARKERS
+from ..prompt import reserved_in
 from .data import PAINT, SHAPES, Sample, Scene
-from .dpo import Pair
+from .dpo import Pair, check_model
 from .words import LANGUAGES
 
 # ---- 1. Divide: from an answer to claims
@@ -52,6 +55,9 @@ def split_claims(text: str) -> list[str]:
     Returns:
         Its claims in order; a claim that comes twice is one claim.
 
+    Raises:
+        TypeError: no text.
+
     Example:
         >>> split_claims("There are two shapes: a red circle at the top left and a blue star at the bottom left.")
         ['There are two shapes', 'a red circle at the top left', 'a blue star at the bottom left']
@@ -60,7 +66,7 @@ def split_claims(text: str) -> list[str]:
 
     Source: RLHF-V/RLAIF-V, utils/llama3_8b_inference.py, wrap_prompt_divide_to_list.
     """
-    claims = (part.strip(" .\t") for part in _BORDERS.split(text))
+    claims = (part.strip(" .\t") for part in _BORDERS.split(check_type("text", text, str)))
     return list(dict.fromkeys(claim for claim in claims if claim))
 
 
@@ -96,6 +102,9 @@ def read_claim(claim: str) -> Claim | None:
     Returns:
         A Claim; None if it does not name exactly one color and one shape, and one place at most.
 
+    Raises:
+        TypeError: no text.
+
     Example:
         >>> read_claim("a red circle at the top left")
         Claim(color='red', shape='circle', place=0, total=None)
@@ -104,7 +113,7 @@ def read_claim(claim: str) -> Claim | None:
         >>> read_claim("red red circle top") is None
         True
     """
-    if total := _TOTALS.get(claim.lower()):
+    if total := _TOTALS.get(check_type("claim", claim, str).lower()):
         return Claim(None, None, None, total)
     colors, nouns, places = (pattern.findall(claim) for pattern in (_COLOR, _NOUN, _PLACE))
     if len(colors) != 1 or len(nouns) != 1 or len(places) > 1:
@@ -126,12 +135,17 @@ def ask_claim(claim: str, language: str = "en") -> str | None:
     Returns:
         The question; None if the claim names no object.
 
+    Raises:
+        TypeError: no text.
+        ValueError: another language.
+
     Example:
         >>> ask_claim("a red circle at the top left"), ask_claim("hello")
         ('Is there a red circle at the top left?', None)
 
     Source: RLHF-V/RLAIF-V, utils/llama3_8b_inference.py, wrap_prompt_changeq_to_list.
     """
+    check_choice("language", language, LANGUAGES)
     meaning = read_claim(claim)
     if meaning is None or meaning.shape is None:
         return None
@@ -152,6 +166,7 @@ def is_true(claim: str, scene: Scene) -> bool:
         >>> [is_true(claim, scene) for claim in ("red circle", "red circle top right", "There are two shapes")]
         [True, False, False]
     """
+    check_type("scene", scene, Scene)
     meaning = read_claim(claim)
     if meaning is None:
         return False
@@ -170,8 +185,21 @@ def label_by_truth(samples: Sequence[Sample], claims: Sequence[Sequence[str]]) -
 
     Returns:
         For each sample a list of verdicts.
+
+    Raises:
+        TypeError: no Samples, or claims that are no texts.
+        ValueError: not one list of claims for each sample.
     """
+    _check_claims(samples, claims)
     return [[is_true(claim, sample.facts) for claim in own] for sample, own in zip(samples, claims, strict=True)]
+
+
+def _check_claims(samples: Sequence[Sample], claims: Sequence[Sequence[str]]) -> None:
+    check_list("samples", samples, Sample)
+    if len(check_list("claims", claims, list, tuple, what="a list")) != len(samples):
+        raise ValueError(f"claims must be a list for each sample, got {len(claims)} of them for {len(samples)} samples")
+    for number, own in enumerate(claims):
+        check_list(f"claims[{number}]", own, str)
 
 
 def label_by_model(
@@ -189,6 +217,9 @@ def label_by_model(
     Returns:
         For each sample a list of verdicts. A claim that makes no question is not valid, just as a tie is not.
 
+    Raises:
+        TypeError, ValueError: as `label_by_truth`; probabilities that are not numbers.
+
     Example:
         >>> from minicpmv_ref.learn.data import draw
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
@@ -196,8 +227,9 @@ def label_by_model(
         >>> verdict
         False
     """
+    _check_claims(samples, claims)
     verdicts = []
-    for sample, own in zip(samples, claims, strict=True):
+    for sample, own in zip(samples, claims):
         questions = {claim: ask_claim(claim, sample.language) for claim in own}
         asked = sorted(set(filter(None, questions.values())))
         valid = {None: False}
@@ -217,7 +249,7 @@ def is_valid(p_yes: torch.Tensor, p_no: torch.Tensor) -> torch.Tensor:
 
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py, pred_scores_to_class.
     """
-    return p_yes > p_no
+    return check_type("p_yes", p_yes, torch.Tensor) > check_type("p_no", p_no, torch.Tensor)
 
 
 @torch.no_grad()
@@ -236,11 +268,15 @@ def ask_yes_no(
         (p_yes, p_no): Tensors (questions,), each the sum over the word and the word with a capital.
 
     Raises:
-        ValueError: yes and no begin with the same token.
+        TypeError: no MiniCPMV, no Processor, questions that are no list of texts.
+        ValueError: no questions; an unknown language; yes and no begin with the same token; logits that are not finite.
 
     Source: RLHF-V/RLAIF-V, minicpm-llama3-v-25/minicpmv_autocheck.py, chat_with_scores; there "Please answer yes or
         no." follows the question, and a repetition penalty of 1.2 is on.
     """
+    check_model(model, processor)
+    check_list("questions", questions, str, empty=False)
+    check_choice("language", language, LANGUAGES)
     batch = processor([[{"role": "user", "content": [image, question]}] for question in questions])
     batch = batch.to(model.llm.device)
     visual = model.encode_images(batch.images[0], batch.patch_grids[0])
@@ -257,6 +293,8 @@ def ask_yes_no(
     if set(yes) & set(no):
         raise ValueError(f"yes and no begin with the same token in {language!r}, so their probabilities do not differ")
     probabilities = logits.float().softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise ValueError("the logits of an answer are not finite: a weight of the model or the picture holds a NaN")
     return probabilities[:, yes].sum(dim=1), probabilities[:, no].sum(dim=1)
 
 
@@ -271,23 +309,44 @@ def _first_tokens(processor: Processor, word: str) -> list[int]:
 def score_response(verdicts: Sequence[bool]) -> int:
     """Score an answer: minus its rejected claims. The number counts, not the share, so more is riskier to say.
 
+    Args:
+        verdicts: for each claim whether it is valid.
+
+    Raises:
+        TypeError: no list of True and False.
+
     Example:
         >>> score_response([True, False, True, False]), score_response([True])
         (-2, 0)
 
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py: sum of the labels minus their number.
     """
-    return sum(map(bool, verdicts)) - len(verdicts)
+    return sum(_verdicts("verdicts", verdicts)) - len(verdicts)
+
+
+def _verdicts(name: str, values: Sequence[bool]) -> list[bool]:
+    """Truth values as bools. Words and scores are not: any text but "" would be true."""
+    values = values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else values
+    for number, value in enumerate(check_list(name, values)):
+        if not isinstance(value, bool | np.bool_ | int | np.integer) or value not in (0, 1):
+            raise WrongType(f"{name}[{number}] must be True or False, got {shown(value)}")
+    return [bool(value) for value in values]
 
 
 def score_share(verdicts: Sequence[bool]) -> float:
     """Score an answer by the share of its rejected claims instead: a long answer may then be wrong more often.
 
+    Raises:
+        TypeError, ValueError: as `score_response`; no verdicts.
+
     Example:
         >>> score_share([True, False, True, False]), score_share([True])
         (-0.5, 0.0)
     """
-    return score_response(verdicts) / len(verdicts)
+    score = score_response(verdicts)
+    if not len(verdicts):
+        raise ValueError("verdicts must hold at least one: an answer without claims has no share of them")
+    return score / len(verdicts)
 
 
 def build_pairs(
@@ -305,7 +364,9 @@ def build_pairs(
         [(chosen index, rejected index), ...]
 
     Raises:
-        ValueError: a min_difference that is not above 0, or max_pairs below 1.
+        TypeError: no list of numbers and None.
+        ValueError: a score that is not a number, more than 1,000 of them, a min_difference that is not above 0, or
+            max_pairs below 1.
 
     Example:
         >>> build_pairs([-1, 0, -1, None])
@@ -313,9 +374,15 @@ def build_pairs(
 
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py and get_preference_pairs.py, diff=1, sample_num=2.
     """
-    if not min_difference > 0 or max_pairs < 1:
-        raise ValueError(f"min_difference must be above 0 and max_pairs at least 1, got {min_difference}, {max_pairs}")
-    scored = [(i, score) for i, score in enumerate(scores) if score is not None]
+    check_type("min_difference", min_difference, int, float, np.number, what="a number")
+    check_type("seed", seed, int, str)
+    if not min_difference > 0 or check_int("max_pairs", max_pairs, least=-(2**63)) < 1:
+        raise ValueError(
+            f"min_difference must be above 0 and max_pairs at least 1, got {shown(min_difference)}, {max_pairs}"
+        )
+    if len(check_list("scores", scores)) > LIMITS["answers"]:
+        raise ValueError(f"scores must be at most {LIMITS['answers']:,}: all pairs are compared, got {len(scores):,}")
+    scored = [(i, check_number(f"scores[{i}]", score)) for i, score in enumerate(scores) if score is not None]
     pairs = []
     for (i, a), (j, b) in combinations(scored, 2):
         if abs(a - b) >= min_difference:
@@ -326,11 +393,14 @@ def build_pairs(
 def count_words(text: str) -> int:
     """Count words as the published filter does, by white space. Chinese has none: take `len` there.
 
+    Raises:
+        TypeError: no text.
+
     Example:
         >>> count_words("red circle top left.")
         4
     """
-    return len(text.split())
+    return len(check_type("text", text, str).split())
 
 
 def balance_lengths(
@@ -349,6 +419,7 @@ def balance_lengths(
         (the pairs that stay, rho); ([], None) if no rho leaves any.
 
     Raises:
+        TypeError: no list of Pairs with texts; a length that is no function, or gives no number.
         ValueError: a rejected answer of length 0.
 
     Example:
@@ -359,7 +430,15 @@ def balance_lengths(
 
     Source: RLHF-V/RLAIF-V, utils/get_pairs_filter_shorten.py.
     """
+    if not callable(length):
+        raise WrongType(f"length must be a function of a text, got {type(length).__name__}: {shown(length)}")
+    for number, pair in enumerate(check_list("pairs", pairs, Pair)):
+        for name in ("chosen", "rejected"):
+            check_type(f"pairs[{number}].{name}", getattr(pair, name), str)
     lengths = [(length(pair.chosen), length(pair.rejected)) for pair in pairs]
+    for own in lengths:
+        for value in own:
+            check_number("length of an answer", value, least=0)
     empty = [number for number, (_, rejected) in enumerate(lengths) if rejected == 0]
     if empty:
         raise ValueError(f"pairs {empty[:5]} have an empty rejected answer")
@@ -396,10 +475,12 @@ def sample_answers(
         sampling: `max_new_tokens`, `temperature`, `top_p`, `top_k` as for `MiniCPMV.stream`.
 
     Returns:
-        n stripped texts for each prompt. One that writes a marker of the image layout becomes "": it is no answer.
+        n stripped texts for each prompt. One that holds a reserved token (see `prompt.reserved_tokens`) becomes "": no
+        conversation may hold it, so it is no answer. Marks of places stay.
 
     Raises:
-        ValueError: as the Processor and `stream`; an n below 1.
+        TypeError: no MiniCPMV, no Processor, prompts that are no list of conversations.
+        ValueError: as the Processor and `stream`; an n below 1; no prompts.
 
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
@@ -410,7 +491,9 @@ def sample_answers(
 
     Source: RLHF-V/RLAIF-V, minicpm-llama3-v-25/minicpmv_diverse_gen.py, --repeat 10, temperature 0.7.
     """
-    if n < 1:
+    check_model(model, processor)
+    check_list("prompts", prompts, list, tuple, what="a conversation", empty=False)
+    if check_int("n", n, least=-(2**63), most=LIMITS["answers"]) < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     batch = processor(list(prompts)).to(model.llm.device)
     visual = [model.encode_images(*views) for views in zip(batch.images, batch.patch_grids)]
@@ -418,9 +501,8 @@ def sample_answers(
     rows = torch.stack(list(model.stream(_repeat(batch, n), seed=seed, visual=visual, **sampling)), dim=1).tolist()
     texts = []
     for row in rows:
-        end = next((i for i, token in enumerate(row) if token in batch.stop_ids), len(row))
-        text = processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-        texts.append("" if any(marker in text for marker in MARKERS) else text)
+        text = decode_answer(row, processor.tokenizer, batch.stop_ids).strip()
+        texts.append("" if reserved_in(text, processor.reserved) else text)
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
@@ -448,7 +530,9 @@ def read_records(path: str | os.PathLike) -> list[dict]:
         The records, [] if there is no file.
 
     Raises:
-        ValueError: a whole line that is not a JSON object; names the line.
+        TypeError: not a path.
+        OSError: no plain file, or it cannot be read.
+        ValueError: a whole line that is not a JSON object (names the line); a file of more than 2 GB.
 
     Example:
         >>> import tempfile
@@ -461,15 +545,19 @@ def read_records(path: str | os.PathLike) -> list[dict]:
         >>> [record["key"] for record in read_records(path)]
         ['a', 'c']
     """
-    path = Path(path)
+    path = Path(check_type("path", path, str, os.PathLike))
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+    try:
+        plain_file(path, LIMITS["records_bytes"])
+    except FileNotFoundError:
+        return []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            record = json.loads(line)
-        except ValueError as error:  # UnicodeDecodeError is one, too
+            record = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: a JSON object is expected, got {record!r:.60}")
+            raise ValueError(f"{path}, line {number}: a JSON object is expected, got {shown(record, 60)}")
         records.append(record)
     return records
 
@@ -482,11 +570,14 @@ def append_records(path: str | os.PathLike, records: Sequence[dict]) -> None:
         records: JSON objects.
 
     Raises:
-        OSError: the file cannot be written.
+        TypeError: not a path, no list of dicts.
+        OSError: the file cannot be written, or is no plain file.
         ValueError: a record that is not JSON, NaN included; nothing is written then.
     """
-    path = Path(path)
-    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records).encode()
+    path = Path(check_type("path", path, str, os.PathLike))
+    text = b"".join(_line(number, record) for number, record in enumerate(check_list("records", records, dict)))
+    if path.exists():
+        plain_file(path, LIMITS["records_bytes"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         file.seek(0)
@@ -495,6 +586,16 @@ def append_records(path: str | os.PathLike, records: Sequence[dict]) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _line(number: int, record: dict) -> bytes:
+    """A record as a line of the file; what would come back as something else is refused."""
+    try:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+        parse_json(line)  # 1 and "1" are two keys here and one there
+        return line + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"records[{number}] is not JSON: {error}") from None
 
 
 # ---- 5. Figures
@@ -519,6 +620,7 @@ def wilson(hits: int, n: int) -> Estimate:
         An Estimate.
 
     Raises:
+        TypeError: counts that are no integers.
         ValueError: hits that are not between 0 and n.
 
     Example:
@@ -527,8 +629,8 @@ def wilson(hits: int, n: int) -> Estimate:
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
     """
-    if not 0 <= hits <= n:
-        raise ValueError(f"hits must be from 0 to n, got {hits} of {n}")
+    n = check_int("n", n, least=0)
+    hits = check_int("hits (of n)", hits, 0, n)
     if n == 0:
         return Estimate(None, None, None)
     z, share = 1.959964, hits / n
@@ -548,6 +650,11 @@ def bootstrap(tops: Sequence[float], bottoms: Sequence[float], seed: int = 0, ro
     Returns:
         An Estimate.
 
+    Raises:
+        TypeError: no lists of numbers.
+        ValueError: lists of different lengths, a number that is negative or not finite, rounds below 1, or more numbers
+            to draw than memory should hold.
+
     Example:
         >>> estimate = bootstrap([1, 0, 0, 1], [2, 2, 2, 2])
         >>> estimate.value, estimate.low < 0.25 < estimate.high
@@ -555,12 +662,21 @@ def bootstrap(tops: Sequence[float], bottoms: Sequence[float], seed: int = 0, ro
 
     Source: Efron, Bootstrap methods (1979), percentile interval.
     """
+    for name, values in (("tops", tops), ("bottoms", bottoms)):
+        for number, value in enumerate(check_list(name, values)):
+            check_number(f"{name}[{number}]", value, least=0)
+    if len(tops) != len(bottoms):
+        raise ValueError(f"tops and bottoms must be equally long, got {len(tops)} and {len(bottoms)}")
+    check_int("seed", seed, -(2**63), 2**64 - 1)
+    check_int("rounds", rounds, most=max(1, LIMITS["bootstrap_numbers"] // max(1, len(tops))))
     tops, bottoms = (torch.tensor(x, dtype=torch.float64) for x in (tops, bottoms))
     if not bottoms.sum():
         return Estimate(None, None, None)
     drawn = torch.randint(len(tops), (rounds, len(tops)), generator=torch.Generator().manual_seed(seed))
     tops_drawn, bottoms_drawn = tops[drawn].sum(dim=1), bottoms[drawn].sum(dim=1)
     ratios = (tops_drawn / bottoms_drawn)[bottoms_drawn > 0]
+    if not len(ratios):
+        raise ValueError(f"rounds must be more than {rounds}: none of them has drawn an answer that counts")
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate((tops.sum() / bottoms.sum()).item(), low, high)
 
@@ -585,6 +701,7 @@ def hallucination(answers: Sequence[str], scenes: Sequence[Scene], seed: int = 0
         words        words of an answer
 
     Raises:
+        TypeError: no list of texts, no list of Scenes.
         ValueError: no answers, or not one for each scene.
 
     Example:
@@ -597,6 +714,8 @@ def hallucination(answers: Sequence[str], scenes: Sequence[Scene], seed: int = 0
     Source: Rohrbach et al., Object hallucination in image captioning (2018), CHAIRs and CHAIRi; RLHF-V/RLAIF-V,
         eval/eval_gpt_obj_halbench.py, CHAIRs_refine (answers without an object are not counted), CHAIRi and obj_rec.
     """
+    check_list("answers", answers, str)
+    check_list("scenes", scenes, Scene)
     if not answers or len(answers) != len(scenes):
         raise ValueError(f"one answer is needed for each scene, got {len(answers)} answers and {len(scenes)} scenes")
     counts = []
@@ -650,6 +769,7 @@ def agreement(verdicts: Sequence[Sequence[bool]], truths: Sequence[Sequence[bool
         on_false     false claims rejected: what feedback lives on
 
     Raises:
+        TypeError: no lists of True and False.
         ValueError: lists that do not match.
 
     Example:
@@ -657,6 +777,10 @@ def agreement(verdicts: Sequence[Sequence[bool]], truths: Sequence[Sequence[bool
         >>> [round(figures[name].value, 2) for name in ("accuracy", "on_true", "on_false")]
         [0.67, 1.0, 0.5]
     """
+    verdicts, truths = (
+        [_verdicts(f"{name}[{number}]", own) for number, own in enumerate(check_list(name, values))]
+        for name, values in (("verdicts", verdicts), ("truths", truths))
+    )
     if [len(own) for own in verdicts] != [len(own) for own in truths]:
         raise ValueError("verdicts and truths must be about the same claims")
     both = [pair for own, true in zip(verdicts, truths) for pair in zip(own, true)]
