@@ -574,6 +574,8 @@ def test_adapters_that_are_not_finite_are_not_merged():
         (dict(target_modules=".*.*.*.*q_proj"), "simple expression such as llm"),
         (dict(target_modules="layernorm"), "target_modules|No modules|not supported"),
         (dict(target_modules=["input_layernorm"]), "Target module Qwen2RMSNorm"),
+        (dict(target_modules="llm.*"), r"does not fit this model: Target module Qwen2ForCausalLM.{,200}$"),
+        (dict(target_modules=["layers"]), r"does not fit this model: Target module ModuleList.{,200}$"),
         (dict(target_modules="all-linear"), r"does not fit this model: \d+ tensors are wrong"),
         (dict(rank_pattern={"q_proj": 3_000_000}), "rank_pattern = .* is not supported"),
         (dict(alpha_pattern={"(a+)+$": 4}), "alpha_pattern = .* is not supported"),

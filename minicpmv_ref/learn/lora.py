@@ -334,7 +334,8 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
         try:
             wanted = _rehearse(model, settings)
         except ValueError as error:  # peft's own, for settings that fit nothing here
-            raise ValueError(f"{where}, {SETTINGS}: {error}") from error
+            why = " ".join(str(error).split())[:200]  # peft prints a module with all that is in it
+            raise ValueError(f"{where}: {SETTINGS} does not fit this model: {why}") from error
         tensors = _read_tensors(file, wanted, folder)
     _inject(model, settings)
     set_peft_model_state_dict(model, tensors)
