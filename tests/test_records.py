@@ -450,9 +450,9 @@ def test_pictures_that_would_start_a_program_or_compute_for_minutes_are_refused(
     (folder / "c.png").write_bytes(postscript)
     Image.new("1", (1, 200_000)).save(folder / "d.png")
     for pictures in ("header", "whole"):
-        first, *others = read(folder, good(image="c.png"), good(image="d.png"), pictures=pictures)[1].problems
+        first, second = read(folder, good(image="c.png"), good(image="d.png"), pictures=pictures)[1].problems
         assert "'c.png' cannot be read as a picture" in first.what and "PostScript" in first.what
-        assert pictures == "whole" or "too long for its width" in others[0].what
+        assert "'d.png' cannot be read as a picture" in second.what and "too long for its width" in second.what
 
 
 def test_a_picture_is_opened_once_for_all_its_records(folder, monkeypatch):

@@ -31,7 +31,6 @@ from ..files import parse_json, plain_file
 from ..pictures import load_image, picture_size
 from ..processor import Processor
 from ..prompt import reserved_in
-from ..slicing import check_plan, plan_slices
 
 ONE = "<image>"  # the placeholder where `image` is a path
 PLACEHOLDERS = re.compile(r"<image(?:_\d+)?>")
@@ -398,7 +397,7 @@ def picture_flaw(source, name: str, whole: bool) -> tuple[str, str] | None:
         if whole:
             load_image(source)
         else:
-            check_plan(plan_slices(picture_size(source)))
+            picture_size(source)
     except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
         what = f"{shown(name)} cannot be read as a picture: {_reason(error.__cause__ or error)}"
         return what, "save it again, or take the record out"
