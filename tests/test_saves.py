@@ -524,6 +524,16 @@ def test_saves_from_before_there_were_checksums_are_read(attempt, source):
     assert told == (3, {"b": 2}) and all(same(*pair) for pair in zip(found, source[1]))
 
 
+def test_going_on_from_a_save_without_checksums_is_told(samples, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "saves/step-000006")
+    rewritten(tmp_path / "saves/step-000004", checksum=False)
+    model, _, lines = trained(tmp_path, samples.__getitem__)
+    assert lines[1].endswith("step-000004, which has no checksums: what was damaged there is not noticed")
+    assert same(weights(model), whole[1])
+    assert not any("no checksums" in line for line in trained(tmp_path, samples.__getitem__)[2])
+
+
 def tensors_changed(name, change, checksum=False):
     def damage(path):
         tensors = load_file(path / name)

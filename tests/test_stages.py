@@ -1,13 +1,14 @@
 """The schedule: what learns, what does not, and the head start of the small model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, nano
 from minicpmv_ref.learn.data import KINDS
-from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Stage, freeze, scaled, stage_named, start
+from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Profile, Stage, freeze, scaled, stage_named, start
 from minicpmv_ref.positions import sincos_2d
 
 # What the paper trains (section 4): compression layer; vision encoder; both; then everything, twice.
@@ -106,3 +107,36 @@ def test_neighbors_have_similar_positions():
 
 def test_the_parts_are_those_of_the_model():
     assert [name for name, _ in MiniCPMV.seeded(nano).named_children()] == list(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", [3, None]),
+        ("objective", ["answers", None, 1]),
+        ("rates", [None, [], {"llm": "1"}, {"llm": -1.0}, {"llm": math.nan}, {"llm": math.inf}]),
+        ("mixture", [None, ["caption"], {"caption": None}, {"caption": -1}]),
+        ("steps", [0, -1, 1.5, True, "2", None]),
+        ("batch", [0, 2.0, [2]]),
+        ("turns", [0, 0.5]),
+        ("large", [-0.1, 1.1, math.nan, "0"]),
+    ],
+)
+def test_fields_that_cannot_be(field, values):
+    for value in values:
+        with pytest.raises(ValueError, match=field):
+            replace(stage_named("sft-1"), **{field: value})
+
+
+def test_profiles_and_starts_that_cannot_be():
+    for field, value in {"steps": 0, "batch": math.nan, "rate": -1, "grades": 0, "config": None}.items():
+        with pytest.raises(ValueError, match=f"{field} must be "):
+            replace(PROFILES["fast"], **{field: value})
+    for seed in (-1, 0.5, "0", 2**64):
+        with pytest.raises(ValueError, match="seed must be an integer"):
+            start(seed=seed)
+    with pytest.raises(ValueError, match="num_queries must be a square number"):
+        start(replace(nano, resampler=replace(nano.resampler, num_queries=15)))
+    with pytest.raises(TypeError, match="profile must be Profile"):
+        scaled(stage_named("sft-1"), stage_named("sft-1"))
+    assert Profile(1e-9, 1e-9).grades == 100

@@ -364,3 +364,37 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["train", "--out", str(tmp_path / "file")]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"done": 1.5}, "done must be int"),
+        ({"pieces": 1.5}, "pieces must be an integer"),
+        ({"workers": "2"}, "workers must be int"),
+        ({"world": 2}, "world must be World"),
+    ],
+)
+def test_arguments_that_cannot_be(options, words):
+    """Before anything is computed."""
+    with pytest.raises((TypeError, ValueError), match=words):
+        train(start(), PROCESSOR, short("stage-1"), **options)
+
+
+def test_runs_that_cannot_be(tmp_path):
+    for options, words in (
+        ({"seed": "0"}, "seed must be an integer"),
+        ({"device": "gpu"}, "device must be one that this torch can use, got 'gpu'"),
+        ({"device": 3.5}, "device must be one that this torch can use"),
+        ({"only": 3}, "only must be str"),
+        ({"profile": "fast"}, "profile must be Profile"),
+    ):
+        given = {"profile": Profile(1e-9, 1e-9), "processor": PROCESSOR} | options
+        with pytest.raises(ValueError, match=words):
+            run(tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    for step, steps in ((0.5, 3), (-1, 3), (0, 0), (0, "3")):
+        with pytest.raises(ValueError, match=r"steps? must be an integer"):
+            rate_at(step, steps)

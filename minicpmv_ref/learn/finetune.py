@@ -232,7 +232,7 @@ def train_on(
         raise ValueError("LoRA and sharding do not go together here: adapters are small, so let every process hold all")
     check_int("seed", seed, least=0)
     check_device(device)
-    out, world = Path(out), how.get("world", ALONE)
+    out, world = Path(out), check_type("world", how.get("world", ALONE), World)
     if _holds_checkpoint(out) and not (out / NOTES).is_file():
         raise FileExistsError(f"{out} {TAKEN}")
     rates = {part: rate * highest for part, highest in stage_named("sft-2").rates.items()}

@@ -466,6 +466,11 @@ def _check_files(path: Path, data: dict) -> None:
             raise Damaged(path, error) from error
 
 
+def has_checksums(path: Path) -> bool:
+    """Saves from before there were checksums are believed, so whoever goes on from one should know."""
+    return "files" in _notes(path)
+
+
 def set_aside(path: Path) -> Path:
     """Give a damaged save another name, so that it no longer counts; its new path."""
     aside = path.with_name(f"{path.name}.damaged")

@@ -186,6 +186,7 @@ PROFILES = {
 
 def scaled(stage: Stage, profile: Profile) -> Stage:
     """The stage as a profile wants it: at least two steps, and at least two samples in each."""
+    check_type("stage", stage, Stage), check_type("profile", profile, Profile)
     if profile.hard:
         # Pictures that are spelled in words must have whole lines in each slice.
         stage = replace(stage, aligned=stage.objective != "answer", large=0.5 if stage.large else 0.0)
@@ -201,8 +202,10 @@ def stage_named(name: str) -> Stage:
     """Look up a stage.
 
     Raises:
+        TypeError: no text.
         ValueError: no such stage.
     """
+    check_type("stage", name, str, what="the name of a stage")
     for stage in STAGES:
         if stage.name == name:
             return stage
@@ -220,6 +223,7 @@ def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
         The parameters that learn.
 
     Raises:
+        TypeError: no model, or no Stage.
         ValueError: the model has LoRA adapters, which say by themselves what learns.
 
     Example:
@@ -228,6 +232,8 @@ def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
         >>> sum(p.numel() for p in learning) == sum(p.numel() for p in model.resampler.parameters())
         True
     """
+    check_type("model", model, nn.Module, what="a model")
+    check_type("stage", stage, Stage)
     if hasattr(model, "peft_config"):
         raise ValueError("the model has adapters: lora_optimizer knows what learns; or merge_lora before")
     for part in PARTS:

@@ -44,6 +44,7 @@ from .saves import (
     best_in,
     clear_end,
     finish,
+    has_checksums,
     read_save,
     saves_in,
     set_aside,
@@ -124,6 +125,7 @@ def train(
     """
     check_type("stage", stage, Stage)
     check_int("seed", seed, least=0)
+    check_type("world", world, World)
     if not 0 <= check_type("done", done, int) <= stage.steps:
         raise ValueError(f"done must be from 0 to {stage.steps}, got {done}")
     if done == 0:
@@ -354,6 +356,7 @@ def objective_for(model: MiniCPMV, processor: Processor, stage: Stage):
 
     The loss is a mean over the judged, the supervised tokens; "contrast" counts its whole batch as one.
     """
+    check_type("stage", stage, Stage)
     return {"answer": _Answer, "spelled": _Spelled, "raw": _Raw, "contrast": _Contrast}[stage.objective](
         model, processor, stage
     )
@@ -420,10 +423,10 @@ def run(
     check_type("profile", profile, Profile)
     check_int("seed", seed, least=0)
     check_device(device)
-    if only is not None and only not in (names := [stage.name for stage in STAGES]):
+    if only is not None and check_type("only", only, str) not in (names := [stage.name for stage in STAGES]):
         raise ValueError(f"no stage {shown(only)}; there are {', '.join(names)}")
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder, options.get("world", ALONE)):
+    with alone_in(folder, check_type("world", options.get("world", ALONE), World)):
         return _run(folder, profile, processor, only, seed, device, report, progress, options)
 
 
@@ -594,7 +597,8 @@ def train_stage(
 
     if found := _newest(saves, lambda path: read_save(path, model, optimizer, objective, settings), world, report):
         path, done, state = found
-        report(f"{stage.name}: goes on after step {done}, from {path}")
+        doubt = "" if has_checksums(path) else ", which has no checksums: what was damaged there is not noticed"
+        report(f"{stage.name}: goes on after step {done}, from {path}{doubt}")
     else:
         state["before"] = state["after"] = measured(model, objective)
     if world.total(done)[0] != done * world.size:
