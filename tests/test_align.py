@@ -537,6 +537,10 @@ def test_arguments_of_other_types_are_named(processor, model, tmp_path):
         (lambda: experiment(model, processor, TINY, tmp_path, only=3), "only"),
         (lambda: experiment(model, processor, TINY, tmp_path, seeds=["0"]), r"seeds\[0\]"),
         (lambda: choose_pairs(None, [], TINY), "records"),
+        (lambda: choose_pairs([], [], None), "config"),
+        (lambda: write_json(3, {}), "path"),
+        (lambda: write_json(tmp_path / "a.json", []), "data"),
+        (lambda: write_json(tmp_path / "a.json", {"a": object()}), "data"),
         (lambda: digest(None), "model"),
         (lambda: apply_changes(model, None), "folder"),
     ):

@@ -385,6 +385,9 @@ def test_arguments_of_other_types_are_named(small, tmp_path):
             function({})
     with pytest.raises(ValueError, match="mixture must be one of"):
         plan_mixture(model.config, ["Q4_K_M"])
+    for mixture in (0, [], ""):
+        with pytest.raises(ValueError, match="mixture must be one of"):
+            Runtime(model, mixture)
     with pytest.raises(TypeError, match="a Runtime already"):
         Runtime(Runtime(model))
     with pytest.raises(TypeError, match="model must be a MiniCPMV or a folder"):

@@ -563,7 +563,7 @@ def test_a_wrong_type_is_a_type_error(kind):
         (lambda: quantize([[1.0] * 256], kind), "array"),
         (lambda: quantize(np.ones((1, 256), F32), kind, [1.0] * 256), "importance"),
         (lambda: dequantize(b"", kind, 256), "blocks"),
-        (lambda: dequantize(np.zeros((1, FORMATS[kind].bytes), np.uint8), kind, "256"), "columns"),
+        (lambda: dequantize(np.zeros((1, FORMATS[kind].bytes), np.uint8), kind, "256"), "cols: columns"),
     ):
         with pytest.raises(TypeError, match=name):
             call()

@@ -488,6 +488,8 @@ def test_a_wrong_type_is_named(call, name):
         (lambda: ask_claim("red circle", "de"), "language must be one of"),
         (lambda: ask_claim("hello", ["en"]), "language must be one of"),
         (lambda: label_by_truth([draw(0)], []), "claims must be a list for each sample"),
+        (lambda: is_valid(torch.ones(2), torch.ones(3)), "p_no must be probabilities"),
+        (lambda: is_valid(torch.tensor([math.nan]), torch.ones(1)), "p_yes must be probabilities"),
         (lambda: score_share([]), "verdicts must hold at least one"),
         (lambda: build_pairs([math.nan, 1]), r"scores\[0\] must be a finite number"),
         (lambda: build_pairs([math.inf, 1]), r"scores\[0\] must be a finite number"),

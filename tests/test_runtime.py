@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VERSIONS, ask, picture, several, tiny_config
+from tiny import VERSIONS, ask, picture, several, tiny_config, tiny_model
 from transformers import GenerationConfig
 
 from minicpmv_ref.config import nano
@@ -410,3 +410,22 @@ def test_bad_input_is_one_clear_error(models, tmp_path):
     assert full.past_key_values.store.shape[3] == 1024  # no room for tokens that cannot come
     with pytest.raises(ValueError, match="1024 positions, but 1025"):
         Decoder(model.llm, model.config)(torch.tensor([[5]]), past_key_values=full.past_key_values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_answer_of_a_damaged_model_is_an_error(processors, value):
+    model = tiny_model("2.6")
+    with torch.no_grad():
+        model.llm.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    batch = processors["2.6"](several())
+    for options in ({}, dict(temperature=0.7)):
+        with pytest.raises(ValueError, match="not finite"):
+            Runtime(model).generate(batch, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("x", "way"), [(torch.ones(()), "Q8_K"), (torch.ones(32).long(), "Q8_0"), (torch.ones(3), "Q8_0")]
+)
+def test_activations_that_do_not_fill_blocks(x, way):
+    with pytest.raises(ValueError, match=f"x: {way} takes floats, columns in blocks"):
+        round_activations(x, way)

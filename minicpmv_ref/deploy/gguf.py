@@ -228,7 +228,7 @@ def plan_vision(config: MiniCPMVConfig, kind: str = "F16") -> Plan:
     """
     check_type("config", config, MiniCPMVConfig)
     if not isinstance(kind, str) or kind not in ("F16", "F32"):
-        raise ValueError(f"ViT and resampler are stored as F16 or F32, got {shown(kind)}")
+        raise ValueError(f"kind: ViT and resampler are stored as F16 or F32, got {shown(kind)}")
     shapes = {name: source.shape for name, source in vision_tensors(config).items()}
     kinds = {name: kind if len(shape) > 1 else "F32" for name, shape in shapes.items()}
     shapes["resampler.pos_embed_k"] = (1, config.resampler.width)

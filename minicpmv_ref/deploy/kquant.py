@@ -65,7 +65,7 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None,
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in (F32, np.float16):
         raise _wrong(array, f"array must be a 2-D numpy array of float32 or float16, got {_describe(array)}")
     rows, cols = array.shape
-    _check_cols(cols, kind)
+    _check_cols("array", cols, kind)
     if importance is not None:
         importance = _check_importance(importance, cols)
     if device is not None:
@@ -131,10 +131,10 @@ def dequantize(blocks: np.ndarray, kind: str, cols: int) -> np.ndarray:
     form = _form(kind)
     if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype != np.uint8:
         raise _wrong(blocks, f"blocks must be a 2-D numpy array of uint8, got {_describe(blocks)}")
-    _check_cols(cols, kind)
+    _check_cols("cols", cols, kind)
     if blocks.shape[1] != cols // form.weights * form.bytes:
-        raise ValueError(f"{cols} columns of {kind} take {cols // form.weights * form.bytes} bytes a row, "
-                         f"got {blocks.shape[1]}")  # fmt: skip
+        need = shown(cols // form.weights * form.bytes)
+        raise ValueError(f"blocks: {shown(cols)} columns of {kind} take {need} bytes a row, got {blocks.shape[1]}")
     out = np.empty((len(blocks), cols), F32)
     flat, packed = out.reshape(-1, form.weights), np.ascontiguousarray(blocks).reshape(-1, form.bytes)
     step = MOST_VALUES // form.weights
@@ -648,11 +648,11 @@ def _form(kind: str) -> _Format:
     return FORMATS[check_choice("kind", kind, FORMATS)]
 
 
-def _check_cols(cols: int, kind: str) -> None:
+def _check_cols(name: str, cols: int, kind: str) -> None:
     whole = isinstance(cols, (int, np.integer)) and not isinstance(cols, bool)
     if not whole or cols < 0 or cols % FORMATS[kind].weights:
         error = ValueError if whole else WrongType
-        raise error(f"columns of {kind} must be a multiple of {FORMATS[kind].weights}, got {shown(cols)}")
+        raise error(f"{name}: columns of {kind} must be a multiple of {FORMATS[kind].weights}, got {shown(cols)}")
 
 
 def _wrong(value, message: str) -> ValueError:
@@ -676,11 +676,13 @@ def _check_device(device):
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be a CPU or a CUDA device that is there, got {device!r}: {reason}") from None
+        raise ValueError(
+            f"device must be a CPU or a CUDA device that is there, got {shown(device)}: {reason}"
+        ) from None
     if found.type not in ("cpu", "cuda"):  # others may round otherwise
-        raise ValueError(f"device must be a CPU or a CUDA device, got {device!r}")
+        raise ValueError(f"device must be a CPU or a CUDA device, got {shown(device)}")
     return found
 
 

@@ -102,7 +102,7 @@ class Decoder:
         self.cfg = config.llm
         self.device = llm.device
         self.dtype = llm.dtype if mixture is None else torch.float32
-        kinds = plan_mixture(config, mixture).kinds if mixture else {}
+        kinds = {} if mixture is None else plan_mixture(config, mixture).kinds
         sources = llm_tensors(self.cfg)
         state = weights_of(llm, sources.values(), prefix="llm.")
 
@@ -361,8 +361,9 @@ def round_activations(x: torch.Tensor, way: str) -> torch.Tensor:
     if way == "F16":
         return x.half().float()
     block = 256 if way == "Q8_K" else 32
-    if x.shape[-1] % block:
-        raise ValueError(f"{way} takes columns in blocks of {block}, got {x.shape[-1]}")
+    if not x.ndim or x.shape[-1] % block or not x.is_floating_point():
+        columns = x.shape[-1] if x.ndim else "none"
+        raise ValueError(f"x: {way} takes floats, columns in blocks of {block}, got {columns} of {x.dtype}")
     x = x.unflatten(-1, (-1, block))
     most = x.abs().amax(dim=-1, keepdim=True)
     safe = torch.where(most == 0, 1, most)  # a block of zeros stays one

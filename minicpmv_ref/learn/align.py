@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoint import WEIGHTS, write_checkpoint
-from ..checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
+from ..checks import LIMITS, WrongType, check_choice, check_int, check_list, check_number, check_type, printable, shown
 from ..files import plain_file, read_json, replacing
 from ..model import MiniCPMV
 from ..processor import Processor
@@ -501,6 +501,7 @@ def choose_pairs(records: Sequence[dict], samples: Sequence[Sample], config: Ali
         TypeError: no lists of dicts and Samples.
         ValueError: not one record for each sample.
     """
+    check_type("config", config, Alignment)
     check_list("records", records, dict)
     check_list("samples", samples, Sample)
     pairs, silent, without = [], 0, 0
@@ -562,12 +563,17 @@ def write_json(path: str | os.PathLike, data: dict) -> None:
     """Write a JSON file whole or not at all.
 
     Raises:
+        TypeError: not a path, no dict, or one that holds what JSON does not know.
         OSError: it cannot be written.
         ValueError: a number that is not finite.
     """
-    path = Path(path)
+    path = Path(check_type("path", path, str, os.PathLike))
+    check_type("data", data, dict)
+    try:
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WrongType(f"data must be JSON: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with replacing(path) as (draft,):
         draft.write_text(text, encoding="utf-8")
 

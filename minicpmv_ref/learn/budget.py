@@ -28,7 +28,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import WrongType, check_int, check_list, check_number, check_type, shown
+from ..checks import WrongType, check_int, check_list, check_number, check_type, printable, shown
 from ..config import MiniCPMVConfig
 from ..model import MiniCPMV
 from .packing import PackedBatch
@@ -136,7 +136,8 @@ def flops_by_part(config: MiniCPMVConfig, load: Load, learning: Collection[str] 
     check_type("config", config, MiniCPMVConfig)
     for name, count in check_type("load", load, Load)._asdict().items():
         check_int(f"load.{name}", count, least=0)
-    if not isinstance(learning, Collection) or isinstance(learning, str) or not {*map(str, learning)} <= {*PARTS}:
+    parts = () if isinstance(learning, str) or not isinstance(learning, Collection) else learning
+    if parts is not learning or not all(isinstance(part, str) and part in PARTS for part in parts):
         raise WrongType(f"learning must be a list of parts out of {', '.join(PARTS)}, got {shown(learning)}")
     v, r, c = config.vision, config.resampler, config.llm
     w, e, d, kv = v.width, r.width, c.hidden_size, c.num_key_value_heads * c.head_width
@@ -371,7 +372,7 @@ def room(device: torch.device | str) -> tuple[int, int]:
         if torch.device(device).type == "cuda":
             return torch.cuda.mem_get_info(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = printable(str(error).partition("\n")[0])[:200]
         raise ValueError(f"device must be the CPU or a GPU that is there, got {shown(device)}: {reason}") from None
     page = os.sysconf("SC_PAGE_SIZE")
     return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")

@@ -114,8 +114,8 @@ class Sample:
 
 def is_held_out(content: str) -> bool:
     """Decide by a hash whether a content belongs to the test split. Python's own `hash` differs between processes."""
-    check_type("content", content, str)
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=4).digest(), "big") % HELD_OUT == 0
+    content = check_type("content", content, str).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big") % HELD_OUT == 0
 
 
 # ---- drawing a sample
@@ -164,7 +164,7 @@ def draw(
         >>> sample.messages[0]["content"][1], sample.answer
         ('How many stars are there?', '2')
     """
-    check_type("seed", seed, Integral, str, what="an integer or a text")
+    check_seed(seed)
     _check_options(kind, split, language, topic, turns, aligned, view, scale)
     rng = random.Random(f"{kind} {seed}")
     say = LANGUAGES[language]
@@ -217,6 +217,13 @@ def draw(
         messages.append({"role": "user", "content": question if number else [image, question]})
         messages.append({"role": "assistant", "content": reply})
     return Sample(image, messages, kind, language, facts.content, wanted, facts, topics)
+
+
+def check_seed(seed: int | str) -> None:
+    """Refuse what no random numbers can be drawn from."""
+    check_type("seed", seed, Integral, str, what="an integer or a text")
+    if isinstance(seed, str) and any("\ud800" <= c <= "\udfff" for c in seed):
+        raise ValueError(f"seed must be text without halves of characters, got {shown(seed)}")
 
 
 def _check_options(kind, split, language, topic, turns, aligned, view, scale) -> None:
@@ -290,7 +297,7 @@ def numbered(
         >>> sample(3).kind, sample(0).kind
         ('caption', 'crop')
     """
-    check_type("seed", seed, Integral, str, what="an integer or a text")
+    check_seed(seed)
     check_choice("split", split, ("train", "test"))
     weights = mixture, {"en": 1.0} if languages is None else languages, {1.0: 1.0} if scales is None else scales
     for name, each, allowed in zip(("mixture", "languages", "scales"), weights, (KINDS, LANGUAGES, None)):
@@ -387,7 +394,7 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
         board = [at.get(row // 2 * 2 + col // 2, empty) for row in range(4) for col in range(4)]
         if sample.image.width not in (view, 2 * view):
             raise ValueError(
-                f"to be spelled, a scene must be {view} or {2 * view} pixels wide, got {sample.image.width}"
+                f"view: to be spelled, a scene must be {view} or {2 * view} pixels wide, got {sample.image.width}"
             )
         slices = [[at.get(place, empty)] * 16 for place in range(4)] if sample.image.width == 2 * view else []
         return [board, *slices]

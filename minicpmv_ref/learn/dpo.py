@@ -156,7 +156,7 @@ def dpo_loss(
     loss = -F.logsigmoid(chosen - rejected).mean()
     if not torch.isfinite(torch.cat([loss[None], chosen, rejected])).all():
         raise ValueError(
-            f"the loss is {loss.item()}: a log-probability is infinite, not a number or too large, or B is 0"
+            f"the loss is {loss.item()}: a log-probability (or beta) is infinite, not a number or too large, or B is 0"
         )
     return loss, chosen.detach(), rejected.detach()
 

@@ -173,12 +173,14 @@ def pack_truncate(lengths: Sequence[int], capacity: int, shortest: Sequence[int]
 def _check_lengths(lengths: Sequence[int], capacity: int, fits: bool) -> tuple[list[int], int]:
     lengths, (capacity,) = _integers("lengths", lengths), _integers("capacity", [capacity])
     if capacity < 1:
-        raise ValueError(f"capacity must be at least 1, got {capacity}")
+        raise ValueError(f"capacity must be at least 1, got {shown(capacity)}")
     for i, length in enumerate(lengths):
         if length < 1:
-            raise ValueError(f"sample {i} has {length} tokens; every sample needs at least 1")
+            raise ValueError(f"sample {i} has {shown(length)} tokens; every sample needs at least 1")
         if fits and length > capacity:
-            raise ValueError(f"sample {i} has {length} tokens, but a row takes {capacity}; pack_truncate cuts samples")
+            raise ValueError(
+                f"sample {i} has {shown(length)} tokens, but a row takes {shown(capacity)}; pack_truncate cuts samples"
+            )
     return lengths, capacity
 
 

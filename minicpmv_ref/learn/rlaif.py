@@ -33,7 +33,7 @@ from ..files import parse_json, plain_file
 from ..model import MiniCPMV, decode_answer
 from ..processor import Batch, Processor
 from ..prompt import reserved_in
-from .data import PAINT, SHAPES, Sample, Scene
+from .data import PAINT, SHAPES, Sample, Scene, check_seed
 from .dpo import Pair, check_model
 from .words import LANGUAGES
 
@@ -243,13 +243,21 @@ def label_by_model(
 def is_valid(p_yes: torch.Tensor, p_no: torch.Tensor) -> torch.Tensor:
     """Decide: a claim is valid if yes is likelier than no. A tie is not.
 
+    Raises:
+        TypeError: no tensors.
+        ValueError: tensors of different shapes, or a NaN.
+
     Example:
         >>> is_valid(torch.tensor([0.5, 0.2]), torch.tensor([0.4, 0.2])).tolist()
         [True, False]
 
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py, pred_scores_to_class.
     """
-    return check_type("p_yes", p_yes, torch.Tensor) > check_type("p_no", p_no, torch.Tensor)
+    for name, values in (("p_yes", p_yes), ("p_no", p_no)):
+        check_type(name, values, torch.Tensor)
+        if values.is_complex() or values.isnan().any() or values.shape != p_yes.shape:
+            raise ValueError(f"{name} must be probabilities, {tuple(p_yes.shape)} as p_yes, got {shown(values)}")
+    return p_yes > p_no
 
 
 @torch.no_grad()
@@ -375,7 +383,7 @@ def build_pairs(
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py and get_preference_pairs.py, diff=1, sample_num=2.
     """
     check_type("min_difference", min_difference, int, float, np.number, what="a number")
-    check_type("seed", seed, int, str)
+    check_seed(seed)
     if not min_difference > 0 or check_int("max_pairs", max_pairs, least=-(2**63)) < 1:
         raise ValueError(
             f"min_difference must be above 0 and max_pairs at least 1, got {shown(min_difference)}, {max_pairs}"
