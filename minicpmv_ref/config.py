@@ -331,12 +331,12 @@ def find_folder(path: str | os.PathLike) -> Path:
     name = os.fspath(check_type("path", path, str, os.PathLike))
     bundled = BUNDLED / name if name == "nano" or name.startswith("nano-") else None
     for folder in filter(None, (bundled, Path(name))):  # a folder of yours may be called nano-something, too
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return folder
     hint = " (the course's checkpoints lie beside the package, in its repository)" if bundled else ""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         hint = " (this takes a path, not the name of a repository: download its files first)"
-    raise FileNotFoundError(f"no checkpoint folder at {printable(str(bundled or name))}{hint}")
+    raise FileNotFoundError(f"no checkpoint folder at {printable(str(bundled or name))[:500]}{hint}")
 
 
 def read_config(folder: Path) -> MiniCPMVConfig:

@@ -7,6 +7,7 @@ slips that Python's reader lets pass. Writing: under a temporary name first. Not
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -108,15 +109,19 @@ def parse_json(text: str | bytes):
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        data = json.loads(text, object_pairs_hook=_checked_object, parse_constant=float)
+        _check_finite("the list", data)
+        return data
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error}") from None
     except RecursionError:
         raise ValueError("too many lists or objects inside each other") from None
 
 
-def _no_key_twice(pairs: list[tuple]) -> dict:
+def _checked_object(pairs: list[tuple]) -> dict:
     found = dict(pairs)
+    for key, value in pairs:
+        _check_finite(key, value)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -124,8 +129,11 @@ def _no_key_twice(pairs: list[tuple]) -> dict:
     return found
 
 
-def _no_constant(name: str):
-    raise ValueError(f"{name} is no number in JSON")
+def _check_finite(name: str, value) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{shown(name)} is {value}, which is no number in JSON")
+    for item in value if isinstance(value, list) else ():
+        _check_finite(name, item)
 
 
 # ---- writing

@@ -230,7 +230,7 @@ class Processor:
         most = self.config.llm.max_position_embeddings
         if visual > most or letters > most * LIMITS["token_letters"]:
             what = f"{visual} visual tokens or more" if visual > most else f"{letters} letters of text"
-            raise ValueError(f"messages: the prompt has {what}, but the model takes {most} tokens; {SHORTER}")
+            raise ValueError(f"the prompt has {what}, but the model takes {most} tokens; {SHORTER}")
 
     def _encode(self, messages: list[dict], plans: list[SlicePlan]) -> dict:
         """Tokens, labels and bounds of messages whose images are laid out."""
@@ -242,7 +242,7 @@ class Processor:
         if len(ids) > most:
             visual = sum(plan.visual_tokens(queries) for plan in plans)
             what = f"{len(ids)} tokens, {visual} of them visual"
-            raise ValueError(f"messages: the prompt has {what}, but the model takes {most}; {SHORTER}")
+            raise ValueError(f"the prompt has {what}, but the model takes {most}; {SHORTER}")
         for token, count in Counter(i for i in ids if i in self._reserved_ids).items():
             name = self._reserved_ids[token]
             if count > text.count(name):  # a normalizer has made it: fullwidth letters, for example

@@ -18,6 +18,10 @@ for folder in (ROOT, ROOT / "tools"):
 MUST_RUN_IN_CI = {"browser", "llamacpp"}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, metavar="N", help="odd inputs for each public function (usually 60)")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield

@@ -70,8 +70,10 @@ def test_what_is_shown_is_short_and_harmless():
     ("text", "what"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": NaN}', "'a' is nan, which is no number"),
+        ('{"a": -Infinity}', "'a' is -inf, which is no number"),
+        ('{"a": {"b": [1, [1e999]]}}', "'b' is inf, which is no number"),
+        ("[NaN]", "the list' is nan"),
         ("[" * 100_000, "inside each other"),
         (b'{"a": "\xff"}', "not UTF-8"),
         ('{"a": ' + "9" * 5000 + "}", "limit"),
@@ -185,9 +187,8 @@ from pathlib import Path
 from minicpmv_ref.files import only_one
 try:
     with only_one(Path(sys.argv[1]), "x"):
-        child = os.fork()
-        if child:
-            print(child, flush=True)
+        if not os.fork():
+            print(os.getpid(), flush=True)  # by now the child has let go
         time.sleep(60)
 except BlockingIOError:
     print("refused", flush=True)
