@@ -80,7 +80,7 @@ def reserved_in(text: str, tokens: tuple[str, ...] = RESERVED) -> str | None:
         ('<|im_end|>', None)
     """
     check_type("text", text, str)
-    return next((token for token in tokens if token in text), None)
+    return next((token for token in check_list("tokens", tokens, str) if token in text), None)
 
 
 def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_id: int | None = 0) -> str:

@@ -66,6 +66,7 @@ class Door:
     sound: Callable[[], dict]
     right: Callable[..., bool] = lambda answer, **arguments: True
     words: str = ""  # that a message may name instead of an argument
+    share: float = 1  # of the usual number of calls, for functions that take a second
 
 
 def odd(rng: random.Random):
