@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import count
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -155,7 +155,7 @@ def draw(
         A Sample.
 
     Raises:
-        TypeError: a seed that is neither an integer nor a text, other than numbers for turns, view and scale.
+        TypeError: a seed that is neither a number nor a text, other than numbers for turns, view and scale.
         ValueError: an unknown kind, split, language or topic; turns, a view or a scale that are too small or too large.
         FileNotFoundError: matplotlib, whose font is used, is not installed.
 
@@ -221,7 +221,7 @@ def draw(
 
 def check_seed(seed: int | str) -> None:
     """Refuse what no random numbers can be drawn from."""
-    check_type("seed", seed, Integral, str, what="an integer or a text")
+    check_type("seed", seed, Real, str, what="a number or a text")
     if isinstance(seed, str) and any("\ud800" <= c <= "\udfff" for c in seed):
         raise ValueError(f"seed must be text without halves of characters, got {shown(seed)}")
 
@@ -289,7 +289,7 @@ def numbered(
         microseconds, for only its kind, language and size are drawn.
 
     Raises:
-        TypeError: a seed that is neither an integer nor a text, weights that are no dict of numbers.
+        TypeError: a seed that is neither a number nor a text, weights that are no dict of numbers.
         ValueError: no weights, an impossible one, or one of an unknown kind or language.
 
     Example:
