@@ -696,7 +696,7 @@ NO_SOURCES = [
     (OddPath(), "must be the path of an image, got"),
     ("https://example.org/a.png", "is an address, not a path; pass io.BytesIO of its bytes instead"),
     ("data:image/png;base64," + "iVBORw0KGgo" * 20_000, "is an address, not a path"),
-    ("file:///a.png", "is an address, not a path"),
+    ("file:/a.png", "is an address, not a path"),
 ]
 
 

@@ -116,7 +116,7 @@ BAD = {
     "LLaVA": (dict(conversations=LLAVA), "conversations[0]", "in LLaVA's files rename from to role"),
     "a data URI": (dict(image="data:image/png;base64," + "iVBOR" * 50_000), "image", "is a URL; save the picture as a"),
     "a web address": (dict(image="https://x.org/a.png"), "image", "'https://x.org/a.png' is a URL; save the picture"),
-    "a file address": (dict(image="file:///a.png"), "image", "'file:///a.png' is a URL; save the picture"),
+    "a file address": (dict(image="file://here/a.png"), "image", "'file://here/a.png' is a URL; save the picture"),
     "OpenAI's parts": (
         dict(conversations=talk([{"type": "image_url", "image_url": {"url": "data:" + "A" * 9999}}], "Yo")),
         "conversations[0].content",
@@ -300,7 +300,7 @@ def test_all_problems_of_a_record_are_listed_and_the_record_counts_once(folder):
         (b'{"version": 1, "data": [{"id": 0}]}', "if 'data' holds the records, let the file be that list alone"),
         (b'[{"id": 0, "id": 1}]', "the key 'id' stands twice in one object; which one counts?"),
         (b'[{"id": 0, "x": {"\\u001b[2J": 1, "\\u001b[2J": 2}}]', r"the key '\x1b[2J' stands twice"),
-        (b'[{"id": NaN}]', "not JSON: NaN"),
+        (b'[{"id": NaN}]', "not JSON: 'id' is nan"),
         (b'[{"id": ' + b"9" * 5000 + b"}]", "not JSON"),
         (b"[]", "the list is empty"),
     ],
