@@ -225,12 +225,12 @@ def test_ids_that_come_twice_cost_no_record(folder):
     records, report = read(folder, *entries)
     assert [record.id for record in records] == ["1", "2", "2", "2", "3"] and report.skipped == 1
     assert [(p.number, p.field) for p in report.problems] == [(0, "image")]
-    note = "2 records have the id of one before (record 3 has that of record 2, '2'); an id is for messages only"
+    note = "ids that came before, in 2 of the records (record 3 has that of record 2, '2'); an id is for messages only"
     assert report.text().splitlines()[-1] == f"  note: {note}, so all are kept"
     assert len(read_records(folder / "my.json", strict=False)[0]) == 5
     same = [good(id="87286", conversations=talk(f"Question {i}?", "x")) for i in range(300)]
     records, report = read(folder, *same, strict=True)
-    assert len(records) == 300 and "note: 299 records" in report.text(0) and len(report.text().splitlines()) == 2
+    assert len(records) == 300 and "in 299 of the records" in report.text(0) and len(report.text().splitlines()) == 2
     assert read(folder, good(id="\x1b[2J"), good(id="\x1b[2J"))[1].text().count("\x1b") == 0
 
 
@@ -247,7 +247,7 @@ def test_white_space_before_an_answer_is_left_out_and_counted(folder, space):
         ("user", " And?"),
         ("assistant", "Yes."),
     )
-    assert report.problems == () and "note: 2 answers begin with white space, which is left out" in report.text()
+    assert report.problems == () and "note: white space before an answer, left out in 2 of the answers" in report.text()
     assert read(folder, good(conversations=talk("Hi", "x\n")))[1].notes == ()
 
 

@@ -73,10 +73,11 @@ def python(checkout: Path, *words, torchrun: int = 0, codes=(0,)) -> str:
     return ran.stdout
 
 
-def training(checkout: Path, folder: Path, *options, **how) -> dict:
-    """The train command: what it printed, its metrics, and the checksum of each tensor that it left."""
-    said = python(checkout, "command", *options, "--out", folder, **how)
-    lines = [TIMES.sub("", line.replace(str(folder), "OUT")) for line in said.splitlines()]
+def training(checkout: Path, folder: Path, *options, inner: str = "command", **how) -> dict:
+    """The train command: what it printed, its metrics, and the checksum of each file that it left."""
+    said = python(checkout, inner, *options, "--out", folder, **how)
+    said = said.replace(str(folder), "OUT").replace(str(checkout), "CHECKOUT")
+    lines = [TIMES.sub("", line) for line in said.splitlines()]
     return {"printed": [line for line in lines if not line.startswith("memory")], **left_in(folder)}
 
 
@@ -141,10 +142,10 @@ def probe_processes(checkout, folder, old):
 
 
 def probe_resume(checkout, folder, old):
-    stopped = {"codes": (143,)}
-    training(checkout, folder / "own", "stop-after-3", *own_data(checkout), **stopped)
+    stopped = {"inner": "stop-after-3", "codes": (143,)}
+    training(checkout, folder / "own", *own_data(checkout), **stopped)
     found = named("resumed", training(checkout, folder / "own", *own_data(checkout)))
-    training(old, folder / "from-old", "stop-after-3", *own_data(old), **stopped)
+    training(old, folder / "from-old", *own_data(old), **stopped)
     return found | named("resumed from OLD", training(checkout, folder / "from-old", *own_data(old)))
 
 

@@ -118,10 +118,10 @@ class Notes:
         lines = []
         if self.repeated:
             all_kept = "an id is for messages only, so all are kept"
-            lines.append(f"{self.repeated:,} records have the id of one before ({self.example}); {all_kept}")
+            lines.append(f"ids that came before, in {self.repeated:,} of the records ({self.example}); {all_kept}")
         if self.spaced:
             why = "a tokenizer may join it with the header before the answer, and no question ends like that"
-            lines.append(f"{self.spaced:,} answers begin with white space, which is left out: {why}")
+            lines.append(f"white space before an answer, left out in {self.spaced:,} of the answers: {why}")
         return tuple(lines)
 
 
