@@ -23,8 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _timing import table
 
 from minicpmv_ref.config import BUNDLED
-from minicpmv_ref.learn.finetune import in_order, loss_on, words_right
-from minicpmv_ref.learn.lora import (
+from minicpmv_ref.learn.stages import Stage, start
+from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.processor import Processor
+from minicpmv_ref.scale.finetune import in_order, loss_on, words_right
+from minicpmv_ref.scale.lora import (
     WHOLE,
     add_lora,
     learning,
@@ -34,11 +38,8 @@ from minicpmv_ref.learn.lora import (
     save_lora,
     training_bytes,
 )
-from minicpmv_ref.learn.records import read_records
-from minicpmv_ref.learn.stages import Stage, start
-from minicpmv_ref.learn.train import optimizer_for, train
-from minicpmv_ref.model import MiniCPMV
-from minicpmv_ref.processor import Processor
+from minicpmv_ref.scale.records import read_records
+from minicpmv_ref.scale.run import train_steps
 
 RECORDS = BUNDLED.parent / "records"
 
@@ -57,7 +58,7 @@ def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, hel
         optimizer = lora_optimizer(model, args.lora_rate, args.rate)
     expected = training_bytes(model)
     began = time.process_time()
-    samples = train(
+    samples = train_steps(
         model,
         processor,
         stage,

@@ -7,9 +7,9 @@ import time
 
 import torch
 
-from minicpmv_ref.learn.data import draw
 from minicpmv_ref.learn.packing import pack, pack_batch, packed_loss, sample_lengths, score
 from minicpmv_ref.learn.stages import stage_named
+from minicpmv_ref.toy.data import draw
 
 from .frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Claim, Finding, median, median_interval
 from .training import checkpoint, processor_of

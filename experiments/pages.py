@@ -6,7 +6,7 @@ import math
 import random
 from itertools import count
 
-from minicpmv_ref.learn.data import CAP_HEIGHT, VIEW, Document, Line, draw, draw_document, is_held_out, reading
+from minicpmv_ref.toy.data import CAP_HEIGHT, VIEW, Document, Line, draw, draw_document, is_held_out, reading
 
 FONT_SIZE = 16
 

@@ -17,11 +17,12 @@ import torch
 
 from minicpmv_ref import Processor
 from minicpmv_ref.config import nano
-from minicpmv_ref.learn.data import Sample, draw, numbered
 from minicpmv_ref.learn.evaluate import answers, share_of_words
+from minicpmv_ref.learn.objectives import objective_for
 from minicpmv_ref.learn.stages import stage_named, start
-from minicpmv_ref.learn.train import objective_for, train
 from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.scale.run import train_steps
+from minicpmv_ref.toy.data import Sample, draw, numbered
 
 from .frame import CONFIRMED, NOT_CONFIRMED, REFUTED
 
@@ -59,7 +60,7 @@ def learn(
     samples = None
     if languages:
         samples = numbered(f"{stage}/{seed}", changed.mixture, languages=languages, turns=changed.turns)
-    steps = list(train(model, processor, changed, seed, samples=samples))
+    steps = list(train_steps(model, processor, changed, seed, samples=samples))
     counts = {"steps": len(steps), "views": sum(s.views for s in steps), "tokens": sum(s.tokens for s in steps)}
     return {**counts, "losses": [s.loss for s in steps]}
 

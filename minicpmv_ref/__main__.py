@@ -165,12 +165,12 @@ def train(args):
     else:
         own = ("checkpoint", "held_out", "lora", "steps", "batch", "rate", "root", "strict")
         refuse(args, *own, why="belong to --data, your own data")
-    from .learn.loader import usual_workers
-    from .learn.parallel import join
-    from .learn.saves import Stopped
     from .learn.stages import PROFILES
-    from .learn.train import plot, run
     from .processor import Processor
+    from .scale.loader import usual_workers
+    from .scale.parallel import join
+    from .scale.run import plot, run
+    from .scale.saves import Stopped
 
     what = args.profile or "fast"
     folder = Path(args.out or Path("runs") / (Path(args.data).resolve().stem if args.data else what))
@@ -190,7 +190,7 @@ def train(args):
             how |= dict(shard=args.shard, pieces=args.pieces, checkpointing=args.checkpointing, compiled=args.compile)
             how |= dict(workers=usual_workers(device, world.size) if args.workers is None else args.workers)
             if args.data:
-                from .learn.finetune import train_on
+                from .scale.finetune import train_on
 
                 sizes = ("steps", "batch", "rate", "lora")
                 sizes = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
@@ -259,9 +259,9 @@ class Stopwatch:
 def records(args):
     for module in ("torch", "transformers"):
         need(module, "the check")
-    from .learn.records import read_records
-    from .learn.shards import open_shards
     from .processor import Processor
+    from .scale.records import read_records
+    from .scale.shards import open_shards
 
     try:
         processor = Processor.from_pretrained(args.model) if args.model else None
@@ -279,8 +279,8 @@ def records(args):
 def shards(args):
     for module in ("torch", "transformers", "webdataset"):
         need(module, "the writing")
-    from .learn.records import read_records
-    from .learn.shards import write_shards
+    from .scale.records import read_records
+    from .scale.shards import write_shards
 
     if args.per_shard < 1:
         raise CommandError(f"--per-shard: there must be one or more in a shard, got {args.per_shard}")
@@ -304,7 +304,9 @@ def dpo(args):
         need(module, "the alignment")
     import torch
 
-    from .learn.align import PROFILES, SEEDS, SUMMARY, experiment, measured_on, outcome
+    find_experiments()
+    from experiments.alignment import PROFILES, SEEDS, SUMMARY, experiment, measured_on, outcome
+
     from .model import MiniCPMV
     from .processor import Processor
 
@@ -347,9 +349,7 @@ def dpo(args):
 def experiment(args):
     for module in ("torch", "transformers"):
         need(module, "the experiments")
-    if not (ROOT / "experiments").is_dir():
-        raise CommandError(f"there is no experiments folder in {ROOT}: they need the whole repository")
-    sys.path.insert(0, str(ROOT))
+    find_experiments()
     from experiments import frame
 
     try:
@@ -477,6 +477,13 @@ def run_parts(parts):
 
 
 # ---- what several commands need
+
+
+def find_experiments():
+    if not (ROOT / "experiments").is_dir():
+        raise CommandError(f"there is no experiments folder in {ROOT}: they need the whole repository")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
 
 
 def notebooks_folder():

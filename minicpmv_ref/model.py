@@ -118,9 +118,14 @@ class MiniCPMV(nn.Module):
             OSError: the folder cannot be written; a checkpoint that was there before stays whole.
             ValueError: LoRA adapters are in place; their names are not those of a checkpoint.
         """
-        if hasattr(self, "peft_config"):
+        if self.has_adapters:
             raise ValueError("the model has adapters: save them with save_lora, or merge_lora before you save it whole")
         write_checkpoint(path, self.config, self._own_tensors())
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether LoRA adapters are in place; they say by themselves what learns, and have files of their own."""
+        return hasattr(self, "peft_config")
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:
         tensors = self.state_dict()

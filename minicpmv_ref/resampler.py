@@ -17,8 +17,8 @@ from torch import nn
 
 from .checks import check_list, check_type, shown
 from .config import ResamplerConfig
+from .linear import Linear, is_plain, linear
 from .positions import sincos_2d
-from .vision import Linear, is_plain, linear
 
 Grids = list[tuple[int, int]]
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from tiny import picture, tiny_model, tiny_processor
 
-from minicpmv_ref.learn import saves, train
-from minicpmv_ref.learn.records import Record
-from minicpmv_ref.learn.saves import saves_in
 from minicpmv_ref.learn.stages import Stage
+from minicpmv_ref.scale import run as train
+from minicpmv_ref.scale import saves
+from minicpmv_ref.scale.records import Record
+from minicpmv_ref.scale.saves import saves_in
 
 STAGE = Stage("mine", "answer", {"vpm": 1e-3, "resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
 EVERY = 2  # steps from one save to the next

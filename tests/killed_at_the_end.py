@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from tiny import picture, tiny_config, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.learn import finetune, train
 from minicpmv_ref.learn.stages import Profile, stage_named
+from minicpmv_ref.scale import finetune
+from minicpmv_ref.scale import run as train
 
 CALLS = ("replace", "rename", "unlink", "remove", "rmdir", "mkdir")
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 from tiny import lively, tiny_config, tiny_processor
 
-from minicpmv_ref import MiniCPMV, nano
-from minicpmv_ref.__main__ import main
-from minicpmv_ref.learn import align as module
-from minicpmv_ref.learn.align import (
+from experiments import alignment as module
+from experiments.alignment import (
     PROFILES,
     REPORT,
     RUNS,
@@ -31,7 +29,8 @@ from minicpmv_ref.learn.align import (
     train_labeler,
     write_json,
 )
-from minicpmv_ref.learn.data import TOPICS, caption, draw
+from minicpmv_ref import MiniCPMV, nano
+from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn.rlaif import (
     append_records,
     ask_claim,
@@ -41,7 +40,8 @@ from minicpmv_ref.learn.rlaif import (
     read_records,
     wilson,
 )
-from minicpmv_ref.learn.words import LANGUAGES
+from minicpmv_ref.toy.data import TOPICS, caption, draw
+from minicpmv_ref.toy.words import LANGUAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Alignment(
@@ -287,7 +287,7 @@ def test_a_model_becomes_careless_in_its_language_model_only(processor, model):
 
 def test_careless_training_sees_careless_captions_and_true_answers(processor, model, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "train", lambda model, processor, stage, seed: seen.append((stage, seed)) or [])
+    monkeypatch.setattr(module, "train_steps", lambda model, processor, stage, seed: seen.append((stage, seed)) or [])
     make_careless(model, processor, replace(TINY, careless_steps=7, seed=5))
     [(stage, seed)] = seen
     assert seed == 5 and stage.steps == 7 and set(stage.rates) == {"llm"}

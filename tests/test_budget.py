@@ -13,8 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.deploy.memory import parameters
-from minicpmv_ref.learn import budget as module
-from minicpmv_ref.learn.budget import (
+from minicpmv_ref.learn.objectives import draw_samples, objective_for
+from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, freeze, scaled, stage_named, start
+from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.scale import budget as module
+from minicpmv_ref.scale.budget import (
     Budget,
     Load,
     budget,
@@ -26,9 +29,7 @@ from minicpmv_ref.learn.budget import (
     peak_of,
     room,
 )
-from minicpmv_ref.learn.parallel import Learner, World, backward
-from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, freeze, scaled, stage_named, start
-from minicpmv_ref.learn.train import draw_samples, objective_for, optimizer_for
+from minicpmv_ref.scale.parallel import Learner, World, backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Nano at half its width. Weights shrink with the square, so more of a step's bytes are those that have to be measured.

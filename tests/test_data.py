@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT
 
 from minicpmv_ref import Processor, SliceConfig, nano, plan_slices
-from minicpmv_ref.learn import data
-from minicpmv_ref.learn.data import KINDS, PLACES, TOPICS, blind, draw, is_held_out, stream
-from minicpmv_ref.learn.words import LANGUAGES, PAINT, SHAPES, WORDS
+from minicpmv_ref.toy import data
+from minicpmv_ref.toy.data import KINDS, PLACES, TOPICS, blind, draw, is_held_out, stream
+from minicpmv_ref.toy.words import LANGUAGES, PAINT, SHAPES, WORDS
 
 SCENE_KINDS = ("caption", "long", "noisy", "question", "claim")
 

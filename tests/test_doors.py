@@ -22,10 +22,8 @@ from tiny import ask, picture, tiny_config, tiny_model, tiny_processor
 import minicpmv_ref
 from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, fold, plan_slices, v2_6
 from minicpmv_ref.deploy import gguf, kquant, memory
-from minicpmv_ref.learn import data, dpo, lora, packing, rlaif, stages
+from minicpmv_ref.learn import dpo, packing, rlaif, stages
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
-from minicpmv_ref.learn.finetune import in_order, sample_at
-from minicpmv_ref.learn.records import Record
 from minicpmv_ref.model import decode_answer, decode_stream
 from minicpmv_ref.pictures import load_image, to_rgb
 from minicpmv_ref.prompt import (
@@ -37,6 +35,10 @@ from minicpmv_ref.prompt import (
     reserved_in,
     reserved_tokens,
 )
+from minicpmv_ref.scale import lora
+from minicpmv_ref.scale.finetune import in_order, sample_at
+from minicpmv_ref.scale.records import Record
+from minicpmv_ref.toy import data
 
 ROUNDS = 60  # odd calls of each door in the usual run
 
@@ -56,22 +58,22 @@ INSIDE = {
     "deploy.runtime.": "a decoder for experts, called with what `plan_mixture` and the model say; test_runtime.py",
     "deploy.sequence.": "starts processes; test_sequence.py",
     "deploy.tune.": "arithmetic of one experiment; test_tune.py",
-    "learn.budget.": "the engine: called with what `train` checked",
+    "scale.budget.": "the engine: called with what `train` checked",
     "learn.contrast.": "an objective, called by `train`",
-    "learn.lora.lora_optimizer": "takes a model with adapters; test_lora.py",
-    "learn.lora.merge_lora": "the same",
-    "learn.lora.save_lora": "the same",
-    "learn.lora.restore_lora": "the same",
+    "scale.lora.lora_optimizer": "takes a model with adapters; test_lora.py",
+    "scale.lora.merge_lora": "the same",
+    "scale.lora.save_lora": "the same",
+    "scale.lora.restore_lora": "the same",
     "learn.rlaif.read_records": "test_damaged_files.py damages its file",
     "learn.rlaif.append_records": "writes a file; test_rlaif.py",
-    "learn.align.": "an experiment of minutes, called by the command with what it checked",
-    "learn.loader.": "the engine: called by `train` with what that checked",
-    "learn.parallel.": "the engine",
-    "learn.saves.": "the engine; test_saves.py damages its files",
-    "learn.train.": "the engine; test_train.py",
-    "learn.finetune.": "trains; test_finetune.py",
-    "learn.records.": "test_records.py damages its files",
-    "learn.shards.": "test_shards.py damages its files",
+    "scale.loader.": "the engine: called by `train` with what that checked",
+    "scale.parallel.": "the engine",
+    "scale.saves.": "the engine; test_saves.py damages its files",
+    "learn.train.": "trains; test_train.py",
+    "scale.run.": "the engine; test_train.py, test_saves.py",
+    "scale.finetune.": "trains; test_finetune.py",
+    "scale.records.": "test_records.py damages its files",
+    "scale.shards.": "test_shards.py damages its files",
     "learn.packing.packed_attention": "called by transformers, never by a user",
 }
 
@@ -475,18 +477,18 @@ DOORS = {
     "learn.evaluate.share_of_words": Door(
         share_of_words, lambda: {"said": ["a star"], "wanted": ["a star"]}, lambda share, **_: 0 <= share <= 1
     ),
-    "learn.data.stream": Door(
+    "toy.data.stream": Door(
         lambda **given: next(data.stream(**given)), lambda: {"seed": 0, "mixture": {"caption": 1}, "split": "train"}
     ),
-    "learn.data.numbered": Door(
+    "toy.data.numbered": Door(
         lambda number, **given: data.numbered(**given)(number),
         lambda: {"number": 3, "seed": 0, "mixture": {"caption": 1}, "split": "train"},
     ),
-    "learn.data.blind": Door(data.blind, lambda: {"messages": messages(), "instead": None}, words="message"),
-    "learn.data.draw": Door(data.draw, lambda: {"seed": 0}, words="kind"),
-    "learn.data.spell": Door(data.spell, lambda: {"sample": data.draw(0), "view": 112}),
-    "learn.finetune.sample_at": Door(sample_at, lambda: {"index": 5, "n": 3, "seed": 0}, lambda i, n, **_: 0 <= i < n),
-    "learn.finetune.in_order": Door(
+    "toy.data.blind": Door(data.blind, lambda: {"messages": messages(), "instead": None}, words="message"),
+    "toy.data.draw": Door(data.draw, lambda: {"seed": 0}, words="kind"),
+    "toy.data.spell": Door(data.spell, lambda: {"sample": data.draw(0), "view": 112}),
+    "scale.finetune.sample_at": Door(sample_at, lambda: {"index": 5, "n": 3, "seed": 0}, lambda i, n, **_: 0 <= i < n),
+    "scale.finetune.in_order": Door(
         lambda records, seed: in_order(records, seed)(0),
         lambda: {"records": [Record(str(i), {}, (("user", "Hi"), ("assistant", "Yo"))) for i in range(2)], "seed": 0},
     ),
@@ -499,12 +501,12 @@ DOORS = {
         lambda: {"stage": stages.stage_named("sft-2")},
         words="part",
     ),
-    "learn.lora.add_lora": Door(
+    "scale.lora.add_lora": Door(
         lambda **given: lora.add_lora(copy.deepcopy(tiny()[0]), **given),
         lambda: {"rank": 4, "whole": (), "seed": 0},
         words="adapter",
     ),
-    "learn.lora.load_lora": Door(
+    "scale.lora.load_lora": Door(
         lambda folder: lora.load_lora(copy.deepcopy(tiny()[0]), folder),
         lambda: {"folder": "nowhere"},
         words="adapter file",
@@ -595,7 +597,7 @@ def test_every_door_has_an_entry():
 def test_odd_arguments(name, request, one_thread):
     door, rng = DOORS[name], random.Random(zlib.crc32(name.encode()))
     arguments = door.sound()
-    if name != "learn.lora.load_lora":  # sound arguments are answered, and rightly
+    if name != "scale.lora.load_lora":  # sound arguments are answered, and rightly
         assert door.right(door.call(**arguments), **arguments)
     if arguments:
         rounds = request.config.getoption("--fuzz") or ROUNDS

@@ -23,7 +23,7 @@ from minicpmv_ref import __main__ as commands
 from minicpmv_ref.deploy.sequence import Loading, Peak
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = {"frame", "sizes", "training", "pages"}  # in the folder, but no claims
+SHARED = {"frame", "sizes", "training", "pages", "alignment"}  # in the folder, but no claims
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
     "sft_order multilingual"
@@ -645,7 +645,7 @@ def test_a_short_training_changes_what_it_is_told(random_model, monkeypatch):
         seen.append((stage, seed, samples))
         return iter([SimpleNamespace(views=3, tokens=40, loss=2.0), SimpleNamespace(views=1, tokens=2, loss=1.0)])
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "train_steps", train)
     processor = training.processor_of(random_model)
     cost = training.learn(random_model, processor, "stage-3", 5, steps=2, mixture={"noisy": 1})
     assert cost == {"steps": 2, "views": 4, "tokens": 42, "losses": [2.0, 1.0]}

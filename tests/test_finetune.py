@@ -18,18 +18,19 @@ from tiny import picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.learn import finetune as room
-from minicpmv_ref.learn import loader
-from minicpmv_ref.learn import records as reading
-from minicpmv_ref.learn import train as trainer
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
-from minicpmv_ref.learn.finetune import digest, in_order, loss_on, read_any, sample_at, train_on, words_right
-from minicpmv_ref.learn.lora import load_lora
-from minicpmv_ref.learn.records import Record, messages, read_records
-from minicpmv_ref.learn.saves import saves_in
-from minicpmv_ref.learn.shards import open_shards, write_shards
 from minicpmv_ref.learn.stages import Stage
-from minicpmv_ref.learn.train import optimizer_for, train
+from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.scale import finetune as room
+from minicpmv_ref.scale import loader
+from minicpmv_ref.scale import records as reading
+from minicpmv_ref.scale import run as trainer
+from minicpmv_ref.scale.finetune import digest, in_order, loss_on, read_any, sample_at, train_on, words_right
+from minicpmv_ref.scale.lora import load_lora
+from minicpmv_ref.scale.records import Record, messages, read_records
+from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.scale.saves import saves_in
+from minicpmv_ref.scale.shards import open_shards, write_shards
 
 STAGE = Stage("mine", "answer", {"resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
 

@@ -22,8 +22,8 @@ from minicpmv_ref.deploy import llamacpp
 from minicpmv_ref.deploy.gguf import MIXTURES, export, llm_tensors
 from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.llamacpp import MARKER, prompt_text
-from minicpmv_ref.learn.data import draw
 from minicpmv_ref.pictures import load_image
+from minicpmv_ref.toy.data import draw
 
 pytestmark = pytest.mark.llamacpp
 

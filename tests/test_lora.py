@@ -14,8 +14,11 @@ from tiny import VERSIONS, ask, lively, picture, several, tiny_config, tiny_mode
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.config import BUNDLED
-from minicpmv_ref.learn.finetune import in_order
-from minicpmv_ref.learn.lora import (
+from minicpmv_ref.learn.objectives import spelled_tokens
+from minicpmv_ref.learn.packing import pack_batch, packed_loss
+from minicpmv_ref.learn.stages import Stage, start
+from minicpmv_ref.scale.finetune import in_order
+from minicpmv_ref.scale.lora import (
     ADAPTED,
     SETTINGS,
     WEIGHTS,
@@ -31,10 +34,9 @@ from minicpmv_ref.learn.lora import (
     table,
     training_bytes,
 )
-from minicpmv_ref.learn.packing import pack_batch, packed_loss
-from minicpmv_ref.learn.records import read_records
-from minicpmv_ref.learn.stages import Stage, start
-from minicpmv_ref.learn.train import train
+from minicpmv_ref.scale.records import read_records
+from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.toy.data import draw
 
 RECORDS = BUNDLED.parent / "records" / "train.json"
 CHAT = [*ask(picture(130, 90, 1), "What is this?"), {"role": "assistant", "content": "A cat."}]
@@ -254,6 +256,15 @@ def test_dora_on_any_linear_layer_is_what_is_merged(name):
     assert len(learning) == 3 and all((p.grad != 0).any() for p in learning.values())
     change = (logits - tiny_model("2.6")(batch).logits).abs().max()
     assert (merge_lora(model)(batch).logits - logits).abs().max() < 1e-3 * change
+
+
+def test_pictures_spelled_in_words_pass_through_an_adapter():
+    model, _ = wrapped("2.6", "llm.model.embed_tokens")
+    samples = [draw(i, "caption") for i in range(2)]
+    spelled = spelled_tokens(model, Processor.from_pretrained("nano"), samples)
+    plain = spelled_tokens(tiny_model("2.6"), Processor.from_pretrained("nano"), samples)
+    merged = spelled_tokens(merge_lora(model), Processor.from_pretrained("nano"), samples)
+    assert (spelled - merged).abs().max() < 1e-3 * (spelled - plain).abs().max()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -746,7 +757,7 @@ def test_a_failed_writing_leaves_the_old_adapter(adapter, copy, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("minicpmv_ref.learn.lora.save_file", full)
+    monkeypatch.setattr("minicpmv_ref.scale.lora.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_lora(add_lora(tiny_model("2.6"), rank=2), copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before

@@ -9,9 +9,9 @@ import pytest
 from minicpmv_ref import nano, plan_slices, slice_image, v2_5
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.panel import Panel
-from minicpmv_ref.learn import data
 from minicpmv_ref.learn.stages import PARTS, STAGES, stage_named
 from minicpmv_ref.learn.train import rate_at
+from minicpmv_ref.toy import data
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [stage.name for stage in STAGES]

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from two_processes import SCENARIOS, STEPS, play, short
 
-from minicpmv_ref.learn.loader import Coming
-from minicpmv_ref.learn.parallel import Learner, World, backward, gather, join, spread, unshard, whole
+from minicpmv_ref.scale.loader import Coming
+from minicpmv_ref.scale.parallel import Learner, World, backward, gather, join, spread, unshard, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -36,7 +36,7 @@ NUMBERS = {
 HELLO = """
 import json, sys
 from pathlib import Path
-from minicpmv_ref.learn.parallel import join
+from minicpmv_ref.scale.parallel import join
 with join() as world:
     told = {"world": [world.rank, world.size], "processes": world.total(1)}
 Path(sys.argv[1], f"{world.rank}.json").write_text(json.dumps(told))

@@ -17,9 +17,9 @@ from tiny import picture, tiny_processor
 from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import ROOT, main
 from minicpmv_ref.checks import LIMITS
-from minicpmv_ref.learn import records as room
-from minicpmv_ref.learn.data import is_held_out
-from minicpmv_ref.learn.records import (
+from minicpmv_ref.prompt import RESERVED
+from minicpmv_ref.scale import records as room
+from minicpmv_ref.scale.records import (
     Problem,
     Record,
     Report,
@@ -28,7 +28,7 @@ from minicpmv_ref.learn.records import (
     messages,
     read_records,
 )
-from minicpmv_ref.prompt import RESERVED
+from minicpmv_ref.toy.data import is_held_out
 
 GOLDEN = json.loads((ROOT / "tests/golden/sft_labels.json").read_text())
 EXAMPLE = ROOT / "data_samples" / "records"

@@ -13,7 +13,6 @@ import torch
 from tiny import ask, picture
 
 from minicpmv_ref.learn import rlaif
-from minicpmv_ref.learn.data import PAINT, PLACES, SHAPES, Scene, Thing, caption, draw, long_caption
 from minicpmv_ref.learn.dpo import Pair
 from minicpmv_ref.learn.rlaif import (
     Claim,
@@ -37,7 +36,8 @@ from minicpmv_ref.learn.rlaif import (
     split_claims,
     wilson,
 )
-from minicpmv_ref.learn.words import LANGUAGES
+from minicpmv_ref.toy.data import PAINT, PLACES, SHAPES, Scene, Thing, caption, draw, long_caption
+from minicpmv_ref.toy.words import LANGUAGES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "rlaif.json").read_text())
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,12 +20,17 @@ from tiny import picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.learn import saves as room
-from minicpmv_ref.learn import train as trainer
-from minicpmv_ref.learn.data import draw
-from minicpmv_ref.learn.parallel import World
-from minicpmv_ref.learn.records import Record
-from minicpmv_ref.learn.saves import (
+from minicpmv_ref.learn import objectives
+from minicpmv_ref.learn.objectives import objective_for
+from minicpmv_ref.learn.stages import PROFILES, Profile, Stage, stage_named
+from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.scale import run as trainer
+from minicpmv_ref.scale import saves as room
+from minicpmv_ref.scale.parallel import World
+from minicpmv_ref.scale.records import Record
+from minicpmv_ref.scale.run import plot, run, train_stage
+from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.scale.saves import (
     Damaged,
     Stopped,
     best_in,
@@ -36,8 +41,7 @@ from minicpmv_ref.learn.saves import (
     wait_for_step,
     write_save,
 )
-from minicpmv_ref.learn.stages import PROFILES, Profile, Stage, stage_named
-from minicpmv_ref.learn.train import objective_for, optimizer_for, plot, run, train, train_stage
+from minicpmv_ref.toy.data import draw
 
 ANSWER = Stage("mine", "answer", {"vpm": 1e-3, "resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
 CONTRAST = Stage("see", "contrast", {"vpm": 1e-3}, {"caption": 1}, steps=5, batch=2)
@@ -201,7 +205,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_ids_and_a_saved_state(
 ):
     count = 0
 
-    def broken(model, packed, visual=None, real=trainer.packed_loss):
+    def broken(model, packed, visual=None, real=objectives.packed_loss):
         nonlocal count
         count += 1
         loss = real(model, packed, visual)
@@ -209,7 +213,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_ids_and_a_saved_state(
         # The first of the five estimates the memory. The root of zero is zero, and its slope is infinite.
         return loss if count < 5 else loss * float("inf") if what == "loss" else loss + zero.sqrt()
 
-    monkeypatch.setattr(trainer, "packed_loss", broken)
+    monkeypatch.setattr(objectives, "packed_loss", broken)
     with pytest.raises(FloatingPointError, match=f"mine, step 4: the {what} is (inf|nan); its samples: id 6, id 7"):
         trained(tmp_path, samples.__getitem__)
     assert steps_of(tmp_path) == [2, 3]

@@ -19,11 +19,11 @@ from PIL import Image
 from minicpmv_ref import Processor, load_image
 from minicpmv_ref.__main__ import ROOT, main
 from minicpmv_ref.checks import LIMITS
-from minicpmv_ref.learn import shards as room
-from minicpmv_ref.learn.records import Record, read_records
-from minicpmv_ref.learn.shards import INDEX, open_shards, write_shards
 from minicpmv_ref.learn.stages import Stage, start
-from minicpmv_ref.learn.train import train
+from minicpmv_ref.scale import shards as room
+from minicpmv_ref.scale.records import Record, read_records
+from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.scale.shards import INDEX, open_shards, write_shards
 
 GOLDEN = [24, 26, 25, 29, 28, 27, 22, 23, 21, 20, 5, 6]
 EXAMPLE = ROOT / "data_samples" / "records" / "train.json"
@@ -509,7 +509,7 @@ def test_what_is_fine_in_a_file_is_fine_in_a_shard(tmp_path):
     shards, report = open_shards(forged(tmp_path / "s", entry, entry), Processor.from_pretrained("nano"))
     assert ids(shards) == ["7", "7", "last"] and report.problems == ()
     assert shards[0].turns == (("user", "<image>\nWhat?"), ("assistant", "<ref>This</ref>."))
-    assert [note[:19] for note in report.notes] == ["1 records have the ", "2 answers begin wit"]
+    assert [note[:20] for note in report.notes] == ["ids that came before", "white space before a"]
     assert len([part for part in shards[0].messages[0]["content"] if isinstance(part, Image.Image)]) == 1
 
 
@@ -606,7 +606,7 @@ def test_two_kilobytes_take_no_gigabytes(tmp_path):
     """In a process of its own, which may take 0.3 GB more than it has after its imports."""
     folder = forged(tmp_path / "s", GOOD, before=[MEMBERS["a sparse file"]])
     script = (
-        "import os, resource, sys; from minicpmv_ref.learn.shards import open_shards\n"
+        "import os, resource, sys; from minicpmv_ref.scale.shards import open_shards\n"
         "most = int(open('/proc/self/statm').read().split()[0]) * os.sysconf('SC_PAGE_SIZE') + 300 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (most, most)); print(open_shards(sys.argv[1])[1])"
     )

@@ -8,10 +8,10 @@ from safetensors import safe_open
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.config import BUNDLED
-from minicpmv_ref.learn.data import TOPICS, draw
 from minicpmv_ref.learn.evaluate import answers, share_of_words
 from minicpmv_ref.learn.stages import STAGES, stage_named
-from minicpmv_ref.learn.train import DATA_VERSION
+from minicpmv_ref.scale.run import DATA_VERSION
+from minicpmv_ref.toy.data import TOPICS, draw
 
 METRICS = json.loads((BUNDLED / "metrics.json").read_text(encoding="utf-8"))
 PARTIAL = {"nano-stage-1": "stage-1", "nano-stage-2": "stage-2", "nano-stage-3": "stage-3"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, nano
-from minicpmv_ref.learn.data import KINDS
 from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Profile, Stage, freeze, scaled, stage_named, start
 from minicpmv_ref.positions import sincos_2d
+from minicpmv_ref.toy.data import KINDS
 
 # What the paper trains (section 4): compression layer; vision encoder; both; then everything, twice.
 PAPER = {

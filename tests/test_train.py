@@ -10,21 +10,16 @@ import torch
 
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.learn import train as trainer
+from minicpmv_ref.learn import train as plain_loop
 from minicpmv_ref.learn.contrast import Contrast
-from minicpmv_ref.learn.data import draw, spell
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
+from minicpmv_ref.learn.objectives import draw_samples, held_out_loss, objective_for, spelled_tokens
 from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Profile, stage_named, start
-from minicpmv_ref.learn.train import (
-    draw_samples,
-    held_out_loss,
-    objective_for,
-    plot,
-    rate_at,
-    run,
-    spelled_tokens,
-    train,
-)
+from minicpmv_ref.learn.train import rate_at
+from minicpmv_ref.scale import run as trainer
+from minicpmv_ref.scale.run import plot, run
+from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.toy.data import draw, spell
 
 PROCESSOR = Processor.from_pretrained("nano")
 
@@ -52,6 +47,32 @@ def test_the_same_seed_gives_the_same_weights():
         losses = [step.loss for step in train(model, PROCESSOR, short("stage-3"), seed, half_precision=False)]
         assert all(map(torch.isfinite, map(torch.tensor, losses)))
     assert digest(one) == digest(two) != digest(other)
+
+
+@pytest.mark.parametrize("name", ["start-text", "start-vit", "stage-2", "sft-2"])
+def test_the_plain_loop_learns_what_the_engine_learns(name):
+    """They differ in when they divide by the number of supervised tokens, so in rounding."""
+    stage, models = short(name, steps=3), (start(), start())
+    plain = list(plain_loop.train(models[0], PROCESSOR, stage, seed=5))
+    engine = list(train(models[1], PROCESSOR, stage, seed=5, half_precision=False))
+    for one, other in zip(plain, engine, strict=True):
+        assert one._replace(loss=0, seconds=0, flops=0) == other._replace(loss=0, seconds=0, flops=0)
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+    first, *ways = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (start(), *models))
+    ways = [way - first for way in ways]
+    assert torch.cosine_similarity(*ways, dim=0) > 0.999
+    assert ways[0].norm().item() == pytest.approx(ways[1].norm().item(), rel=1e-3)
+
+
+def test_the_plain_loop_says_what_is_wrong(monkeypatch):
+    with pytest.raises(TypeError, match="stage must be Stage"):
+        plain_loop.train(start(), PROCESSOR, "sft-2")
+    model = start()
+    model.resampler.query.data[0] = float("inf")
+    before = digest(model)
+    with pytest.raises(FloatingPointError, match=r"stage-1, step 1: the loss is (nan|inf)"):
+        list(plain_loop.train(model, PROCESSOR, short("stage-1")))
+    assert digest(model) == before
 
 
 @pytest.mark.parametrize("name", ["start-chat", "stage-1", "sft-1"])

@@ -21,8 +21,9 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionConfig, Sigli
 
 from minicpmv_ref import vision
 from minicpmv_ref.config import VisionConfig, nano, v2_0, v2_5, v2_6
+from minicpmv_ref.linear import Linear, is_plain, linear
 from minicpmv_ref.positions import bucket_position_ids
-from minicpmv_ref.vision import Linear, VisionTransformer, is_plain, linear
+from minicpmv_ref.vision import VisionTransformer
 
 GOLDEN = Path(__file__).parent / "golden" / "modules.npz"
 BUCKET = VisionConfig(width=48, layers=2, heads=4, mlp_width=80)

@@ -7,7 +7,8 @@ import signal
 import sys
 
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.learn import finetune, train
+from minicpmv_ref.scale import finetune
+from minicpmv_ref.scale import run as train
 
 at, real = int(sys.argv[1]), finetune.sample_at
 

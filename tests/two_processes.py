@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 
 from minicpmv_ref import Processor, nano
-from minicpmv_ref.learn.data import Sample, blind
-from minicpmv_ref.learn.loader import Coming
-from minicpmv_ref.learn.parallel import Learner, World, backward, join, load_optimizer, spread, unshard, whole
+from minicpmv_ref.learn.objectives import draw_samples, objective_for
 from minicpmv_ref.learn.stages import Stage, freeze, stage_named, start
-from minicpmv_ref.learn.train import draw_samples, objective_for, optimizer_for, train
+from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.scale.loader import Coming
+from minicpmv_ref.scale.parallel import Learner, World, backward, join, load_optimizer, spread, unshard, whole
+from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.toy.data import Sample, blind
 
 CONFIG = replace(nano, vision=replace(nano.vision, layers=1), llm=replace(nano.llm, num_hidden_layers=2))
 STEPS = 3

@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minicpmv_ref.learn.data import draw, reading  # noqa: E402
-from minicpmv_ref.learn.words import LANGUAGES  # noqa: E402
+from minicpmv_ref.toy.data import draw, reading  # noqa: E402
+from minicpmv_ref.toy.words import LANGUAGES  # noqa: E402
 
 INK = 0.4  # of the contrast is left
 SIZES = {"train": (40, 8), "test": (12, 4)}  # receipts, questions about two of them

@@ -27,9 +27,9 @@ from experiments.frame import machine  # noqa: E402
 from minicpmv_ref import plan_slices  # noqa: E402
 from minicpmv_ref.config import MiniCPMVConfig, SliceConfig, nano, v2_0, v2_5, v2_6  # noqa: E402
 from minicpmv_ref.deploy.memory import estimate, parameters  # noqa: E402
-from minicpmv_ref.learn.budget import Load, flops_by_part  # noqa: E402
 from minicpmv_ref.model import MiniCPMV  # noqa: E402
 from minicpmv_ref.processor import load_image, normalize_views  # noqa: E402
+from minicpmv_ref.scale.budget import Load, flops_by_part  # noqa: E402
 
 MODELS = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
 EVERYTHING = ("vpm", "resampler", "llm")

@@ -22,7 +22,7 @@ from minicpmv_ref.checkpoint import write_checkpoint  # noqa: E402
 from minicpmv_ref.config import BUNDLED  # noqa: E402
 from minicpmv_ref.learn.evaluate import evaluate  # noqa: E402
 from minicpmv_ref.learn.stages import STAGES, stage_named  # noqa: E402
-from minicpmv_ref.learn.train import DATA_VERSION  # noqa: E402
+from minicpmv_ref.scale.run import DATA_VERSION  # noqa: E402
 
 # run folder -> (shipped folder, its base, the stage whose parts it holds)
 PARTIAL = {

@@ -22,8 +22,8 @@ from torch import nn
 
 from ..checks import check_choice, check_type
 from ..config import LLMConfig, MiniCPMVConfig
+from ..linear import linear
 from ..model import MiniCPMV
-from ..vision import linear
 from .gguf import BITE, encode, llm_tensors, plan_mixture, weights_of
 from .kquant import FORMATS, dequantize
 

@@ -1,1 +1,1 @@
-"""From random weights to a model that sees and reads: the world it lives in, its training, its grades."""
+"""The paper's training, to be read alone: packing, stages, losses, a plain loop, contrast, grades, DPO and RLAIF-V."""

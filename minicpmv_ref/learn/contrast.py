@@ -1,14 +1,14 @@
 """SigLIP at toy scale: which caption belongs to which picture? That is how the ViT learns to see.
 
 A picture and a caption each become one vector, and every pair of the batch is a yes/no question of its own. Only the
-ViT is kept; the text tower and the pooling are scaffolding. Several processes compare the pictures of all of them.
-Left out: learned resolution schedules.
+ViT is kept; the text tower and the pooling are scaffolding. Left out: learned resolution schedules.
 B pictures with their captions, L patches, D width of the ViT, T tokens of a caption.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,7 @@ from ..checks import check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import normalize_views
 from ..slicing import SliceConfig, plan_slices
-from .data import Sample
-from .parallel import gather
+from ..toy.data import Sample
 
 WIDTH = 128  # of the text tower and of the vectors that are compared
 
@@ -31,6 +30,8 @@ class Contrast(nn.Module):
     Args:
         model: a MiniCPMV; its `vpm` is trained in place.
         tokenizer: of the same model.
+        gather: from (image vectors, text vectors, keys=keys) to those of a larger batch that these are a part of; None:
+            they are the whole batch.
 
     Raises:
         TypeError: no MiniCPMV.
@@ -38,8 +39,9 @@ class Contrast(nn.Module):
     Source: Zhai et al., Sigmoid loss for language image pre-training (2023), section 3 and algorithm 1.
     """
 
-    def __init__(self, model: MiniCPMV, tokenizer):
+    def __init__(self, model: MiniCPMV, tokenizer, gather: Callable | None = None):
         super().__init__()
+        self.gather = gather or (lambda *vectors, keys: (*vectors, list(keys)))
         check_type("model", model, MiniCPMV)
         self.vpm, self.tokenizer, self.slicing = model.vpm, tokenizer, model.config.slicing
         width, glances = model.config.vision.width, 4
@@ -103,7 +105,7 @@ class Contrast(nn.Module):
 
     def compare(self, views, ids, mask, keys) -> torch.Tensor:
         """The same from `inputs`."""
-        image, text, keys = gather(*self.encode(views, ids, mask), keys=keys)
+        image, text, keys = self.gather(*self.encode(views, ids, mask), keys=keys)
         logits = image @ text.T * self.log_scale.exp() + self.bias
         # A small world repeats itself, so a caption may belong to two pictures of the batch.
         match = torch.tensor([[1.0 if a == b else -1.0 for b in keys] for a in keys], device=logits.device)

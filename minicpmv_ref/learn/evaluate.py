@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from ..checks import check_choice, check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
-from .data import TOPICS, Sample, blind, draw
-from .words import LANGUAGES
+from ..toy.data import TOPICS, Sample, blind, draw
+from ..toy.words import LANGUAGES
 
 BATCH = 50  # conversations answered side by side
 

@@ -33,9 +33,9 @@ from ..files import parse_json, plain_file
 from ..model import MiniCPMV, decode_answer
 from ..processor import Batch, Processor
 from ..prompt import reserved_in
-from .data import PAINT, SHAPES, Sample, Scene, check_seed
+from ..toy.data import PAINT, SHAPES, Sample, Scene, check_seed
+from ..toy.words import LANGUAGES
 from .dpo import Pair, check_model
-from .words import LANGUAGES
 
 # ---- 1. Divide: from an answer to claims
 
@@ -161,7 +161,7 @@ def is_true(claim: str, scene: Scene) -> bool:
     """Compare a claim with the scene: object, place and number must be right. What cannot be read is not true.
 
     Example:
-        >>> from minicpmv_ref.learn.data import Thing
+        >>> from minicpmv_ref.toy.data import Thing
         >>> scene = Scene((Thing("red", "circle", 0),))
         >>> [is_true(claim, scene) for claim in ("red circle", "red circle top right", "There are two shapes")]
         [True, False, False]
@@ -221,7 +221,7 @@ def label_by_model(
         TypeError, ValueError: as `label_by_truth`; probabilities that are not numbers.
 
     Example:
-        >>> from minicpmv_ref.learn.data import draw
+        >>> from minicpmv_ref.toy.data import draw
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
         >>> [[verdict]] = label_by_model(model, processor, [draw(0)], [["hello"]])
         >>> verdict
@@ -713,7 +713,7 @@ def hallucination(answers: Sequence[str], scenes: Sequence[Scene], seed: int = 0
         ValueError: no answers, or not one for each scene.
 
     Example:
-        >>> from minicpmv_ref.learn.data import Thing
+        >>> from minicpmv_ref.toy.data import Thing
         >>> scene = Scene((Thing("red", "circle", 0), Thing("blue", "star", 3)))
         >>> figures = hallucination(["red circle top right, red star bottom left."], [scene])
         >>> {name: figures[name].value for name in ("response", "mention", "misplaced", "recall", "words")}

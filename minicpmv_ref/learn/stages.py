@@ -234,7 +234,7 @@ def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
     """
     check_type("model", model, nn.Module, what="a model")
     check_type("stage", stage, Stage)
-    if hasattr(model, "peft_config"):
+    if model.has_adapters:
         raise ValueError("the model has adapters: lora_optimizer knows what learns; or merge_lora before")
     for part in PARTS:
         for name, parameter in getattr(model, part).named_parameters():

@@ -5,7 +5,7 @@ from .cases import Case, exercise
 
 @exercise
 def misplaced():
-    from minicpmv_ref.learn.records import PLACEHOLDERS
+    from minicpmv_ref.scale.records import PLACEHOLDERS
 
     one, two = "<image_00>", "<image_01>"
     for names, texts in (
@@ -27,8 +27,8 @@ def lora_parameters():
     import torch
 
     from minicpmv_ref.config import nano, v2_0, v2_5, v2_6
-    from minicpmv_ref.learn.lora import ADAPTED
     from minicpmv_ref.model import MiniCPMV
+    from minicpmv_ref.scale.lora import ADAPTED
 
     for config, rank in ((nano, 8), (nano, 1), (v2_0, 64), (v2_5, 16), (v2_6, 64)):
         with torch.device("meta"):  # shapes are all that is needed

@@ -24,7 +24,7 @@ ROWS = 4  # claims that fit into the table
 
 @cache
 def recorded() -> dict:
-    """The recorded run, see `minicpmv_ref.learn.align.summarize`."""
+    """The recorded run, see `experiments.alignment.summarize`."""
     return read_json(RECORDED)
 
 
@@ -41,8 +41,8 @@ def example(scene: int, checker: str = "labeler") -> dict:
     """
     import torch
 
-    from minicpmv_ref.learn.data import draw
     from minicpmv_ref.learn.rlaif import build_pairs, is_valid, score_response, split_claims
+    from minicpmv_ref.toy.data import draw
 
     shown = recorded()["examples"][scene - 1]
     known = {}

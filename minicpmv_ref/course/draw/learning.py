@@ -35,7 +35,7 @@ MEANINGS = {
 def world_item(kind: str, seed: int):
     """A training sample of the world, and its views as nano's slicer cuts them: (Sample, [PIL images])."""
     from minicpmv_ref.config import nano
-    from minicpmv_ref.learn import data
+    from minicpmv_ref.toy import data
 
     sample = data.draw(f"lesson 07/{seed}", kind)
     return sample, slice_image(sample.image, nano.slicing)
@@ -51,7 +51,7 @@ def world_sample(kind: str, seed: int, view: int = 1, words: bool = False) -> Ca
         words: show the view spelled in words, one cell for each of the 16 visual tokens.
     """
     from minicpmv_ref.config import nano
-    from minicpmv_ref.learn.data import spell
+    from minicpmv_ref.toy.data import spell
 
     sample, views = world_item(kind, seed)
     canvas, plan = Canvas(), plan_slices(sample.image.size, nano.slicing)

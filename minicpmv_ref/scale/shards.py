@@ -89,7 +89,7 @@ def write_shards(
     Example:
         >>> import tempfile
         >>> from minicpmv_ref.config import BUNDLED
-        >>> from minicpmv_ref.learn.records import read_records
+        >>> from minicpmv_ref.scale.records import read_records
         >>> records, _ = read_records(BUNDLED.parent / "records" / "train.json")
         >>> [path.name for path in write_shards(records, tempfile.mkdtemp(), per_shard=40)]
         ['shard-000000.tar', 'shard-000001.tar']
@@ -178,7 +178,7 @@ def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -
     Example:
         >>> import tempfile
         >>> from minicpmv_ref.config import BUNDLED
-        >>> from minicpmv_ref.learn.records import read_records
+        >>> from minicpmv_ref.scale.records import read_records
         >>> records, _ = read_records(BUNDLED.parent / "records" / "train.json")
         >>> folder = tempfile.mkdtemp()
         >>> shard = write_shards(records, folder)[0]
@@ -327,7 +327,7 @@ class Shards(Sequence):
     Example:
         >>> import tempfile
         >>> from minicpmv_ref.config import BUNDLED
-        >>> from minicpmv_ref.learn.records import read_records
+        >>> from minicpmv_ref.scale.records import read_records
         >>> records, _ = read_records(BUNDLED.parent / "records" / "train.json")
         >>> folder = tempfile.mkdtemp()
         >>> _ = write_shards(records, folder, per_shard=20)

@@ -185,6 +185,8 @@ class Learner(nn.Module):
     def __init__(self, model: MiniCPMV, objective):
         super().__init__()
         self.model, self.objective = model, objective
+        if hasattr(objective, "gather"):  # it compares samples with each other: with those of all processes
+            objective.gather = gather
 
     def forward(self, prepared) -> tuple[torch.Tensor, int, int, int]:
         return self.objective.loss(prepared)

@@ -29,15 +29,22 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint import WEIGHTS, write_checkpoint
-from ..checks import LIMITS, WrongType, check_choice, check_int, check_list, check_number, check_type, printable, shown
-from ..files import plain_file, read_json, replacing
-from ..model import MiniCPMV
-from ..processor import Processor
-from .data import TOPICS, Sample, draw
-from .dpo import Pair, check_model, prepare, train_dpo
-from .evaluate import answers as answer_all
-from .rlaif import (
+from minicpmv_ref.checkpoint import WEIGHTS, write_checkpoint
+from minicpmv_ref.checks import (
+    LIMITS,
+    WrongType,
+    check_choice,
+    check_int,
+    check_list,
+    check_number,
+    check_type,
+    printable,
+    shown,
+)
+from minicpmv_ref.files import plain_file, read_json, replacing
+from minicpmv_ref.learn.dpo import Pair, check_model, prepare, train_dpo
+from minicpmv_ref.learn.evaluate import answers as answer_all
+from minicpmv_ref.learn.rlaif import (
     Labeler,
     agreement,
     append_records,
@@ -56,9 +63,12 @@ from .rlaif import (
     split_claims,
     wilson,
 )
-from .stages import Stage
-from .train import train
-from .words import LANGUAGES
+from minicpmv_ref.learn.stages import Stage
+from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.processor import Processor
+from minicpmv_ref.scale.run import train_steps
+from minicpmv_ref.toy.data import TOPICS, Sample, draw
+from minicpmv_ref.toy.words import LANGUAGES
 
 CHUNK = 16  # pictures whose answers are sampled in one batch and written together
 REPORT, SUMMARY = "report.json", "summary.json"
@@ -387,7 +397,7 @@ def make_careless(model: MiniCPMV, processor: Processor, config: Alignment) -> t
     figures = measure(model, processor, pictures(config, "test", model), config)
     policy = copy.deepcopy(model)
     stage = replace(CARELESS, steps=config.careless_steps)
-    for _ in train(policy, processor, stage, config.seed):
+    for _ in train_steps(policy, processor, stage, config.seed):
         pass
     for own, other in zip(policy.parameters(), model.parameters()):
         own.requires_grad_(other.requires_grad)  # training froze the rest
@@ -414,7 +424,7 @@ def train_labeler(model: MiniCPMV, processor: Processor, config: Alignment) -> t
         return wilson(sum(text == sample.answer for text, sample in zip(said, asked)), len(asked))
 
     grades = {"before": grade()}
-    for _ in train(judge, processor, replace(NEAR_MISSES, steps=config.labeler_steps), config.seed):
+    for _ in train_steps(judge, processor, replace(NEAR_MISSES, steps=config.labeler_steps), config.seed):
         pass
     grades["after"] = grade()
     return judge, grades

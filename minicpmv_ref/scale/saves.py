@@ -164,7 +164,7 @@ def write_save(
             raise FloatingPointError(f"{name} is not finite, so step {step} is not saved; {_last(folder)}")
     try:
         _clear(folder)
-        if hasattr(model, "peft_config"):
+        if model.has_adapters:
             from .lora import save_lora  # peft takes seconds to import
 
             save_lora(model, draft)
@@ -260,7 +260,7 @@ def read_save(
     _check_files(path, data)
     if STATE not in data.get("files", [STATE]):
         raise Damaged(path, f"{NOTES} does not name {STATE}")
-    adapters = hasattr(model, "peft_config")
+    adapters = model.has_adapters
     if adapters:
         from .lora import WEIGHTS as ADAPTER
         from .lora import restore_lora

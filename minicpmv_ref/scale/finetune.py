@@ -22,14 +22,16 @@ import torch
 from ..checkpoint import INDEX, WEIGHTS
 from ..checks import LIMITS, check_int, check_type
 from ..config import CONFIG
+from ..learn.evaluate import answers, share_of_words
+from ..learn.objectives import objective_for
+from ..learn.stages import Stage, stage_named
 from ..model import MiniCPMV
 from ..processor import Processor
-from .evaluate import answers, share_of_words
+from ..scale.run import SAVES, alone_in, check_device, settings_of, train_stage
+from ..toy.data import check_seed
 from .parallel import ALONE, World, unshard
 from .records import Record, check_records, picture_bytes, read_records
 from .saves import NOTES, best_in, clear_end, ended, finish, saves_in
-from .stages import Stage, stage_named
-from .train import SAVES, alone_in, check_device, objective_for, settings_of, train_stage
 
 ADAPTER = "adapter"  # the folder of a LoRA adapter, in that of the merged checkpoint
 LORA_RATE = 30  # the adapters learn so many times as fast as the LLM would
@@ -57,7 +59,7 @@ def sample_at(index: int, n: int, seed: int | str = 0) -> int:
         >>> [sample_at(i, 3) for i in range(6)]
         [1, 2, 0, 2, 1, 0]
     """
-    check_type("seed", seed, int, str)
+    check_seed(check_type("seed", seed, int, str))
     n = check_int("there must be a record, and index counts from 0: n", n, most=LIMITS["records"])
     index = check_int("index counts from 0: index", index, least=0)
     epoch, place = divmod(index, n)
@@ -94,7 +96,7 @@ def in_order(records: Sequence[Record], seed: int = 0) -> Callable[[int], Record
         [1, 2]
     """
     check_records(records)
-    check_type("seed", seed, int, str)
+    check_seed(check_type("seed", seed, int, str))
     if hasattr(records, "sample"):
         return lambda number: records.sample(number, seed)
     return lambda number: records[sample_at(number, len(records), seed)]
@@ -149,7 +151,7 @@ def words_right(
         ValueError: no records, or none with an answer; n below 1.
     """
     places = _answers_in(check_records(records))
-    check_type("seed", seed, int, str)
+    check_seed(check_type("seed", seed, int, str))
     if len(places) > check_int("n", n):
         places = sorted(random.Random(seed).sample(places, n))  # sorted: each shard is read once
     prompts, wanted = [], []
@@ -326,7 +328,7 @@ def _end(out: Path, model: MiniCPMV, processor: Processor, tests: Sequence[Recor
     saves = out / SAVES
     last, best = saves_in(saves)[-1], best_in(saves, report)
     better = best is not None and best != last
-    lora = hasattr(model, "peft_config")
+    lora = model.has_adapters
     if better:
         kind, place = ("an adapter", out / ADAPTER) if lora else ("a checkpoint", out)
         report(f"the held-out loss was lowest in {best}, which is kept: {kind} like the one in {place}")

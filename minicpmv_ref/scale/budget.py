@@ -30,9 +30,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import WrongType, check_int, check_list, check_number, check_type, printable, shown
 from ..config import MiniCPMVConfig
+from ..learn.packing import PackedBatch
+from ..learn.stages import PARTS
 from ..model import MiniCPMV
-from .packing import PackedBatch
-from .stages import PARTS
 
 # Dense bfloat16 FLOP/s by a part of the card's name, from the makers' data sheets. The first that fits counts.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
@@ -282,9 +282,9 @@ def budget(
 
     Example:
         >>> from minicpmv_ref import Processor
-        >>> from minicpmv_ref.learn.data import draw
+        >>> from minicpmv_ref.toy.data import draw
         >>> from minicpmv_ref.learn.stages import freeze, stage_named, start
-        >>> from minicpmv_ref.learn.train import objective_for
+        >>> from minicpmv_ref.learn.objectives import objective_for
         >>> model, stage = start(), stage_named("sft-1")
         >>> learning = freeze(model, stage)
         >>> need = budget(model, objective_for(model, Processor.from_pretrained("nano"), stage), [draw(0)], size=1)

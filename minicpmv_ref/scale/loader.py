@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..checks import check_int, check_type
-from .data import Sample
+from ..toy.data import Sample
 from .parallel import World
 
 

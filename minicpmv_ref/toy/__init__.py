@@ -1,0 +1,1 @@
+"""A small synthetic world: scenes, documents, questions and answers, drawn from a seed."""
