@@ -243,7 +243,8 @@ def _run(folder, profile, processor, only, seed, device, report, progress, optio
             continue
         if stage.objective == "answer":
             result["grades"] = evaluate(model, processor, seed="grades", n=profile.grades)
-            report("    " + ", ".join(f"{name} {share:.2f}" for name, share in result["grades"].items()))
+            grades = ", ".join(f"{name} {share:.2f}" for name, share in result["grades"].items())
+            report(f"    of {profile.grades} new items each: {grades}")
         _append(log, result)
         finish(place, model, processor, place / SAVES)  # with weights and without saves a stage counts as done
     return model
