@@ -19,7 +19,6 @@ LIMITS = {
     "picture_bytes": 2**30,  # a picture file; 100 megapixels without any compression have 0.3 GB
     "shard_bytes": 4 * 2**30,  # a tar of records, held in memory while it is read; usual ones have 1 GB
     "lost_records": 10_000,  # that an index of shards may name beyond what their bytes can hold: shards are cut off
-    "json_depth": 100,  # lists and objects inside each other; published files need 6
     "token_letters": 512,  # letters of one token: the longest of the published tokenizers is 128 spaces
     "temperature": 1e-4,  # the least above 0: it already takes the likeliest token; far smaller ones divide by zero
     "repetition_penalty": 1000,  # or its inverse; released: 1.05 and 1.2

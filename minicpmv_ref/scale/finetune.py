@@ -27,10 +27,10 @@ from ..learn.objectives import objective_for
 from ..learn.stages import Stage, stage_named
 from ..model import MiniCPMV
 from ..processor import Processor
-from ..scale.run import SAVES, alone_in, check_device, settings_of, train_stage
 from ..toy.data import check_seed
 from .parallel import ALONE, World, unshard
 from .records import Record, check_records, picture_bytes, read_records
+from .run import SAVES, alone_in, check_device, settings_of, train_stage
 from .saves import NOTES, best_in, clear_end, ended, finish, saves_in
 
 ADAPTER = "adapter"  # the folder of a LoRA adapter, in that of the merged checkpoint
