@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _timing import table
 
-from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.model import MiniCPMV

@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from minicpmv_ref.checkpoint import WEIGHTS, write_checkpoint
-from minicpmv_ref.checks import (
+from minicpmv_ref.inputs.checkpoint import WEIGHTS, write_checkpoint
+from minicpmv_ref.inputs.checks import (
     LIMITS,
     WrongType,
     check_choice,
@@ -41,7 +41,7 @@ from minicpmv_ref.checks import (
     printable,
     shown,
 )
-from minicpmv_ref.files import plain_file, read_json, replacing
+from minicpmv_ref.inputs.files import plain_file, read_json, replacing
 from minicpmv_ref.learn.dpo import Pair, check_model, prepare, train_dpo
 from minicpmv_ref.learn.evaluate import answers as answer_all
 from minicpmv_ref.learn.rlaif import (

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from minicpmv_ref.files import replacing
+from minicpmv_ref.inputs.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, RUNS = ROOT / "experiments/results", ROOT / "docs/claims.md", ROOT / "runs/experiments"

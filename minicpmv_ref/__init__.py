@@ -16,7 +16,7 @@ _HOME = {
     "vision": "VisionTransformer",
     "resampler": "Resampler fold",
     "prompt": "image_layout image_bounds",
-    "pictures": "load_image",
+    "inputs.pictures": "load_image",
     "processor": "Batch Processor",
     "model": "MiniCPMV",
 }

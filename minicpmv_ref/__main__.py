@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from .checks import LIMITS, printable
+from .inputs.checks import LIMITS, printable
 
 ROOT = Path(__file__).resolve().parent.parent
 COVERAGE_FLOOR = 95  # percent of the lines in the files directly in minicpmv_ref/

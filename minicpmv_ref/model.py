@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .checkpoint import read_tensors, write_checkpoint
-from .checks import LIMITS, WrongType, check_int, check_list, check_number, check_type, shown
-from .config import BUNDLED, LLMConfig, MiniCPMVConfig, find_folder, read_config
+from .config import LLMConfig, MiniCPMVConfig
+from .inputs.checkpoint import read_tensors, write_checkpoint
+from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_number, check_type, shown
+from .inputs.published import BUNDLED, find_folder, read_config
 from .processor import Batch, Processor, check_slots
 from .prompt import GROUNDING
 from .resampler import Resampler

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from .checks import LIMITS, WrongType, check_int, check_type, shown
+from .inputs.checks import LIMITS, WrongType, check_int, check_type, shown
 
 
 def bucket_position_ids(rows: int, cols: int, side: int = 70, exact: bool = False) -> torch.Tensor:

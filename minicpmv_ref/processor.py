@@ -19,9 +19,11 @@ import torch
 from einops import rearrange
 from PIL import ExifTags, Image
 
-from .checks import LIMITS, WrongType, check_int, check_list, check_type, shown
-from .config import MiniCPMVConfig, SliceConfig, base_folder, find_folder, read_config
-from .pictures import load_image
+from .config import MiniCPMVConfig, SliceConfig
+from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_type, shown
+from .inputs.pictures import load_image
+from .inputs.published import base_folder, find_folder, read_config
+from .inputs.tokenizer import TOKENIZER, check_fits, read_tokenizer, save_tokenizer, stop_ids
 from .prompt import (
     MARKERS,
     PLACEHOLDER,
@@ -38,7 +40,6 @@ from .prompt import (
     token_row,
 )
 from .slicing import SlicePlan, check_plan, plan_slices, resize_views
-from .tokenizer import TOKENIZER, check_fits, read_tokenizer, save_tokenizer, stop_ids
 
 MAX_FRAMES = 64  # of one video
 MAX_FRAME_SLICES = 2

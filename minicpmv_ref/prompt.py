@@ -16,8 +16,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, shown
 from .config import VERSIONS
+from .inputs.checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, shown
 from .slicing import SlicePlan
 
 SLOT = "<unk>"

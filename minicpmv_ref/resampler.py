@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
 from torch import nn
 
-from .checks import check_list, check_type, shown
 from .config import ResamplerConfig
+from .inputs.checks import check_list, check_type, shown
 from .linear import Linear, is_plain, linear
 from .positions import sincos_2d
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .checks import LIMITS, WrongType, check_int, check_type, shown
 from .config import SliceConfig
-from .pictures import check_sides, to_rgb
+from .inputs.checks import LIMITS, WrongType, check_int, check_type, shown
+from .inputs.pictures import check_sides, to_rgb
 
 Size = tuple[int, int]  # (width, height) in pixels
 Grid = tuple[int, int]  # (cols, rows)

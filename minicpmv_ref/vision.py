@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .checks import check_list, check_type, shown
 from .config import VisionConfig
+from .inputs.checks import check_list, check_type, shown
 from .linear import Linear, is_plain, suits_onednn
 from .positions import bucket_position_ids, interpolate_position_table
 

@@ -10,8 +10,9 @@ from PIL import Image
 from tiny import picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor, SliceConfig, image_bounds, image_layout, load_image, plan_slices
-from minicpmv_ref.config import MiniCPMVConfig, config_from_published, find_folder
+from minicpmv_ref.config import MiniCPMVConfig
 from minicpmv_ref.deploy import kquant
+from minicpmv_ref.inputs.published import config_from_published, find_folder
 from minicpmv_ref.learn import dpo, packing, rlaif
 from minicpmv_ref.model import decode_stream
 from minicpmv_ref.processor import check_slots, normalize_views, sample_frames

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minicpmv_ref import plan_slices
 from minicpmv_ref.__main__ import ROOT, main
-from minicpmv_ref.config import find_folder, read_config
+from minicpmv_ref.inputs.published import find_folder, read_config
 
 SAMPLE = str(ROOT / "data_samples" / "images" / "temple.jpg")
 

@@ -30,8 +30,8 @@ from published import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import minicpmv_ref.checkpoint as checkpoint
-import minicpmv_ref.config as config_room
+import minicpmv_ref.inputs.checkpoint as checkpoint
+import minicpmv_ref.inputs.published as published_room
 from minicpmv_ref import (
     LLMConfig,
     MiniCPMV,
@@ -44,8 +44,8 @@ from minicpmv_ref import (
     v2_5,
     v2_6,
 )
-from minicpmv_ref.checkpoint import INDEX, WEIGHTS, published_name
-from minicpmv_ref.config import config_from_published, find_folder, read_config
+from minicpmv_ref.inputs.checkpoint import INDEX, WEIGHTS, published_name
+from minicpmv_ref.inputs.published import config_from_published, find_folder, read_config
 
 PRESETS = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
 TOTALS = {"2.0": 3_434_965_792, "2.5": 8_537_092_336, "2.6": 8_099_175_152}
@@ -891,7 +891,7 @@ def test_nano_is_found_beside_the_package(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert MiniCPMV.from_pretrained("nano").config == nano
     assert Processor.from_pretrained("nano").config == nano
-    monkeypatch.setattr(config_room, "BUNDLED", tmp_path / "elsewhere")
+    monkeypatch.setattr(published_room, "BUNDLED", tmp_path / "elsewhere")
     for load in (MiniCPMV.from_pretrained, Processor.from_pretrained):
         with pytest.raises(FileNotFoundError, match=r"elsewhere.nano.*beside the package"):
             load("nano")

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from minicpmv_ref.checks import check_choice, check_int, check_list, check_number, check_type, printable, shown
-from minicpmv_ref.files import only_one, parse_json, plain_file, read_json, replacing
+from minicpmv_ref.inputs.checks import check_choice, check_int, check_list, check_number, check_type, printable, shown
+from minicpmv_ref.inputs.files import only_one, parse_json, plain_file, read_json, replacing
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -184,7 +184,7 @@ def test_a_lock_ends_with_its_process_and_not_with_its_workers(tmp_path):
 FORKED = """
 import os, sys, time
 from pathlib import Path
-from minicpmv_ref.files import only_one
+from minicpmv_ref.inputs.files import only_one
 try:
     with only_one(Path(sys.argv[1]), "x"):
         if not os.fork():

@@ -18,15 +18,12 @@ from minicpmv_ref.config import (
     ResamplerConfig,
     SliceConfig,
     VisionConfig,
-    base_folder,
-    config_from_published,
-    find_folder,
     nano,
-    read_config,
     v2_0,
     v2_5,
     v2_6,
 )
+from minicpmv_ref.inputs.published import base_folder, config_from_published, find_folder, read_config
 
 PUBLISHED = json.loads((ROOT / "tests/golden/published_layouts.json").read_text())
 RELEASES = [(v2_0, PUBLISHED["2.0"]), (v2_5, PUBLISHED["2.5"]), (v2_6, PUBLISHED["2.6"])]

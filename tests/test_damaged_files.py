@@ -21,12 +21,12 @@ from test_fuzz import damage
 from tiny import ask, picture, tiny_config, tiny_model
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.config import BUNDLED, read_config
+from minicpmv_ref.inputs.pictures import load_image
+from minicpmv_ref.inputs.published import BUNDLED, read_config
 from minicpmv_ref.learn.rlaif import append_records
 from minicpmv_ref.learn.rlaif import read_records as read_answers
 from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.learn.train import optimizer_for
-from minicpmv_ref.pictures import load_image
 from minicpmv_ref.scale.lora import add_lora, has_lora, load_lora, save_lora
 from minicpmv_ref.scale.records import read_records
 from minicpmv_ref.scale.saves import read_save, write_save

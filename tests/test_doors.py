@@ -22,10 +22,10 @@ from tiny import ask, picture, tiny_config, tiny_model, tiny_processor
 import minicpmv_ref
 from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, fold, plan_slices, v2_6
 from minicpmv_ref.deploy import gguf, kquant, memory
+from minicpmv_ref.inputs.pictures import load_image, to_rgb
 from minicpmv_ref.learn import dpo, packing, rlaif, stages
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.model import decode_answer, decode_stream
-from minicpmv_ref.pictures import load_image, to_rgb
 from minicpmv_ref.prompt import (
     answer_labels,
     image_bounds,
@@ -44,13 +44,13 @@ ROUNDS = 60  # odd calls of each door in the usual run
 
 # Functions with `Raises` that are no doors, by the beginning of their names, and why.
 INSIDE = {
-    "checks.": "these are the checks themselves; test_checks.py",
-    "files.": "test_checks.py",
-    "checkpoint.": "doors for folders are below: MiniCPMV.from_pretrained reads through them",
-    "config.base_folder": "the same",
-    "config.read_config": "the same",
-    "config.find_folder": "the same",
-    "tokenizer.": "the same; test_tokenizer_files.py",
+    "inputs.checks.": "these are the checks themselves; test_checks.py",
+    "inputs.files.": "test_checks.py",
+    "inputs.checkpoint.": "doors for folders are below: MiniCPMV.from_pretrained reads through them",
+    "inputs.published.base_folder": "the same",
+    "inputs.published.read_config": "the same",
+    "inputs.published.find_folder": "the same",
+    "inputs.tokenizer.": "the same; test_tokenizer_files.py",
     "model.MiniCPMV.save_pretrained": "test_checkpoint.py",
     "processor.Processor.save_pretrained": "test_api_edges.py",
     "deploy.gguf_reader.": "test_fuzz.py damages its files",
@@ -157,10 +157,10 @@ DOORS = {
         lambda views, **_: all(view.mode == "RGB" for view in views),
         words="size picture",
     ),
-    "pictures.load_image": Door(
+    "inputs.pictures.load_image": Door(
         load_image, lambda: {"source": picture(4, 3)}, lambda made, **_: made.mode == "RGB", "image picture file"
     ),
-    "pictures.to_rgb": Door(
+    "inputs.pictures.to_rgb": Door(
         to_rgb, lambda: {"image": picture(4, 3).convert("P")}, lambda made, **_: made.mode == "RGB", "picture"
     ),
     "positions.bucket_position_ids": Door(
@@ -320,7 +320,7 @@ DOORS = {
     "config.MiniCPMVConfig.from_dict": Door(
         config.MiniCPMVConfig.from_dict, lambda: {"data": tiny_config("2.6").to_dict()}, words="config Config"
     ),
-    "config.config_from_published": Door(
+    "inputs.published.config_from_published": Door(
         config.config_from_published,
         lambda: {"data": published()},
         words="config field Config version slice",

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minicpmv_ref.checkpoint import WEIGHTS, read_tensors
-from minicpmv_ref.config import CONFIG, nano
+from minicpmv_ref.config import nano
 from minicpmv_ref.deploy.gguf_reader import read_gguf
+from minicpmv_ref.inputs.checkpoint import WEIGHTS, read_tensors
+from minicpmv_ref.inputs.published import CONFIG
 
 ROUNDS = 3000
 SECONDS = 5  # of CPU time for one file of a few kB, which takes a millisecond: a hang, not a slow machine

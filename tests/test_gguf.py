@@ -18,7 +18,6 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from minicpmv_ref import MiniCPMV, Processor, nano, v2_0, v2_5, v2_6
-from minicpmv_ref.config import BUNDLED
 from minicpmv_ref.deploy.gguf import (
     CHAT_TEMPLATES,
     MIXTURES,
@@ -33,6 +32,7 @@ from minicpmv_ref.deploy.gguf import (
 from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 from minicpmv_ref.deploy.runtime import Runtime
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.processor import read_tokenizer
 from minicpmv_ref.prompt import render_chat
 

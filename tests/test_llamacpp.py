@@ -17,12 +17,12 @@ from PIL import Image
 from tiny import ask, phone_model, picture, with_tokenizer
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.config import BUNDLED
 from minicpmv_ref.deploy import llamacpp
 from minicpmv_ref.deploy.gguf import MIXTURES, export, llm_tensors
 from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.llamacpp import MARKER, prompt_text
-from minicpmv_ref.pictures import load_image
+from minicpmv_ref.inputs.pictures import load_image
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.toy.data import draw
 
 pytestmark = pytest.mark.llamacpp

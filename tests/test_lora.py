@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import VERSIONS, ask, lively, picture, several, tiny_config, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.objectives import spelled_tokens
 from minicpmv_ref.learn.packing import pack_batch, packed_loss
 from minicpmv_ref.learn.stages import Stage, start

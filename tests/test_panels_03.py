@@ -198,10 +198,11 @@ def test_an_error_is_shown(monkeypatch):
 
 def test_the_trained_nano_is_read_from_its_checkpoint(tmp_path, monkeypatch):
     from minicpmv_ref import config
+    from minicpmv_ref.inputs import published
 
     model = MiniCPMV.seeded(config.nano, seed=7)
     model.save_pretrained(tmp_path / "nano")
-    monkeypatch.setattr(config, "BUNDLED", tmp_path)
+    monkeypatch.setattr(published, "BUNDLED", tmp_path)
     eye, reader = draw.nano_reader.__wrapped__()
     for part, whole in ((eye, model.vpm), (reader, model.resampler)):
         for name, tensor in part.state_dict().items():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, Processor, nano
-from minicpmv_ref.checkpoint import Shard, write_checkpoint
-from minicpmv_ref.config import base_folder
+from minicpmv_ref.inputs.checkpoint import Shard, write_checkpoint
+from minicpmv_ref.inputs.published import base_folder
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps, features
 
-from minicpmv_ref import pictures
-from minicpmv_ref.checks import LIMITS
 from minicpmv_ref.config import nano
-from minicpmv_ref.pictures import FORMATS, picture_size, to_rgb
+from minicpmv_ref.inputs import pictures
+from minicpmv_ref.inputs.checks import LIMITS
+from minicpmv_ref.inputs.pictures import FORMATS, picture_size, to_rgb
 from minicpmv_ref.processor import Processor, load_image, normalize_views
 from minicpmv_ref.slicing import plan_slices, slice_image
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny import VERSIONS, ask, phone_model, picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.config import BUNDLED
 from minicpmv_ref.deploy import sequence
 from minicpmv_ref.deploy.memory import parameters
 from minicpmv_ref.deploy.sequence import measure, missing
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.stages import larger
 from minicpmv_ref.processor import read_tokenizer
 

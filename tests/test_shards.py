@@ -18,7 +18,7 @@ from PIL import Image
 
 from minicpmv_ref import Processor, load_image
 from minicpmv_ref.__main__ import ROOT, main
-from minicpmv_ref.checks import LIMITS
+from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.scale import shards as room
 from minicpmv_ref.scale.records import Record, read_records

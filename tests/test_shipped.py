@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.evaluate import answers, share_of_words
 from minicpmv_ref.learn.stages import STAGES, stage_named
 from minicpmv_ref.scale.run import DATA_VERSION

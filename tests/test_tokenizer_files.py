@@ -12,8 +12,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from minicpmv_ref import Processor
-from minicpmv_ref.config import BUNDLED, VERSIONS, nano
-from minicpmv_ref.tokenizer import SPECIAL, check_tokenizer_json, read_tokenizer, save_tokenizer, stop_ids
+from minicpmv_ref.config import VERSIONS, nano
+from minicpmv_ref.inputs.published import BUNDLED
+from minicpmv_ref.inputs.tokenizer import SPECIAL, check_tokenizer_json, read_tokenizer, save_tokenizer, stop_ids
 
 MARKERS = ["<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>"]
 SPLIT = (

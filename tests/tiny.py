@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from minicpmv_ref import LLMConfig, MiniCPMV, MiniCPMVConfig, Processor, ResamplerConfig, SliceConfig, VisionConfig
-from minicpmv_ref.config import BUNDLED
+from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.processor import read_tokenizer
 
 VERSIONS = ("2.0", "2.5", "2.6")

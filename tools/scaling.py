@@ -59,8 +59,8 @@ from scaling_costs import (  # noqa: E402
 from experiments.frame import write  # noqa: E402
 from minicpmv_ref.config import nano, v2_6  # noqa: E402
 from minicpmv_ref.deploy.memory import estimate, parameters  # noqa: E402
-from minicpmv_ref.files import read_json  # noqa: E402
-from minicpmv_ref.pictures import picture_size  # noqa: E402
+from minicpmv_ref.inputs.files import read_json  # noqa: E402
+from minicpmv_ref.inputs.pictures import picture_size  # noqa: E402
 
 DATA, PAGE = ROOT / "docs/scaling.json", ROOT / "docs/scaling.md"
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minicpmv_ref import MiniCPMV, Processor  # noqa: E402
-from minicpmv_ref.checkpoint import write_checkpoint  # noqa: E402
-from minicpmv_ref.config import BUNDLED  # noqa: E402
+from minicpmv_ref.inputs.checkpoint import write_checkpoint  # noqa: E402
+from minicpmv_ref.inputs.published import BUNDLED  # noqa: E402
 from minicpmv_ref.learn.evaluate import evaluate  # noqa: E402
 from minicpmv_ref.learn.stages import STAGES, stage_named  # noqa: E402
 from minicpmv_ref.scale.run import DATA_VERSION  # noqa: E402

@@ -24,9 +24,9 @@ from einops import rearrange
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from torch import nn
 
-from ..checks import check_choice, check_type, shown
 from ..config import LLMConfig, MiniCPMVConfig
-from ..files import replacing
+from ..inputs.checks import check_choice, check_type, shown
+from ..inputs.files import replacing
 from ..model import MiniCPMV
 from ..processor import Processor
 from .gguf_reader import padded, read_gguf, tensor_bytes

@@ -23,8 +23,8 @@ from typing import BinaryIO
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from ..checks import printable, shown
-from ..files import plain_file
+from ..inputs.checks import printable, shown
+from ..inputs.files import plain_file
 from .kquant import FORMATS, dequantize
 
 ALIGNMENT = 32  # bytes; a key of the file may say otherwise

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from ..checks import WrongType, check_choice, shown
+from ..inputs.checks import WrongType, check_choice, shown
 
 F32 = np.float32
 MOST_VALUES = 1 << 17  # worked on at a time: five arrays of 512 kB, which is about what a core's cache holds

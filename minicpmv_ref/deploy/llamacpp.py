@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..checks import check_int, check_list, check_type, shown
-from ..files import parse_json, plain_file, read_json
-from ..pictures import load_image
+from ..inputs.checks import check_int, check_list, check_type, shown
+from ..inputs.files import parse_json, plain_file, read_json
+from ..inputs.pictures import load_image
 
 MARKER = "<__media__>"  # stands where llama.cpp puts the picture
 REFUSED = 3  # exit code of a child that refuses its job; any other is a crash

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import WrongType, check_choice, check_int, check_type, shown
 from ..config import LLMConfig, MiniCPMVConfig, ResamplerConfig, VisionConfig
+from ..inputs.checks import WrongType, check_choice, check_int, check_type, shown
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_choice, check_type
 from ..config import LLMConfig, MiniCPMVConfig
+from ..inputs.checks import check_choice, check_type
 from ..linear import linear
 from ..model import MiniCPMV
 from .gguf import BITE, encode, llm_tensors, plan_mixture, weights_of

@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..checkpoint import DTYPES, WEIGHTS, write_checkpoint
-from ..checks import check_type
-from ..config import read_config
-from ..files import read_json
+from ..inputs.checkpoint import DTYPES, WEIGHTS, write_checkpoint
+from ..inputs.checks import check_type
+from ..inputs.files import read_json
+from ..inputs.pictures import load_image
+from ..inputs.published import read_config
 from ..model import MiniCPMV
-from ..pictures import load_image
 from ..processor import Processor
 
 PARTS = {"vision": ("vpm.", "resampler."), "language": ("llm.",)}  # beginnings of the names of their tensors

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..checks import WrongType, check_int, check_number, check_type, shown
 from ..config import MiniCPMVConfig
+from ..inputs.checks import WrongType, check_int, check_number, check_type, shown
 from .gguf import plan_mixture, plan_vision
 from .memory import kv_cache_numbers
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..checks import check_int, check_list, check_type
+from ..inputs.checks import check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import normalize_views
 from ..slicing import SliceConfig, plan_slices

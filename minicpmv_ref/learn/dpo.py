@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..checks import WrongType, check_int, check_list, check_number, check_type, shown
+from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, shown
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checks import check_choice, check_int, check_list, check_type
+from ..inputs.checks import check_choice, check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..toy.data import TOPICS, Sample, blind, draw

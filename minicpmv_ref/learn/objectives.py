@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_int, check_type
+from ..inputs.checks import check_int, check_type
 from ..linear import is_plain
 from ..model import MiniCPMV
 from ..processor import Batch, Processor

@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from ..checks import WrongType, check_int, check_list, check_type, shown
+from ..inputs.checks import WrongType, check_int, check_list, check_type, shown
 from ..model import MiniCPMV, Output
 from ..processor import Batch
 

@@ -28,8 +28,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..checks import LIMITS, WrongType, check_choice, check_int, check_list, check_number, check_type, shown
-from ..files import parse_json, plain_file
+from ..inputs.checks import LIMITS, WrongType, check_choice, check_int, check_list, check_number, check_type, shown
+from ..inputs.files import parse_json, plain_file
 from ..model import MiniCPMV, decode_answer
 from ..processor import Batch, Processor
 from ..prompt import reserved_in

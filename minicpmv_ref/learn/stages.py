@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..checks import check_choice, check_int, check_number, check_type, shown
 from ..config import MiniCPMVConfig, nano
+from ..inputs.checks import check_choice, check_int, check_number, check_type, shown
 from ..model import MiniCPMV
 from ..positions import sincos_2d
 

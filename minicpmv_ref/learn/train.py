@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..checks import check_int, check_type
+from ..inputs.checks import check_int, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..toy.data import Sample

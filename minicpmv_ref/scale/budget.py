@@ -28,8 +28,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import WrongType, check_int, check_list, check_number, check_type, printable, shown
 from ..config import MiniCPMVConfig
+from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, printable, shown
 from ..learn.packing import PackedBatch
 from ..learn.stages import PARTS
 from ..model import MiniCPMV

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import INDEX, WEIGHTS
-from ..checks import LIMITS, check_int, check_type
-from ..config import CONFIG
+from ..inputs.checkpoint import INDEX, WEIGHTS
+from ..inputs.checks import LIMITS, check_int, check_type
+from ..inputs.published import CONFIG
 from ..learn.evaluate import answers, share_of_words
 from ..learn.objectives import objective_for
 from ..learn.stages import Stage, stage_named

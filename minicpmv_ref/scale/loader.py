@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader
 
-from ..checks import check_int, check_type
+from ..inputs.checks import check_int, check_type
 from ..toy.data import Sample
 from .parallel import World
 

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
-from ..files import plain_file, read_json, replacing
+from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
+from ..inputs.files import plain_file, read_json, replacing
 from ..model import MiniCPMV
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names

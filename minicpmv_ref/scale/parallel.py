@@ -38,7 +38,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checks import check_int
+from ..inputs.checks import check_int
 
 if TYPE_CHECKING:
     from ..model import MiniCPMV

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..checks import LIMITS, WrongType, check_choice, check_int, check_type, printable, shown
-from ..files import parse_json, plain_file
-from ..pictures import load_image, picture_size
+from ..inputs.checks import LIMITS, WrongType, check_choice, check_int, check_type, printable, shown
+from ..inputs.files import parse_json, plain_file
+from ..inputs.pictures import load_image, picture_size
 from ..processor import Processor
 from ..prompt import reserved_in
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint import WEIGHTS
-from ..checks import check_int, check_list, check_number, check_type, shown
-from ..files import only_one, parse_json, plain_file, replacing
+from ..inputs.checkpoint import WEIGHTS
+from ..inputs.checks import check_int, check_list, check_number, check_type, shown
+from ..inputs.files import only_one, parse_json, plain_file, replacing
 from ..learn.evaluate import evaluate
 from ..learn.objectives import draw_samples, held_out_loss, objective_for
 from ..learn.packing import PackedBatch

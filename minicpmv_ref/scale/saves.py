@@ -31,9 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..checkpoint import WEIGHTS
-from ..checks import check_int, check_number, check_type, printable, shown
-from ..files import flush, plain_file, read_json, replacing
+from ..inputs.checkpoint import WEIGHTS
+from ..inputs.checks import check_int, check_number, check_type, printable, shown
+from ..inputs.files import flush, plain_file, read_json, replacing
 from ..model import MiniCPMV
 from ..processor import Processor
 

@@ -36,8 +36,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from webdataset import TarWriter
 
-from ..checks import LIMITS, check_int, check_type, shown
-from ..files import parse_json, plain_file, read_json, replacing
+from ..inputs.checks import LIMITS, check_int, check_type, shown
+from ..inputs.files import parse_json, plain_file, read_json, replacing
 from ..processor import Processor
 from .records import (
     ONE,

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
 from ..config import nano
+from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
 from .words import LANGUAGES, PAINT, SHAPES, WORDS, Language
 
 VIEW = nano.slicing.scale_resolution  # side in pixels of a scene and of one cell of a document

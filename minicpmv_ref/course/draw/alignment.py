@@ -5,7 +5,7 @@ from functools import cache
 
 from PIL import Image
 
-from minicpmv_ref.files import read_json
+from minicpmv_ref.inputs.files import read_json
 
 from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, text_width
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from minicpmv_ref.pictures import load_image
+from minicpmv_ref.inputs.pictures import load_image
 
 SAMPLES = Path(__file__).resolve().parents[3] / "data_samples" / "images"
 

@@ -39,7 +39,7 @@ STRIP_COMPANY = ("street_sign.png", "cat.jpg")  # second and third image of a pr
 
 @cache
 def nano_tokenizer():
-    from minicpmv_ref.config import find_folder
+    from minicpmv_ref.inputs.published import find_folder
     from minicpmv_ref.processor import read_tokenizer
 
     return read_tokenizer(find_folder("nano"))

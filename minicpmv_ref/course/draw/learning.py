@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from minicpmv_ref.files import parse_json, read_json
+from minicpmv_ref.inputs.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
 
 from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, fit, preview, text_width

@@ -54,8 +54,8 @@ def nano_reader():
     """
     from safetensors.torch import load_file
 
-    from minicpmv_ref.checkpoint import WEIGHTS
-    from minicpmv_ref.config import find_folder, read_config
+    from minicpmv_ref.inputs.checkpoint import WEIGHTS
+    from minicpmv_ref.inputs.published import find_folder, read_config
     from minicpmv_ref.resampler import Resampler
     from minicpmv_ref.vision import VisionTransformer
 

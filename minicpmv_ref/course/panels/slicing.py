@@ -6,7 +6,7 @@ import math
 import ipywidgets as widgets
 
 from minicpmv_ref.config import SliceConfig
-from minicpmv_ref.pictures import load_image
+from minicpmv_ref.inputs.pictures import load_image
 from minicpmv_ref.slicing import best_grid, paper_grid, partition_score, plan_slices
 
 from .. import draw

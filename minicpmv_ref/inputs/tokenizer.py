@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..config import MiniCPMVConfig
 from .checks import LIMITS, check_choice, check_int, check_list, check_type, printable, shown
-from .config import MiniCPMVConfig
 from .files import read_json, replacing
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"

@@ -73,7 +73,7 @@ def check_type(name: str, value, *kinds: type, what: str | None = None):
     Example:
         >>> check_type("folder", 3, str)
         Traceback (most recent call last):
-        minicpmv_ref.checks.WrongType: folder must be str, got int: 3
+        minicpmv_ref.inputs.checks.WrongType: folder must be str, got int: 3
     """
     if not isinstance(value, kinds):
         what = what or " or ".join(kind.__name__ for kind in kinds)

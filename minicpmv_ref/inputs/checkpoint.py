@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..config import MiniCPMVConfig
 from .checks import LIMITS, printable, shown
-from .config import CONFIG, MiniCPMVConfig, base_folder, read_config
 from .files import parse_json, plain_file, read_json, replacing
+from .published import CONFIG, base_folder, read_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -1,0 +1,1 @@
+"""What comes from outside: arguments, files, pictures, tokenizers, published checkpoints. Read with care."""
