@@ -1,8 +1,8 @@
 """Who may import whom. The rule is read from the source of every file, and planted violations prove that it bites.
 
 A file directly in minicpmv_ref imports only files before it in CORE, and inputs, which reads what comes from outside.
-The rooms import the core, themselves and what ROOMS says: learn may use the toy world, and scale, the engine, uses both
-and is used by neither. course may import all, and only __main__, notebooks and tests import it. ipywidgets lives in course.
+The rooms import the core, themselves and what ROOMS says: learn may use the toy world; scale, the engine, uses both and
+is used by neither. course may import all; only __main__, notebooks and tests import it. ipywidgets lives in course.
 """
 
 import ast
