@@ -40,7 +40,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory):
-    """One JupyterLab server for all browser tests, on a copy of notebooks/. See tests/browser.py."""
+    """One JupyterLab server for all browser tests, on a copy of notebooks/. See tests/lib/browser.py."""
     from browser import LabServer, chromium_path
 
     if chromium_path() is None:
@@ -62,7 +62,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def models():
-    """A tiny model of every version; see tests/tiny.py."""
+    """A tiny model of every version; see tests/lib/tiny.py."""
     from tiny import VERSIONS, tiny_model
 
     return {version: tiny_model(version) for version in VERSIONS}

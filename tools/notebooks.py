@@ -6,7 +6,7 @@
 
 Without files: every notebook in notebooks/. Normal means: cell ids by position, tags and slide types as the
 only cell metadata, no timings, no widget state, one output per run of prints. It does not judge the contents:
-tests/test_notebooks.py does.
+tests/course/test_notebooks.py does.
 """
 
 from __future__ import annotations

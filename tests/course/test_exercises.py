@@ -1,0 +1,734 @@
+"""Every exercise of every notebook: its stub, its solution, and wrong answers that learners really give.
+
+To add an exercise, write a checker in the lesson's file of course/check, the cells in the notebook (the task; the
+stub, which raises NotImplementedError; `check.name(stub)`; the solution in <details>), and at least two wrong answers
+below.
+"""
+
+import ast
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from minicpmv_ref import best_grid, plan_slices
+from minicpmv_ref.course import check
+from minicpmv_ref.course.check import Case, same, verdict
+from minicpmv_ref.deploy.memory import estimate
+from minicpmv_ref.positions import sincos_2d
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def forgets_the_values(size, config):
+    llm, tokens = config.llm, plan_slices(size, config.slicing).visual_tokens(config.resampler.num_queries)
+    return 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width * tokens
+
+
+def counts_all_heads(size, config):
+    llm, tokens = config.llm, plan_slices(size, config.slicing).visual_tokens(config.resampler.num_queries)
+    return 4 * llm.num_hidden_layers * llm.num_attention_heads * llm.head_width * tokens
+
+
+def forgets_the_overview(grid, num_queries):
+    return (grid[0] * grid[1] if grid else 1) * num_queries
+
+
+def forgets_the_uncut_picture(grid, num_queries):
+    return (1 + grid[0] * grid[1]) * num_queries
+
+
+def column_by_column(refined_size, grid):
+    (cols, rows), (width, height) = grid, refined_size
+    w, h = width // cols, height // rows
+    return [(c * w, r * h, (c + 1) * w, (r + 1) * h) for c in range(cols) for r in range(rows)]
+
+
+def left_top_width_height(refined_size, grid):
+    (cols, rows), (width, height) = grid, refined_size
+    w, h = width // cols, height // rows
+    return [(c * w, r * h, w, h) for r in range(rows) for c in range(cols)]
+
+
+def halves(width, height, budget):
+    while plan_slices((width, height)).visual_tokens(64) > budget:
+        width, height = width // 2, height // 2
+    return width, height
+
+
+def as_areas(width, height, budget):
+    for percent in range(100, 0, -1):
+        size = int(width * (percent / 100) ** 0.5), int(height * (percent / 100) ** 0.5)
+        if plan_slices(size).visual_tokens(64) <= budget:
+            return size
+
+
+def transposed_afterwards(shape):
+    return best_grid((shape[0], shape[1]))[::-1]
+
+
+# lesson 02
+
+
+def asks_with_the_end_of_the_patch(n, bucket):
+    return [i for i in range(n) if (70 * (i + 1) - 1) // n == bucket]
+
+
+def rounds_the_fraction(n, bucket):
+    return [i for i in range(n) if round(70 * i / n) == bucket]
+
+
+def may_look_back_only(lengths):
+    view = np.repeat(np.arange(len(lengths)), lengths)
+    return np.tril(view[:, None] == view[None, :])
+
+
+def one_square_for_all(lengths):
+    return np.ones((sum(lengths), sum(lengths)), dtype=bool)
+
+
+def pads_to_the_longest_of_all(lengths, batch):
+    return 1 - sum(lengths) / (len(lengths) * max(lengths))
+
+
+def averages_the_batches(lengths, batch):
+    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    return sum(1 - sum(group) / (len(group) * max(group)) for group in groups) / len(groups)
+
+
+def clamps_the_address(rows, cols):
+    return [70 * min(r, 69) + min(c, 69) for r in range(rows) for c in range(cols)]
+
+
+def numbers_by_the_columns_of_the_view(rows, cols):
+    return [cols * (70 * r // rows) + 70 * c // cols for r in range(rows) for c in range(cols)]
+
+
+def forgets_to_take_exp(weights):
+    return -sum(w * math.log(w) for w in weights if w)
+
+
+def mixes_two_bases(weights):
+    return 2 ** -sum(w * math.log(w) for w in weights if w)
+
+
+def counts_what_is_above_zero(weights):
+    return float(sum(w > 0 for w in weights))
+
+
+def takes_the_log_of_zero(weights):
+    return math.exp(-sum(w * math.log(w) for w in weights))
+
+
+def masks_after_softmax(scores, lengths):
+    weights = scores.softmax(dim=-1)
+    for row, length in enumerate(lengths):
+        weights[row, length:] = 0
+    return weights
+
+
+def gives_padding_a_score_of_zero(scores, lengths):
+    for row, length in enumerate(lengths):
+        scores[row, length:] = 0
+    return scores.softmax(dim=-1)
+
+
+def forgets_the_biases(queries, width, kv_width, version):
+    return queries * width + width * kv_width + 5 * width**2 + 6 * width + queries * width * (version == "2.0")
+
+
+def forgets_the_frozen_positions(queries, width, kv_width, version):
+    return queries * width + width * kv_width + 5 * width**2 + 10 * width
+
+
+def row_first(dim, rows, cols):
+    positions = sincos_2d(dim, rows, cols)
+    return torch.cat([positions[..., dim // 2 :], positions[..., : dim // 2]], dim=-1)
+
+
+def transposes_the_grid(dim, rows, cols):
+    return sincos_2d(dim, cols, rows)
+
+
+def forgets_the_markers(grid, num_queries):
+    return (1 + (grid[0] * grid[1] if grid else 0)) * num_queries
+
+
+def newline_after_every_row(grid, num_queries):
+    cols, rows = grid or (0, 0)
+    return 3 + (1 + cols * rows) * (num_queries + 2) + rows
+
+
+def keeps_the_last_newline(cols, rows, queries):
+    slots = "<unk>" * queries
+    return f"<image>{slots}</image>" + (f"<slice>{slots}</slice>" * cols + "\n") * rows
+
+
+def as_in_2_5(cols, rows, queries):
+    one = f"<image>{'<unk>' * queries}</image>"
+    return one + "<slice>" + "\n".join([one * cols] * rows) + "</slice>"
+
+
+def forgets_the_closing_marker(bounds, most):
+    return next((start - 1 for start, end in bounds if start - 1 < most < end), most)
+
+
+def keeps_the_opening_marker(bounds, most):
+    return next((start for start, end in bounds if start - 1 < most <= end), most)
+
+
+# lesson 05
+
+
+def forgets_that_numbers_have_two_bytes(config, budget):
+    llm = config.llm
+    return budget // (2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width)
+
+
+def divides_without_rounding(config, budget):
+    llm = config.llm
+    return budget / (4 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width)
+
+
+def forgets_the_float16_numbers(weights, level, small, small_bits, floats):
+    return level + small * small_bits / weights
+
+
+def takes_small_numbers_per_weight(weights, level, small, small_bits, floats):
+    return level + small_bits + 16 * floats / weights
+
+
+def adds_everything(eyes, language, seen, read, cache):
+    return eyes + language + max(seen, read + cache)
+
+
+def forgets_the_cache(eyes, language, seen, read, cache):
+    return max(eyes + seen, language + read)
+
+
+def counts_the_parameters_only(config, memory):
+    return int(memory // (4 * estimate(config).weights))
+
+
+def takes_the_first_that_does_not_fit(config, memory):
+    batch = 1
+    while estimate(config, training=True, batch=batch).total <= memory:
+        batch += 1
+    return batch
+
+
+# lesson 06
+
+
+def cuts_into_pictures(lengths, capacity, shortest):
+    return in_order_by(lengths, capacity, shortest=[1] * len(lengths))
+
+
+def never_cuts(lengths, capacity, shortest):
+    return in_order_by(lengths, capacity, shortest=lengths)
+
+
+def wants_more_than_it_needs(lengths, capacity, shortest):
+    return in_order_by(lengths, capacity, shortest=[least + 1 for least in shortest])
+
+
+def in_order_by(lengths, capacity, shortest):
+    rows, room = [], 0
+    for i, length in enumerate(lengths):
+        if shortest[i] > room:
+            rows.append([])
+            room = capacity
+        kept = min(length, room)
+        rows[-1].append((i, kept))
+        room -= kept
+    return rows
+
+
+def only_joins(samples):
+    return [label for labels in samples for label in labels]
+
+
+def drops_the_last_label(samples):
+    return [label for labels in samples for label in [*labels[:-1], -100]]
+
+
+def drops_the_first_of_the_row_only(samples):
+    return [-100, *[label for labels in samples for label in labels][1:]]
+
+
+def waits_for_a_fall(positions):
+    starts = [0, *(i for i in range(1, len(positions)) if positions[i] < positions[i - 1])]
+    return [end - start for start, end in zip(starts, [*starts[1:], len(positions)])]
+
+
+def forgets_the_last_sample(positions):
+    starts = [i for i, position in enumerate(positions) if position == 0]
+    return [starts[n + 1] - starts[n] for n in range(len(starts) - 1)]
+
+
+def forgets_the_second_float(weights, group, level_bits, scale_bits, has_low):
+    return (weights * level_bits + (1 + has_low) * weights // group * scale_bits + 16) / weights
+
+
+def forgets_the_lows(weights, group, level_bits, scale_bits, has_low):
+    return (weights * level_bits + weights // group * scale_bits + 16) / weights
+
+
+def fits_unweighted(x, w, levels):
+    scale, low = np.polyfit(levels, x, 1)
+    return (scale, low) if low <= 0 else (np.dot(levels, x) / np.dot(levels, levels), 0.0)
+
+
+def weighs_twice(x, w, levels):  # polyfit squares its weights
+    scale, low = np.polyfit(levels, x, 1, w=w)
+    return (scale, low) if low <= 0 else (np.dot(np.square(w) * levels, x) / np.dot(np.square(w) * levels, levels), 0.0)
+
+
+def allows_a_low_above_zero(x, w, levels):
+    return tuple(np.polyfit(levels, x, 1, w=np.sqrt(w)))
+
+
+def clips_the_low_only(x, w, levels):
+    scale, low = np.polyfit(levels, x, 1, w=np.sqrt(w))
+    return scale, min(low, 0.0)
+
+
+def ignores_the_corners(packed):
+    low, high = [byte & 15 for byte in packed[8:]], [byte >> 4 for byte in packed[8:]]
+    return [byte & 63 for byte in packed[:4]] + low, [byte & 63 for byte in packed[4:8]] + high
+
+
+def swaps_scales_and_lows(packed):
+    low = [packed[8 + j] & 15 | packed[j] >> 6 << 4 for j in range(4)]
+    high = [packed[8 + j] >> 4 | packed[4 + j] >> 6 << 4 for j in range(4)]
+    return [byte & 63 for byte in packed[:4]] + high, [byte & 63 for byte in packed[4:8]] + low
+
+
+def puts_the_corners_below(packed):
+    low = [(packed[8 + j] & 15) << 2 | packed[j] >> 6 for j in range(4)]
+    high = [packed[8 + j] >> 4 << 2 | packed[4 + j] >> 6 for j in range(4)]
+    return [byte & 63 for byte in packed[:4]] + low, [byte & 63 for byte in packed[4:8]] + high
+
+
+def counts_thirds_from_zero(n):
+    return [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or i % 3 == 2]
+
+
+def rounds_the_last_eighth_first(n):
+    return [i for i in range(n) if i < n // 8 or i >= 7 * (n // 8) or (i - n // 8) % 3 == 2]
+
+
+def divides_without_a_floor(n):
+    return [i for i in range(n) if i < n / 8 or i >= 7 * n / 8 or (i - n // 8) % 3 == 2]
+
+
+# lesson 07
+
+
+def averages_over_all_pairs(logits, match):
+    return -torch.nn.functional.logsigmoid(torch.where(match, logits, -logits)).mean().item()
+
+
+def looks_at_the_pairs_that_match(logits, match):
+    return -torch.nn.functional.logsigmoid(logits[match]).sum().item() / len(logits)
+
+
+def believes_in_the_diagonal(logits, match):
+    signed = torch.where(torch.eye(len(logits)) == 1, logits, -logits)
+    return -torch.nn.functional.logsigmoid(signed).sum().item() / len(logits)
+
+
+def forgets_the_constant(parts, name):
+    return name.split(".")[0] in parts
+
+
+def answers_for_what_is_frozen(parts, name):
+    return name.split(".")[0] not in parts
+
+
+def starts_at_zero(step, steps):
+    return min(1, step / (0.03 * steps)) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+
+def ends_at_zero(step, steps):
+    return min(1, (step + 1) / (0.03 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def never_warms_up(step, steps):
+    return 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
+
+
+# lesson 07b
+
+
+def forgets_that_twice_is_too_often(names, texts):
+    return [name for name in names if not any(name in text for text in texts)]
+
+
+def looks_at_the_first_question_only(names, texts):
+    return [name for name in names if texts[0].count(name) != 1]
+
+
+def counts_texts_that_have_it(names, texts):
+    return [name for name in names if sum(name in text for text in texts) != 1]
+
+
+def forgets_grouped_heads(config, rank):
+    return config.llm.num_hidden_layers * rank * 8 * config.llm.hidden_size
+
+
+def counts_corrections_in_full(config, rank):
+    llm = config.llm
+    keys = llm.num_key_value_heads * llm.head_width
+    return llm.num_hidden_layers * 2 * llm.hidden_size * (llm.hidden_size + keys)
+
+
+def forgets_the_output_projection(config, rank):
+    llm = config.llm
+    keys = llm.num_key_value_heads * llm.head_width
+    return llm.num_hidden_layers * rank * (2 * llm.hidden_size + 2 * (llm.hidden_size + keys))
+
+
+def multiplies_in_the_order_of_names(W, A, B, alpha):
+    return W + alpha / len(A) * A @ B
+
+
+def forgets_to_scale(W, A, B, alpha):
+    return W + B @ A
+
+
+def forgets_the_rank(W, A, B, alpha):
+    return W + alpha * B @ A
+
+
+def divides_by_the_wrong_side(W, A, B, alpha):
+    return W + alpha / len(B) * B @ A
+
+
+# lesson 08
+
+
+def forgets_to_shift(logits, labels):
+    wanted = labels != -100
+    return logits.log_softmax(dim=-1)[wanted].gather(1, labels[wanted, None]).sum().item()
+
+
+def takes_the_average(logits, labels):
+    wanted = labels[1:] != -100
+    return logits[:-1].log_softmax(dim=-1)[wanted].gather(1, labels[1:][wanted, None]).mean().item()
+
+
+def scores_the_prompt_too(logits, labels):
+    targets = labels[1:].clamp(min=0)
+    return logits[:-1].log_softmax(dim=-1).gather(1, targets[:, None]).sum().item()
+
+
+def sums_logits(logits, labels):
+    wanted = labels[1:] != -100
+    return logits[:-1][wanted].gather(1, labels[1:][wanted, None]).sum().item()
+
+
+def forgets_the_half(differences):
+    n = len(differences)
+    return -sum(differences) / n, sum(max(0, -d) for d in differences) / n
+
+
+def takes_the_right_order_for_the_wrong_one(differences):
+    n = len(differences)
+    return -sum(differences) / n / 2, sum(max(0, d) for d in differences) / n
+
+
+def means_first(differences):
+    mean = sum(differences) / len(differences)
+    return -mean / 2, max(0, -mean)
+
+
+def keeps_by(shortening, difference):
+    def kept_pairs(lengths):
+        best = None
+        for rho in (0.02 * i for i in range(50)):
+            stay = [(c, r) for c, r in lengths if shortening(c, r) <= rho]
+            if stay and (best is None or difference(stay) < best[0]):
+                best = difference(stay), stay
+        return best[1] if best else []
+
+    return kept_pairs
+
+
+def apart(stay):
+    chosen, rejected = (sum(side) for side in zip(*stay))
+    return abs(chosen - rejected) / rejected
+
+
+drops_the_long_ones = keeps_by(lambda c, r: (c - r) / r, apart)
+drops_both = keeps_by(lambda c, r: abs(c - r) / r, apart)
+divides_by_the_chosen = keeps_by(lambda c, r: (r - c) / c, apart)
+likes_short_ones = keeps_by(lambda c, r: (r - c) / r, lambda stay: sum(c - r for c, r in stay))
+
+
+# lesson 10
+
+
+def reads_the_highest_byte_first(data):
+    if data[:4] != b"GGUF" or len(data) < 24:
+        return None
+    return tuple(int.from_bytes(data[a:b], "big") for a, b in ((4, 8), (8, 16), (16, 24)))
+
+
+def takes_four_bytes_each(data):
+    if data[:4] != b"GGUF" or len(data) < 24:
+        return None
+    return tuple(int.from_bytes(data[a : a + 4], "little") for a in (4, 8, 12))
+
+
+def trusts_every_file(data):
+    return tuple(int.from_bytes(data[a:b], "little") for a, b in ((4, 8), (8, 16), (16, 24)))
+
+
+def adds_both_working_memories(memory, eyes, language, seeing, reading):
+    if eyes + language + seeing + reading <= memory:
+        return "together"
+    return "in turns" if max(eyes + seeing, language + reading) <= memory else "not at all"
+
+
+def looks_at_weights_only(memory, eyes, language, seeing, reading):
+    if eyes + language <= memory:
+        return "together"
+    return "in turns" if max(eyes, language) <= memory else "not at all"
+
+
+def always_takes_turns(memory, eyes, language, seeing, reading):
+    return "in turns" if max(eyes + seeing, language + reading) <= memory else "not at all"
+
+
+def reads_weights_only(bandwidth, weights, tokens, a_token):
+    return bandwidth / weights
+
+
+def gives_seconds(bandwidth, weights, tokens, a_token):
+    return (weights + tokens * a_token) / bandwidth
+
+
+def divides_zero_by_zero(x):
+    scale = max(abs(v) for v in x) / 127
+    return [round(v / scale) for v in x], scale
+
+
+def cuts_decimals(x):
+    scale = max(abs(v) for v in x) / 127
+    return [int(v / scale) if scale else 0 for v in x], scale
+
+
+def looks_for_the_largest_only(x):
+    scale = max(x) / 127
+    return [round(v / scale) if scale else 0 for v in x], scale
+
+
+def has_128_steps(x):
+    scale = max(abs(v) for v in x) / 128
+    return [round(v / scale) if scale else 0 for v in x], scale
+
+
+WRONG = {  # checker: wrong answers
+    "picture_bytes": [forgets_the_values, counts_all_heads],
+    "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
+    "boxes": [column_by_column, left_top_width_height],
+    "shrink": [halves, as_areas],
+    "fixed_port": [lambda shape: best_grid(shape[:2]), transposed_afterwards],
+    "readers": [asks_with_the_end_of_the_patch, rounds_the_fraction],
+    "view_mask": [may_look_back_only, one_square_for_all],
+    "padding": [pads_to_the_longest_of_all, averages_the_batches],
+    "fixed_ids": [clamps_the_address, numbers_by_the_columns_of_the_view],
+    "spread": [forgets_to_take_exp, mixes_two_bases, counts_what_is_above_zero, takes_the_log_of_zero],
+    "masked_weights": [masks_after_softmax, gives_padding_a_score_of_zero],
+    "resampler_parameters": [forgets_the_biases, forgets_the_frozen_positions],
+    "fixed_positions": [row_first, transposes_the_grid],
+    "image_tokens": [forgets_the_markers, newline_after_every_row],
+    "fixed_layout": [keeps_the_last_newline, as_in_2_5],
+    "safe_length": [forgets_the_closing_marker, keeps_the_opening_marker],
+    "cache_tokens": [forgets_that_numbers_have_two_bytes, divides_without_rounding],
+    "block_bits": [forgets_the_float16_numbers, takes_small_numbers_per_weight],
+    "peak_in_turns": [adds_everything, forgets_the_cache],
+    "largest_batch": [counts_the_parameters_only, takes_the_first_that_does_not_fit],
+    "in_order": [cuts_into_pictures, never_cuts, wants_more_than_it_needs],
+    "packed_labels": [only_joins, drops_the_last_label, drops_the_first_of_the_row_only],
+    "samples_of": [waits_for_a_fall, forgets_the_last_sample],
+    "bits_per_weight": [forgets_the_second_float, forgets_the_lows],
+    "best_line": [fits_unweighted, weighs_twice, allows_a_low_above_zero, clips_the_low_only],
+    "six_bits": [ignores_the_corners, swaps_scales_and_lows, puts_the_corners_below],
+    "richer_layers": [counts_thirds_from_zero, rounds_the_last_eighth_first, divides_without_a_floor],
+    "sigmoid_loss": [averages_over_all_pairs, looks_at_the_pairs_that_match, believes_in_the_diagonal],
+    "learns": [forgets_the_constant, answers_for_what_is_frozen],
+    "rate": [starts_at_zero, ends_at_zero, never_warms_up],
+    "misplaced": [forgets_that_twice_is_too_often, looks_at_the_first_question_only, counts_texts_that_have_it],
+    "lora_parameters": [forgets_grouped_heads, counts_corrections_in_full, forgets_the_output_projection],
+    "merged": [multiplies_in_the_order_of_names, forgets_to_scale, forgets_the_rank, divides_by_the_wrong_side],
+    "answer_logp": [forgets_to_shift, takes_the_average, scores_the_prompt_too, sums_logits],
+    "beta_limits": [forgets_the_half, takes_the_right_order_for_the_wrong_one, means_first],
+    "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones],
+    "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
+    "way_to_load": [adds_both_working_memories, looks_at_weights_only, always_takes_turns],
+    "tokens_per_second": [reads_weights_only, gives_seconds],
+    "to_int8": [divides_zero_by_zero, cuts_decimals, looks_for_the_largest_only, has_128_steps],
+}
+
+
+@dataclass
+class Exercise:
+    notebook: str
+    name: str  # of the learner's function
+    checker: str
+    stub: str
+    call: str
+    solution: str | None
+    imports: str  # of the cells above: all that a solution may use besides its arguments
+
+    def run(self, source, capsys):
+        """Run the imports, this source and the call of the checker; returns what the checker prints."""
+        namespace = {"__name__": "lesson"}
+        exec(self.imports, namespace)
+        exec(source, namespace)
+        capsys.readouterr()
+        exec(self.call, namespace)
+        return capsys.readouterr().out.strip()
+
+
+def exercises():
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        solutions = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```", prose, re.DOTALL)
+        for place, cell in enumerate(cells):
+            if cell.cell_type != "code" or "raise NotImplementedError" not in cell.source:
+                continue
+            name = re.search(r"^def (\w+)", cell.source, re.MULTILINE)[1]
+            checks = (re.search(r"^check\.(\w+)\((\w+)\)$", cell.source, re.MULTILINE) for cell in cells[place:])
+            call = next(filter(None, checks), None)
+            assert call and call[2] == name, f"{path.name}: no check.something({name}) after the stub"
+            stub = cell.source.replace(call[0], "")
+            solution = next((text for text in solutions if f"def {name}(" in text), None)
+            yield Exercise(path.stem, name, call[1], stub, call[0], solution, imports(cells[:place]))
+
+
+def imports(cells):
+    """What code cells import, without the rest of their work."""
+    trees = (ast.parse(cell.source) for cell in cells if cell.cell_type == "code")
+    found = [node for tree in trees for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return "\n".join(map(ast.unparse, found))
+
+
+EXERCISES = list(exercises())
+IDS = [f"{exercise.notebook}-{exercise.name}" for exercise in EXERCISES]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_stub(exercise, capsys):
+    assert exercise.run(exercise.stub, capsys) == "not attempted yet"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_solution(exercise, capsys):
+    assert exercise.solution, "no cell has <details><summary>Solution</summary> and ```python with this function"
+    assert exercise.run(exercise.solution, capsys) == "correct"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_wrong_answers(exercise, capsys):
+    wrong = WRONG.get(exercise.checker, [])
+    assert len(wrong) >= 2, f"plant at least two wrong answers for {exercise.checker}"
+    for answer in wrong:
+        getattr(check, exercise.checker)(answer)
+        (said,) = capsys.readouterr().out.splitlines()
+        assert said.startswith(f"{answer.__name__}("), said
+        assert re.search(r" (gave|has|raised) .*expected ", said), said
+        assert said.endswith((".", "?"))
+        assert len(said) < 300
+
+
+def test_every_checker_is_used():
+    assert {exercise.checker for exercise in EXERCISES} == set(check.EXERCISES) == set(WRONG)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_lessons_have_exercises(path):
+    assert path.stem[:2] in ("00", "14") or sum(exercise.notebook == path.stem for exercise in EXERCISES) >= 3
+
+
+# ---- the machinery
+
+
+def double(number):
+    return 2 * number
+
+
+@pytest.mark.parametrize(
+    ("answer", "case", "said"),
+    [
+        (double, Case((2,), 4), "correct"),
+        (double, Case((2,), 5), "double(2) gave 4, expected 5."),
+        (double, Case((None,), 4), "double(None) raised TypeError: unsupported operand type(s) for *: 'int' and "
+         "'NoneType'; expected 4."),
+        (print, Case((), 4), "print() gave None, expected 4. Is there a return?"),
+        (4, Case((2,), 4), "Give the checker your function itself, without calling it; it got 4."),
+        (double, Case((2,), "a prime", lambda got: got in (2, 3, 5)), "double(2) gave 4, expected a prime."),
+        (double, Case((2,), "an even number", lambda got: got % 2 == 0), "correct"),
+        (double, Case((np.ones(3),), np.full(3, 2.0)), "correct"),
+        (double, Case((np.ones(3),), np.ones((3, 1))), "double([1, 1, 1]) gave shape (3,), expected shape (3, 1)."),
+        (double, Case((np.ones((2, 5)),), np.ones(2)), "double(an array of shape (2, 5)) gave shape (2, 5), expected "
+         "shape (2,)."),
+        (double, Case((np.ones(2),), np.array([2.0, 3.0])), "double([1, 1]) has 1 of 2 numbers wrong, "
+         "the first at [1]: 2.0, expected 3.0."),
+        (double, Case((1,), np.ones(2)), "double(1) gave 2, expected [1, 1]."),
+        (double, Case((torch.tensor(1.5),), 3.0), "double(tensor(1.5000)) gave tensor(3.), expected 3.0 as a plain "
+         "value; `.item()` makes one."),
+        (double, Case((np.float32(1.5),), 3.0), "correct"),
+        (double, Case((torch.tensor([[0.12345], [2.0]]) > 1,), 1), "double([[False], [True]]) gave [[0], [2]], "
+         "expected 1 as a plain value; `.item()` makes one."),
+    ],
+)  # fmt: skip
+def test_verdict(answer, case, said):
+    assert verdict(answer, [case]) == said
+
+
+def test_a_checker_forgives_an_answer_that_changes_its_argument():
+    cases = [Case(([3, 1],), [1, 3])] * 2
+
+    def sort(numbers):
+        numbers.sort()
+        return numbers
+
+    assert verdict(sort, cases) == "correct"
+    assert cases[0].args == ([3, 1],)
+
+
+def test_tensors_are_compared_like_arrays():
+    torch = pytest.importorskip("torch")
+    case = Case((torch.ones(2, requires_grad=True),), torch.tensor([2.0, 2.0]))
+    assert verdict(double, [case]) == "correct"
+    assert "1 of 2 numbers wrong" in verdict(double, [Case(case.args, torch.tensor([2.0, 3.0]))])
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "equal"),
+    [
+        ([1, (2, 3)], (1, [2, 3]), True),
+        ((1, 2), (1, 2, 3), False),
+        (0.1 + 0.2, 0.3, True),
+        (64.0, 64, True),
+        (True, 1, False),
+        (None, None, True),
+        ("a", "a", True),
+        ({"a": 1}, {"a": 1}, True),
+        ({"a": 1}, {"b": 1}, False),
+        ("1", 1, False),
+    ],
+)
+def test_same(got, want, equal):
+    assert same(got, want) is equal
+    assert not same(1.0, 1.1, 0.01)
+    assert same(1.0, 1.1, 0.2)

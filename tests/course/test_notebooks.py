@@ -1,0 +1,278 @@
+"""Hygiene of every notebook in notebooks/. Strict nbval compares what cells print; this test closes its holes
+(a cell that never ran passes nbval) and keeps lessons short. The planted notebooks prove that each rule can fail.
+"""
+
+import copy
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+
+import notebooks as tool  # tools/notebooks.py
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+MAX_BYTES = 500_000
+MAX_CELLS = 45
+MAX_CODE_LINES = 20  # in one cell; the setup cell is exempt
+MAX_WORDS = 1_900  # of markdown; about 1,500 is the aim
+MAX_IGNORED = 4  # cells whose output nbval does not compare
+MAX_SLIDES = 12
+
+
+def problems(path: Path) -> list[str]:
+    """Everything that is wrong with one notebook, one sentence each."""
+    text = path.read_text(encoding="utf-8")
+    notebook = tool.load(path)
+    found = []
+    if text != tool.dumps(notebook):
+        found.append("not normal: run `python tools/notebooks.py normalize`")
+    if len(text.encode()) > MAX_BYTES:
+        found.append(f"larger than {MAX_BYTES} bytes")
+    if len(notebook.cells) > MAX_CELLS:
+        found.append(f"more than {MAX_CELLS} cells")
+    if "widgets" in notebook.metadata:
+        found.append("metadata.widgets holds widget state")
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("execution counts are not 1, 2, 3, ...")
+    if sum("nbval-ignore-output" in tags(cell) for cell in code) > MAX_IGNORED:
+        found.append(f"more than {MAX_IGNORED} cells with nbval-ignore-output")
+    if sum("slideshow" in cell.metadata for cell in notebook.cells) > MAX_SLIDES:
+        found.append(f"slideshow tags on more than {MAX_SLIDES} cells")
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            found += [f"cell {number}: {problem}" for problem in code_problems(cell, is_setup=cell is code[0])]
+
+    markdown = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    if (words := sum(map(count_words, markdown))) > MAX_WORDS:
+        found.append(f"{words} words of markdown, more than {MAX_WORDS}")
+    found += [
+        f"the link {target!r} leads nowhere"
+        for source in markdown
+        for target in local_links(source)
+        if not (path.parent / target).exists()
+    ]
+    return found
+
+
+def tags(cell) -> set[str]:
+    """Tags of a cell, also those that nbval reads from comments."""
+    comments = re.findall(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)", cell.source, re.MULTILINE)
+    named = {comment.lower().replace("_", "-") for comment in comments}
+    return {*cell.metadata.get("tags", []), *named}
+
+
+def code_problems(cell, is_setup: bool):
+    if len(cell.source.splitlines()) > MAX_CODE_LINES and not is_setup:
+        yield f"more than {MAX_CODE_LINES} lines of code"
+    if "nbval-skip" in tags(cell):
+        yield "nbval-skip: nobody would notice when it breaks"
+    for output in cell.outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            yield "writes to stderr"
+        if output.output_type == "error" and "raises-exception" not in tags(cell):
+            yield f"ends in {output.ename}"
+        if tool.WIDGET_VIEW in output.get("data", {}):
+            yield "stores a widget view, which shows as an error without its kernel"
+
+
+def count_words(source: str) -> int:
+    prose = re.sub(r"```.*?```|<[^>]+>|\]\([^)]*\)", " ", source, flags=re.DOTALL)
+    return len(re.findall(r"\w[\w'.,-]*", prose))
+
+
+def local_links(source: str) -> list[str]:
+    """Targets of links and pictures that are files here, without #anchor and ?query."""
+    source = re.sub(r"```.*?```|`[^`]*`", " ", source, flags=re.DOTALL)
+    targets = re.findall(r"\]\(\s*<?([^)\s>]+)", source)
+    targets += re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)["']""", source)
+    targets += re.findall(r"^\[[^\]]+\]:\s*(\S+)", source, re.MULTILINE)
+    files = [
+        unquote(re.split(r"[#?]", target)[0]) for target in targets if not re.match(r"\w+://|mailto:|data:", target)
+    ]
+    return [file for file in files if file]
+
+
+def setup_cell(path: Path) -> str:
+    return next(cell.source for cell in tool.load(path).cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_hygiene(path):
+    assert problems(path) == []
+
+
+def test_one_setup_cell_for_all():
+    assert len({setup_cell(path) for path in NOTEBOOKS}) <= 1, "the first code cell must be the same everywhere"
+
+
+# ---- the rules can fail
+
+
+def cell(kind, source, **fields):
+    """A normal cell as a plain dict; its id comes with `plant`."""
+    new = {"cell_type": kind, "metadata": {}, "source": source, **fields}
+    return {"execution_count": None, "outputs": [], **new} if kind == "code" else new
+
+
+def code(source, *outputs, tags=()):
+    return cell("code", source, outputs=list(outputs), metadata={"tags": list(tags)} if tags else {})
+
+
+def stream(text, name="stdout"):
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def display(**data):
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/plain": "x", **data}}
+
+
+ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["no"]}
+GOOD = [cell("markdown", "# A lesson"), code("import math"), code("print(math.pi)", stream("3.14\n"))]
+
+
+def plant(folder: Path, cells, change=None, normal=True) -> Path:
+    notebook = nbformat.v4.new_notebook(cells=[])
+    notebook = {**notebook, "cells": [copy.deepcopy(each) for each in cells]}
+    for count, each in enumerate((each for each in notebook["cells"] if each["cell_type"] == "code"), start=1):
+        each["execution_count"] = count
+    notebook = tool.normalize(notebook) if normal else notebook
+    if change:
+        change(notebook)
+    path = folder / "planted.ipynb"
+    path.write_text(nbformat.writes(nbformat.from_dict(notebook)) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_good_notebook_passes(tmp_path):
+    (tmp_path / "a picture.png").touch()
+    links = cell("markdown", "[a](planted.ipynb#x) ![b](a%20picture.png) [c](https://example.org/x) `[d](no)` [e](#x)")
+    wanted = code("raise ValueError('no')", ERROR, tags=["raises-exception"])
+    assert problems(plant(tmp_path, [*GOOD, links, wanted])) == []
+
+
+@pytest.mark.parametrize(
+    ("complaint", "added"),
+    [
+        ("larger than", [code("p", display(**{"image/png": "A" * 500_000}))]),
+        ("more than 45 cells", [cell("markdown", "x")] * 43),
+        ("nbval-ignore-output", [code("x", tags=["nbval-ignore-output"])] * 5),
+        ("nbval-ignore-output", [code("# NBVAL_IGNORE_OUTPUT\nx")] * 5),
+        ("slideshow", [cell("markdown", "x", metadata={"slideshow": {"slide_type": "slide"}})] * 13),
+        ("lines of code", [code("x = 1\n" * 21)]),
+        ("nbval-skip", [code("x", tags=["nbval-skip"])]),
+        ("nbval-skip", [code("# NBVAL_SKIP\nx")]),
+        ("writes to stderr", [code("x", stream("warning\n", "stderr"))]),
+        ("ends in ValueError", [code("x", ERROR)]),
+        ("words of markdown", [cell("markdown", "word " * 1_901)]),
+        ("the link 'no.png'", [cell("markdown", "![picture](no.png)")]),
+        ("the link '../no.md'", [cell("markdown", "[text](../no.md#part)")]),
+        ("the link 'no.svg'", [cell("markdown", '<img alt="x" src="no.svg">')]),
+        ("the link 'no.txt'", [cell("markdown", "[text][1]\n\n[1]: no.txt")]),
+    ],
+)
+def test_a_bad_notebook_fails(tmp_path, complaint, added):
+    found = problems(plant(tmp_path, [*GOOD, *added]))
+    assert len(found) == 1, found
+    assert complaint in found[0]
+
+
+def never_run(notebook):
+    notebook["cells"][2].update(execution_count=None, outputs=[])
+
+
+def run_twice(notebook):
+    notebook["cells"][2]["execution_count"] = 7
+
+
+def add_widget_state(notebook):
+    notebook["metadata"] = {**notebook["metadata"], "widgets": {}}
+
+
+def add_widget_view(notebook):
+    notebook["cells"][2]["outputs"] = [display(**{tool.WIDGET_VIEW: {"model_id": "1"}})]
+
+
+def rename_cell(notebook):
+    notebook["cells"][2]["id"] = "a1b2c3"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "change"),
+    [
+        ("execution counts", never_run),
+        ("execution counts", run_twice),
+        ("metadata.widgets", add_widget_state),
+        ("widget view", add_widget_view),
+        ("not normal", rename_cell),
+    ],
+)
+def test_a_bad_file_fails(tmp_path, complaint, change):
+    assert complaint in " ".join(problems(plant(tmp_path, GOOD, change)))
+
+
+# ---- the normalizer
+
+
+def test_normalize_drops_what_changes_by_itself():
+    raw = nbformat.v4.new_notebook(metadata={"widgets": {}, "language_info": {"name": "python", "version": "3.11.7"}})
+    view = {tool.WIDGET_VIEW: {"model_id": "random"}}
+    outputs = [stream("a\n"), stream("b\n"), stream("c\n", "stderr"), stream("d\n"), display(**view)]
+    outputs.append({"output_type": "display_data", "metadata": {}, "data": view})
+    metadata = {"execution": {"iopub.status.busy": "now"}, "tags": ["b", "a"], "collapsed": False}
+    raw = {**raw, "cells": [cell("code", "print()  \n\n", outputs=outputs, metadata=metadata, id="random")]}
+    normal = tool.normalize(raw)
+    assert normal["metadata"] == tool.NOTEBOOK_METADATA
+    assert normal["cells"] == [
+        {
+            "cell_type": "code",
+            "id": "cell-01",
+            "metadata": {"tags": ["a", "b"]},
+            "source": "print()",
+            "execution_count": None,
+            "outputs": [stream("a\nb\n"), stream("c\n", "stderr"), stream("d\n"), display()],
+        }
+    ]
+    assert tool.dumps(normal) == tool.dumps(raw)
+
+
+def test_run_executes_and_check_finds_nothing_more(tmp_path, capsys):
+    path = tmp_path / "lesson.ipynb"
+    source = (
+        "import os\nfrom minicpmv_ref import best_grid\nprint(best_grid((1920, 1080)), os.path.basename(os.getcwd()))"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+    assert tool.main(["check", str(path)]) == 1
+    assert "not normal" in capsys.readouterr().err
+    assert tool.main(["run", str(path)]) == 0
+    assert tool.main(["check", str(path)]) == 0
+    (only,) = tool.load(path).cells
+    assert only.execution_count == 1
+    assert only.outputs[0].text == f"(4, 2) {tmp_path.name}\n"
+    before = path.stat().st_mtime_ns
+    assert tool.main(["run", str(path)]) == 0
+    assert path.stat().st_mtime_ns == before, "an unchanged notebook is not written again"
+
+
+def test_run_leaves_a_failing_notebook_alone(tmp_path, capsys):
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), path)
+    before = path.read_bytes()
+    assert tool.main(["run", str(path)]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "{}", '{"nbformat": 4, "nbformat_minor": 5}'])
+def test_an_unreadable_notebook_is_one_clear_error(tmp_path, text):
+    path = tmp_path / "lesson.ipynb"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="not a readable notebook"):
+        tool.main(["check", str(path)])

@@ -1,0 +1,605 @@
+"""Every public door against odd arguments: a right answer or one clear error. See lib/doors.py for what that means.
+
+A function whose docstring has a `Raises` section promises clear errors, so it is a door and has an entry here, or a
+reason why not. `pytest --fuzz 100000` tries so many inputs at each door; the usual number takes a minute for all.
+"""
+
+import copy
+import inspect
+import math
+import pkgutil
+import random
+import zlib
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from doors import Door, knock
+from tiny import ask, picture, tiny_config, tiny_model, tiny_processor
+
+import minicpmv_ref
+from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, fold, plan_slices, v2_6
+from minicpmv_ref.deploy import gguf, kquant, memory
+from minicpmv_ref.inputs.pictures import load_image, to_rgb
+from minicpmv_ref.learn import dpo, packing, rlaif, stages
+from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
+from minicpmv_ref.model import decode_answer, decode_stream
+from minicpmv_ref.prompt import (
+    answer_labels,
+    image_bounds,
+    image_layout,
+    marker_ids,
+    render_chat,
+    reserved_in,
+    reserved_tokens,
+)
+from minicpmv_ref.scale import lora
+from minicpmv_ref.scale.finetune import in_order, sample_at
+from minicpmv_ref.scale.records import Record
+from minicpmv_ref.toy import data
+
+ROUNDS = 60  # odd calls of each door in the usual run
+
+# Functions with `Raises` that are no doors, by the beginning of their names, and why.
+INSIDE = {
+    "inputs.checks.": "these are the checks themselves; test_checks.py",
+    "inputs.files.": "test_checks.py",
+    "inputs.checkpoint.": "doors for folders are below: MiniCPMV.from_pretrained reads through them",
+    "inputs.published.base_folder": "the same",
+    "inputs.published.read_config": "the same",
+    "inputs.published.find_folder": "the same",
+    "inputs.tokenizer.": "the same; test_tokenizer_files.py",
+    "model.MiniCPMV.save_pretrained": "test_checkpoint.py",
+    "processor.Processor.save_pretrained": "test_api_edges.py",
+    "deploy.gguf_reader.": "test_fuzz.py damages its files",
+    "deploy.llamacpp.": "needs llama.cpp; test_llamacpp.py",
+    "deploy.runtime.": "a decoder for experts, called with what `plan_mixture` and the model say; test_runtime.py",
+    "deploy.sequence.": "starts processes; test_sequence.py",
+    "deploy.tune.": "arithmetic of one experiment; test_tune.py",
+    "scale.budget.": "the engine: called with what `train` checked",
+    "learn.contrast.": "an objective, called by `train`",
+    "scale.lora.lora_optimizer": "takes a model with adapters; test_lora.py",
+    "scale.lora.merge_lora": "the same",
+    "scale.lora.save_lora": "the same",
+    "scale.lora.restore_lora": "the same",
+    "learn.rlaif.read_records": "test_damaged_files.py damages its file",
+    "learn.rlaif.append_records": "writes a file; test_rlaif.py",
+    "scale.loader.": "the engine: called by `train` with what that checked",
+    "scale.parallel.": "the engine",
+    "scale.saves.": "the engine; test_saves.py damages its files",
+    "learn.train.": "trains; test_train.py",
+    "scale.run.": "the engine; test_train.py, test_saves.py",
+    "scale.finetune.": "trains; test_finetune.py",
+    "scale.records.": "test_records.py damages its files",
+    "scale.shards.": "test_shards.py damages its files",
+    "learn.packing.packed_attention": "called by transformers, never by a user",
+}
+
+
+@cache
+def tiny():
+    return tiny_model("2.6").eval(), tiny_processor("2.6")
+
+
+@cache
+def batch():
+    return tiny()[1](ask(picture(130, 90), "What is this?"))
+
+
+@cache
+def prepared():
+    return dpo.prepare(*tiny(), [dpo.Pair(ask(picture(50, 60), "What?"), "a star", "two stars")])
+
+
+def sample(text="What?"):
+    made = tiny()[1](ask(picture(50, 60), text))
+    return dict(
+        ids=made.input_ids[0].tolist(),
+        labels=made.labels[0].tolist(),
+        images=made.images[0],
+        patch_grids=made.patch_grids[0],
+        bounds=made.image_bounds[0],
+        plans=made.plans[0],
+    )
+
+
+def messages():
+    return [
+        {"role": "user", "content": [picture(130, 90), "What is this?"]},
+        {"role": "assistant", "content": "A star."},
+        {"role": "user", "content": "Which color?"},
+    ]
+
+
+def finite(*tensors) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def size_of(**more):
+    return lambda: {"size": (640, 480), "cfg": SliceConfig(), **more}
+
+
+def is_partition(rows, lengths, capacity) -> bool:
+    indices = sorted(i for row in rows for i in row)
+    return indices == list(range(len(lengths))) and all(sum(lengths[i] for i in row) <= capacity for row in rows)
+
+
+def matrix(rows=2, cols=256):
+    return np.random.default_rng(0).standard_normal((rows, cols)).astype(np.float32)
+
+
+def with_model(function, *names):
+    """A method or function of the tiny model: the model itself is not made odd."""
+    return lambda **arguments: function(*(tiny()[("model", "processor").index(name)] for name in names), **arguments)
+
+
+def rows(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+GRID = dict(right=lambda answer, **_: answer is None or all(n >= 1 for n in answer), words="size grid")
+DOORS = {
+    # the way of an image
+    "slicing.candidate_grids": Door(minicpmv_ref.candidate_grids, size_of(), lambda answer, **_: len(answer) < 100),
+    "slicing.partition_score": Door(
+        minicpmv_ref.partition_score, lambda: {"size": (640, 480), "grid": (2, 1)}, lambda answer, **_: answer <= 0
+    ),
+    "slicing.best_grid": Door(minicpmv_ref.best_grid, size_of(), **GRID),
+    "slicing.paper_grid": Door(minicpmv_ref.paper_grid, size_of(), **GRID),
+    "slicing.plan_slices": Door(
+        plan_slices, size_of(), lambda plan, **_: all(rows >= 1 and cols >= 1 for rows, cols in plan.patch_grids)
+    ),
+    "slicing.slice_image": Door(
+        minicpmv_ref.slice_image,
+        lambda: {"image": picture(130, 90), "cfg": SliceConfig(56)},
+        lambda views, **_: all(view.mode == "RGB" for view in views),
+        words="size picture",
+    ),
+    "inputs.pictures.load_image": Door(
+        load_image, lambda: {"source": picture(4, 3)}, lambda made, **_: made.mode == "RGB", "image picture file"
+    ),
+    "inputs.pictures.to_rgb": Door(
+        to_rgb, lambda: {"image": picture(4, 3).convert("P")}, lambda made, **_: made.mode == "RGB", "picture"
+    ),
+    "positions.bucket_position_ids": Door(
+        minicpmv_ref.bucket_position_ids,
+        lambda: {"rows": 3, "cols": 4, "side": 70, "exact": False},
+        lambda ids, rows, cols, side, **_: len(ids) == rows * cols and ids.min() >= 0 and ids.max() < side * side,
+        "grid",
+    ),
+    "positions.interpolate_position_table": Door(
+        minicpmv_ref.interpolate_position_table,
+        lambda: {"table": rows(25, 8), "rows": 3, "cols": 4},
+        lambda made, table, rows, cols: made.shape == (rows * cols, table.shape[1]),
+        "grid",
+    ),
+    "positions.sincos_2d": Door(
+        minicpmv_ref.sincos_2d,
+        lambda: {"dim": 8, "rows": 3, "cols": 4},
+        lambda made, dim, rows, cols: made.shape == (rows, cols, dim) and finite(made),
+        "grid",
+    ),
+    "vision.VisionTransformer.forward": Door(
+        lambda images: tiny()[0].vpm(images), lambda: {"images": [rows(3, 28, 42), rows(3, 14, 14)]}, words="slice"
+    ),
+    "resampler.Resampler.forward": Door(
+        lambda features, patch_grids: tiny()[0].resampler(features, patch_grids),
+        lambda: {"features": [rows(6, 32), rows(1, 32)], "patch_grids": [(2, 3), (1, 1)]},
+        lambda tokens, features, **_: tokens.shape == (len(features), 4, 64),
+        "slice grid",
+    ),
+    "resampler.Resampler.attend": Door(
+        lambda features, patch_grids: tiny()[0].resampler.attend(features, patch_grids),
+        lambda: {"features": [rows(6, 32), rows(1, 32)], "patch_grids": [(2, 3), (1, 1)]},
+        words="slice grid",
+    ),
+    "resampler.fold": Door(
+        lambda features, patch_grids: fold(tiny()[0].resampler)(features, patch_grids),
+        lambda: {"features": [rows(6, 32)], "patch_grids": [(2, 3)]},
+        words="slice grid",
+    ),
+    # text
+    "prompt.image_layout": Door(
+        image_layout,
+        lambda: {"plan": plan_slices((640, 480)), "num_queries": 4, "version": "2.6", "image_id": 0},
+        lambda text, plan, num_queries, **_: text.count("<unk>") == plan.visual_tokens(num_queries),
+    ),
+    "prompt.image_bounds": Door(
+        image_bounds,
+        lambda: {
+            "input_ids": [9, 1, 0, 0, 2, 3, 0, 0, 4, 9],
+            "tokens": {"<image>": 1, "</image>": 2, "<slice>": 3, "</slice>": 4},
+            "version": "2.6",
+        },
+        lambda bounds, **_: bool((bounds[:, 0] <= bounds[:, 1]).all()),
+        "prompt marker",
+    ),
+    "prompt.marker_ids": Door(lambda: marker_ids(tiny()[1].tokenizer), dict),
+    "prompt.render_chat": Door(
+        render_chat,
+        lambda: {"messages": [{"role": "user", "content": "Hi"}], "version": "2.6", "bos": "", "eos": ""},
+        lambda made, **_: isinstance(made[0], str),
+        "message conversation",
+    ),
+    "prompt.answer_labels": Door(
+        answer_labels,
+        lambda: {"input_ids": [7, 8, 9], "offsets": [(0, 3), (3, 5), (5, 6)], "answers": [(3, 6)]},
+        lambda labels, input_ids, **_: len(labels) == len(input_ids),
+    ),
+    "processor.Processor.__call__": Door(
+        with_model(lambda processor, **given: processor(**given), "processor"),
+        lambda: {"messages": messages(), "images": None, "max_slice_nums": None, "use_image_id": True},
+        lambda made, **_: bool((made.input_ids < 1024).all()),
+        "message conversation image content role picture prompt video",
+    ),
+    "processor.Processor.collate": Door(
+        with_model(lambda processor, samples: processor.collate(samples), "processor"),
+        lambda: {"samples": [sample(), sample("What is this?")]},
+        lambda made, samples: len(made.input_ids) == len(samples),
+        "sample",
+    ),
+    "processor.Processor.from_pretrained": Door(
+        minicpmv_ref.Processor.from_pretrained, lambda: {"path": "nano"}, words="folder config.json"
+    ),
+    "processor.check_slots": Door(
+        minicpmv_ref.processor.check_slots,
+        lambda: {"bounds": torch.tensor([[2, 6]]), "plans": [plan_slices((40, 40), SliceConfig(56))], "num_queries": 4},
+        words="image slots",
+    ),
+    "processor.Batch.to": Door(lambda **given: batch().to(**given), lambda: {"device": "cpu", "dtype": torch.float32}),
+    "processor.normalize_views": Door(
+        minicpmv_ref.processor.normalize_views,
+        lambda: {"image": picture(130, 90), "plan": plan_slices((130, 90), SliceConfig(56))},
+        lambda views, **_: finite(*views),
+    ),
+    "processor.sample_frames": Door(
+        minicpmv_ref.processor.sample_frames,
+        lambda: {"frames": list(range(10)), "most": 4},
+        lambda made, most, **_: len(made) <= most,
+    ),
+    "prompt.reserved_tokens": Door(lambda: reserved_tokens(tiny()[1].tokenizer), dict),
+    "prompt.reserved_in": Door(reserved_in, lambda: {"text": "Hi", "tokens": ("<a>", "<b>")}),
+    # the model
+    "model.MiniCPMV.from_pretrained": Door(
+        minicpmv_ref.MiniCPMV.from_pretrained, lambda: {"path": "nano"}, words="folder config.json"
+    ),
+    "model.MiniCPMV.encode_images": Door(
+        with_model(lambda model, **given: model.encode_images(**given), "model"),
+        lambda: {"images": [rows(3, 28, 42)], "patch_grids": [(2, 3)]},
+        words="view slice",
+    ),
+    "model.MiniCPMV.embed": Door(
+        with_model(lambda model, visual: model.embed(batch(), visual), "model"),
+        lambda: {"visual": rows(len(batch().images[0]), 4, 64)},
+    ),
+    "model.MiniCPMV.forward": Door(with_model(lambda model, batch: model(batch), "model"), lambda: {"batch": batch()}),
+    "model.MiniCPMV.stream": Door(
+        with_model(lambda model, **given: list(model.stream(batch(), **given)), "model"),
+        lambda: dict(
+            max_new_tokens=2, temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.1, seed=0, visual=None
+        ),
+        lambda tokens, **_: 1 <= len(tokens) < 1024,
+    ),
+    "model.MiniCPMV.generate": Door(
+        with_model(lambda model, **given: model.generate(batch(), **given), "model"),
+        lambda: {"max_new_tokens": 2, "temperature": 0.0, "seed": 1},
+        lambda tokens, **_: bool(((tokens >= 0) & (tokens < 1024)).all()),
+    ),
+    "model.MiniCPMV.chat": Door(
+        with_model(
+            lambda model, processor, **given: model.chat(given.pop("messages"), processor, **given),
+            "model",
+            "processor",
+        ),
+        lambda: {
+            "messages": messages(),
+            "images": None,
+            "max_new_tokens": 2,
+            "max_slice_nums": 2,
+            "use_image_id": True,
+        },
+        words="message conversation image content role picture prompt video",
+    ),
+    "model.decode_stream": Door(
+        lambda tokens, stop_ids: list(decode_stream(tokens, tiny()[1].tokenizer, stop_ids)),
+        lambda: {"tokens": [300, 301, 302], "stop_ids": (5,)},
+        lambda pieces, **_: all(isinstance(piece, str) for piece in pieces),
+    ),
+    "model.decode_answer": Door(
+        lambda tokens, stop_ids: decode_answer(tokens, tiny()[1].tokenizer, stop_ids),
+        lambda: {"tokens": [300, 301, 302], "stop_ids": (5,)},
+        lambda text, **_: isinstance(text, str),
+    ),
+    "model.MiniCPMV.seeded": Door(
+        lambda seed: minicpmv_ref.MiniCPMV.seeded(tiny_config("2.6"), seed),
+        lambda: {"seed": 0},
+        lambda model, **_: finite(*model.parameters()),
+    ),
+    "config.MiniCPMVConfig.from_dict": Door(
+        config.MiniCPMVConfig.from_dict, lambda: {"data": tiny_config("2.6").to_dict()}, words="config Config"
+    ),
+    "inputs.published.config_from_published": Door(
+        config.config_from_published,
+        lambda: {"data": published()},
+        words="config field Config version slice",
+    ),
+    "config.SliceConfig": Door(
+        lambda **given: plan_slices((3000, 700), SliceConfig(**given)),
+        lambda: {"scale_resolution": 448, "patch_size": 14, "max_slice_nums": 9},
+        lambda plan, max_slice_nums, **_: plan.num_slices <= max_slice_nums,
+    ),
+    "config.VisionConfig": Door(
+        VisionConfig, lambda: dict(width=32, layers=1, heads=2, mlp_width=48, patch_size=14, position="bucket")
+    ),
+    "config.ResamplerConfig": Door(
+        ResamplerConfig, lambda: dict(num_queries=4, width=32, kv_width=24, heads=None, version="2.6")
+    ),
+    "config.LLMConfig": Door(config.LLMConfig, lambda: tiny_config("2.6").to_dict()["llm"]),
+    # training
+    "learn.packing.pack": Door(packing.pack, lambda: {"lengths": [3, 5, 2, 7], "capacity": 8}, is_partition, "sample"),
+    "learn.packing.first_fit": Door(
+        packing.first_fit, lambda: {"lengths": [3, 5, 2, 7], "capacity": 8}, is_partition, "sample"
+    ),
+    "learn.packing.pack_truncate": Door(
+        packing.pack_truncate, lambda: {"lengths": [3, 5, 2, 7], "capacity": 8}, words="sample"
+    ),
+    "learn.packing.shortest_cuts": Door(packing.shortest_cuts, lambda: {"batch": batch()}),
+    "learn.packing.sample_lengths": Door(
+        with_model(lambda processor, batch: packing.sample_lengths(batch), "processor"), lambda: {"batch": batch()}
+    ),
+    "learn.packing.pack_batch": Door(
+        lambda rows: packing.pack_batch(batch(), rows), lambda: {"rows": [[0]]}, words="sample"
+    ),
+    "learn.packing.packed_loss": Door(
+        with_model(lambda model, packed: packing.packed_loss(model, packed), "model"),
+        lambda: {"packed": packing.pack_batch(batch(), [[0]])},
+        words="batch labels",
+    ),
+    "learn.packing.score": Door(
+        with_model(lambda model, packed: packing.score(model, packed), "model"),
+        lambda: {"packed": packing.pack_batch(batch(), [[0]])},
+        words="batch labels",
+    ),
+    "learn.dpo.token_logps": Door(
+        dpo.token_logps, lambda: {"logits": rows(2, 4, 9), "labels": torch.ones(2, 4, dtype=torch.long)}
+    ),
+    "learn.dpo.sequence_logps": Door(
+        dpo.sequence_logps,
+        lambda: {"logits": rows(2, 4, 9), "labels": torch.ones(2, 4, dtype=torch.long)},
+        lambda logps, labels, **_: logps.shape == (len(labels),),
+    ),
+    "learn.dpo.dpo_loss": Door(
+        dpo.dpo_loss,
+        lambda: dict(
+            policy_chosen=rows(3),
+            policy_rejected=rows(3) - 1,
+            reference_chosen=rows(3),
+            reference_rejected=rows(3),
+            beta=0.1,
+        ),
+        lambda made, **_: finite(*made) and made[0] >= 0,
+        "loss log-probabilities",
+    ),
+    "learn.dpo.prepare": Door(
+        with_model(dpo.prepare, "model", "processor"),
+        lambda: {"pairs": [dpo.Pair(ask(picture(50, 60), "What?"), "a star", "two stars")]},
+        words="pair message conversation",
+    ),
+    "learn.dpo.pair_batch": Door(dpo.pair_batch, lambda: {"pairs": prepared(), "pad_id": 0}),
+    "learn.dpo.pair_logps": Door(with_model(dpo.pair_logps, "model"), lambda: {"batch": dpo.pair_batch(prepared())}),
+    "learn.dpo.reference_logps": Door(
+        with_model(dpo.reference_logps, "model"), lambda: {"pairs": prepared(), "batch_size": 4}
+    ),
+    "learn.dpo.train_dpo": Door(
+        lambda **given: dpo.train_dpo(copy.deepcopy(tiny()[0]), **given),
+        lambda: {
+            "pairs": prepared(),
+            "steps": 1,
+            "batch_size": 1,
+            "lr": 1e-4,
+            "beta": 0.1,
+            "seed": 0,
+            "reference": None,
+        },
+        lambda history, steps, **_: len(history) == steps and math.isfinite(history[-1]["loss"]),
+    ),
+    "learn.dpo.dpo_step": Door(
+        lambda **given: dpo.dpo_step(
+            model := copy.deepcopy(tiny()[0]), torch.optim.AdamW(model.llm.parameters()), **given
+        ),
+        lambda: {"batch": dpo.pair_batch(prepared()), "reference": rows(2, 1), "beta": 0.1, "sft": False},
+        words="log-probabilities loss",
+    ),
+    "learn.rlaif.split_claims": Door(
+        rlaif.split_claims, lambda: {"text": "a red circle and a star"}, lambda claims, **_: all(claims)
+    ),
+    "learn.rlaif.read_claim": Door(rlaif.read_claim, lambda: {"claim": "a red circle"}),
+    "learn.rlaif.ask_claim": Door(rlaif.ask_claim, lambda: {"claim": "a red circle", "language": "en"}),
+    "learn.rlaif.count_words": Door(rlaif.count_words, lambda: {"text": "a red circle"}, lambda n, **_: n >= 0),
+    "learn.rlaif.label_by_truth": Door(
+        rlaif.label_by_truth, lambda: {"samples": [data.draw(0)], "claims": [["a red circle"]]}
+    ),
+    "learn.rlaif.label_by_model": Door(
+        with_model(rlaif.label_by_model, "model", "processor"),
+        lambda: {"samples": [data.draw(0)], "claims": [["a red circle"]]},
+    ),
+    "learn.rlaif.bootstrap": Door(rlaif.bootstrap, lambda: {"tops": [1, 2], "bottoms": [2, 3], "seed": 0, "rounds": 9}),
+    "learn.rlaif.score_share": Door(
+        rlaif.score_share, lambda: {"verdicts": [True, False]}, lambda score, **_: -1 <= score <= 0
+    ),
+    "learn.rlaif.is_valid": Door(rlaif.is_valid, lambda: {"p_yes": torch.rand(2), "p_no": torch.rand(2)}),
+    "learn.rlaif.score_response": Door(
+        rlaif.score_response, lambda: {"verdicts": [True, False]}, lambda score, verdicts: -len(verdicts) <= score <= 0
+    ),
+    "learn.rlaif.build_pairs": Door(
+        rlaif.build_pairs,
+        lambda: {"scores": [-1, 0, -1, None], "min_difference": 1, "max_pairs": 2, "seed": 0},
+        lambda pairs, scores, **_: all(scores[a] > scores[b] for a, b in pairs),
+    ),
+    "learn.rlaif.balance_lengths": Door(
+        rlaif.balance_lengths,
+        lambda: {"pairs": [dpo.Pair([], "a b", "a c"), dpo.Pair([], "a", "b c d e")]},
+        words="pair",
+    ),
+    "learn.rlaif.ask_yes_no": Door(
+        with_model(rlaif.ask_yes_no, "model", "processor"),
+        lambda: {"image": picture(50, 60), "questions": ["Is it red?"], "language": "en"},
+        lambda made, **_: finite(*made),
+        "message picture content",
+    ),
+    "learn.rlaif.sample_answers": Door(
+        with_model(rlaif.sample_answers, "model", "processor"),
+        lambda: {"prompts": [data.draw(0).prompt], "n": 1, "seed": 0, "max_new_tokens": 2},
+    ),
+    "learn.rlaif.wilson": Door(
+        rlaif.wilson,
+        lambda: {"hits": 3, "n": 4},
+        lambda made, **_: made[0] is None or 0 <= made[1] <= made[0] <= made[2] <= 1,
+    ),
+    "learn.rlaif.hallucination": Door(
+        rlaif.hallucination, lambda: {"answers": ["a red circle"], "scenes": [data.draw(0).facts]}
+    ),
+    "learn.rlaif.agreement": Door(rlaif.agreement, lambda: {"verdicts": [[True]], "truths": [[False]]}),
+    "learn.evaluate.evaluate": Door(
+        with_model(evaluate, "model", "processor"),
+        lambda: {"seed": 0, "n": 1},
+        lambda figures, **_: len(figures) > 0,
+        share=0.2,
+    ),
+    "learn.evaluate.answers": Door(
+        with_model(answers, "model", "processor"),
+        lambda: {"prompts": [ask("Hi")], "max_new_tokens": 2},
+        lambda texts, prompts, **_: len(texts) == len(prompts),
+        "message conversation",
+    ),
+    "learn.evaluate.share_of_words": Door(
+        share_of_words, lambda: {"said": ["a star"], "wanted": ["a star"]}, lambda share, **_: 0 <= share <= 1
+    ),
+    "toy.data.stream": Door(
+        lambda **given: next(data.stream(**given)), lambda: {"seed": 0, "mixture": {"caption": 1}, "split": "train"}
+    ),
+    "toy.data.numbered": Door(
+        lambda number, **given: data.numbered(**given)(number),
+        lambda: {"number": 3, "seed": 0, "mixture": {"caption": 1}, "split": "train"},
+    ),
+    "toy.data.blind": Door(data.blind, lambda: {"messages": messages(), "instead": None}, words="message"),
+    "toy.data.draw": Door(data.draw, lambda: {"seed": 0}, words="kind"),
+    "toy.data.spell": Door(data.spell, lambda: {"sample": data.draw(0), "view": 112}),
+    "scale.finetune.sample_at": Door(sample_at, lambda: {"index": 5, "n": 3, "seed": 0}, lambda i, n, **_: 0 <= i < n),
+    "scale.finetune.in_order": Door(
+        lambda records, seed: in_order(records, seed)(0),
+        lambda: {"records": [Record(str(i), {}, (("user", "Hi"), ("assistant", "Yo"))) for i in range(2)], "seed": 0},
+    ),
+    "learn.stages.stage_named": Door(stages.stage_named, lambda: {"name": "sft-2"}, words="stage"),
+    "learn.stages.start": Door(
+        lambda seed: stages.start(tiny_config("2.6"), seed), lambda: {"seed": 0}, lambda m, **_: finite(*m.parameters())
+    ),
+    "learn.stages.freeze": Door(
+        lambda stage: stages.freeze(copy.deepcopy(tiny()[0]), stage),
+        lambda: {"stage": stages.stage_named("sft-2")},
+        words="part",
+    ),
+    "scale.lora.add_lora": Door(
+        lambda **given: lora.add_lora(copy.deepcopy(tiny()[0]), **given),
+        lambda: {"rank": 4, "whole": (), "seed": 0},
+        words="adapter",
+    ),
+    "scale.lora.load_lora": Door(
+        lambda folder: lora.load_lora(copy.deepcopy(tiny()[0]), folder),
+        lambda: {"folder": "nowhere"},
+        words="adapter file",
+    ),
+    # deployment
+    "deploy.kquant.quantize": Door(
+        kquant.quantize,
+        lambda: {"array": matrix(), "kind": "Q4_K", "importance": None},
+        lambda blocks, array, kind, **_: np.isfinite(kquant.dequantize(blocks, kind, array.shape[1])).all(),
+    ),
+    "deploy.kquant.dequantize": Door(
+        kquant.dequantize,
+        lambda: {"blocks": kquant.quantize(matrix(), "Q8_0"), "kind": "Q8_0", "cols": 256},
+        lambda array, blocks, cols, **_: array.shape == (len(blocks), cols),
+    ),
+    "deploy.gguf.plan_mixture": Door(
+        gguf.plan_mixture, lambda: {"config": v2_6, "mixture": "Q4_K_M"}, lambda plan, **_: plan.total_bytes > 0
+    ),
+    "deploy.gguf.plan_vision": Door(gguf.plan_vision, lambda: {"config": v2_6, "kind": "F16"}),
+    "deploy.memory.parameters": Door(memory.parameters, lambda: {"config": v2_6}),
+    "deploy.memory.kv_cache_numbers": Door(memory.kv_cache_numbers, lambda: {"llm": v2_6.llm}),
+    "deploy.memory.estimate": Door(
+        memory.estimate,
+        lambda: dict(
+            config=v2_6, training=False, dtype="bfloat16", batch=1, images=1, slices=9, tokens=None, mixture=None
+        ),
+        lambda need, **_: need.total >= need.weights > 0,
+    ),
+    "deploy.memory.fits": Door(
+        memory.fits, lambda: {"need": 10**9, "device": "8 GB phone"}, lambda answer, **_: isinstance(answer, bool)
+    ),
+}
+NOT_ODD = {"deploy.gguf.export": "needs a folder to write to; test_export.py"}
+
+
+def published() -> dict:
+    return dict(
+        version=2.6,
+        query_num=64,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=151666,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+        drop_vision_last_layer=False,
+    )
+
+
+def promised() -> list[str]:
+    """The names of all functions that say what they raise, and of all public ones."""
+    found = []
+    for info in pkgutil.walk_packages(minicpmv_ref.__path__, "minicpmv_ref."):
+        home = info.name.removeprefix("minicpmv_ref.")
+        if home.startswith(("course", "__main__")):
+            continue
+        for name, thing in vars(import_module(info.name)).items():
+            if name.startswith("_") or getattr(thing, "__module__", None) != info.name:
+                continue
+            methods = vars(thing).items() if inspect.isclass(thing) else ()
+            inside = [(f"{name}.{key}", value) for key, value in methods if key[0] != "_" or key == "__call__"]
+            for full, each in [(name, thing)] * (not inspect.isclass(thing)) + inside:
+                text = inspect.getdoc(getattr(each, "__func__", each)) if callable(each) or inside else ""
+                if text and "Raises:" in text:
+                    found.append(f"{home}.{full}")
+    return found
+
+
+def test_every_door_has_an_entry():
+    inside = (*INSIDE, *NOT_ODD)
+    public = {
+        f"{home}.{name}" for name, home in minicpmv_ref._MODULE_OF.items() if callable(getattr(minicpmv_ref, name))
+    }
+    classes = {"config.MiniCPMVConfig", "slicing.SlicePlan", "vision.VisionTransformer", "resampler.Resampler"}
+    classes |= {"processor.Batch", "processor.Processor", "model.MiniCPMV"}  # their methods are doors
+    names = promised()
+    assert len(names) > 100
+    assert [name for name in names if name not in DOORS and not name.startswith(inside)] == []
+    assert public - DOORS.keys() - classes == set()
+    assert [start for start in inside if not any(name.startswith(start) for name in names)] == []  # no stale reason
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_odd_arguments(name, request, one_thread):
+    door, rng = DOORS[name], random.Random(zlib.crc32(name.encode()))
+    arguments = door.sound()
+    if name != "scale.lora.load_lora":  # sound arguments are answered, and rightly
+        assert door.right(door.call(**arguments), **arguments)
+    if arguments:
+        rounds = request.config.getoption("--fuzz") or ROUNDS
+        outcomes = [knock(door, rng) for _ in range(round(rounds * door.share))]
+        assert outcomes.count("refused") > len(outcomes) / 10

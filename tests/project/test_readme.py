@@ -1,0 +1,65 @@
+"""What the README says is true: its numbers, its code, its commands, its links."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_0, v2_5, v2_6
+from minicpmv_ref.__main__ import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_memory_table():
+    rows = {}
+    for name, config in (
+        ("MiniCPM-V 2.0", v2_0),
+        ("MiniCPM-Llama3-V 2.5", v2_5),
+        ("MiniCPM-V 2.6", v2_6),
+        ("nano, of the course", nano),
+    ):
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in MiniCPMV(config).parameters())
+        llm = config.llm
+        tokens = plan_slices((1344, 1344), config.slicing).visual_tokens(config.resampler.num_queries)
+        cache = tokens * 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width * 2
+        rows[name] = [f"{parameters:,}", f"{2 * parameters / 1e9:.2f} GB", str(tokens), f"{cache / 1e6:.1f} MB"]
+    table = README.split("<!-- memory -->")[1].split("<!-- /memory -->")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert {name: numbers for name, *numbers in cells} == rows
+
+
+def test_python_blocks_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_commands_exist():
+    named = set(re.findall(r"python3 lab\.py ([a-z]+)", README))
+    assert named and named <= {name for name, *_ in COMMANDS}
+
+
+def test_every_lesson_is_listed():
+    listed = set(re.findall(r"\]\(notebooks/([\w.]+\.ipynb)\)", README))
+    assert listed == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "data_samples/README.md"])
+def test_links_resolve(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_slicing_rule_is_found_at_once():
+    """A visitor looks for "slicing" in the README and in the folder of the package."""
+    assert "[`slicing.py`](minicpmv_ref/slicing.py) | **the slicing rule**" in README
+    head = (ROOT / "minicpmv_ref" / "slicing.py").read_text(encoding="utf-8").split('"""')[1]
+    assert "The rule in short" in head

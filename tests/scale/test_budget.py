@@ -1,0 +1,319 @@
+"""What a step costs: FLOPs against PyTorch's counter, bytes against its profiler, and savings that change nothing."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from profiled import profiled_peak
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from minicpmv_ref import MiniCPMV, Processor, nano
+from minicpmv_ref.deploy.memory import parameters
+from minicpmv_ref.learn.objectives import draw_samples, objective_for
+from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, freeze, scaled, stage_named, start
+from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.scale import budget as module
+from minicpmv_ref.scale.budget import (
+    Budget,
+    Load,
+    budget,
+    checkpointed,
+    compile_layers,
+    flops,
+    load_of,
+    mfu,
+    peak_of,
+    room,
+)
+from minicpmv_ref.scale.parallel import Learner, World, backward
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# Nano at half its width. Weights shrink with the square, so more of a step's bytes are those that have to be measured.
+SMALL = replace(
+    nano,
+    vision=replace(nano.vision, width=64, mlp_width=160),
+    resampler=replace(nano.resampler, width=128, kv_width=64),
+    llm=replace(nano.llm, hidden_size=128, intermediate_size=256, num_key_value_heads=1),
+)
+PROCESSOR = Processor(Processor.from_pretrained("nano").tokenizer, SMALL)
+
+
+def at_work(name: str, size: int = 4):
+    """Model, objective and samples of a stage, a third of the scenes large."""
+    stage = replace(stage_named(name), turns=2, large=0.3, batch=size)
+    model = start(SMALL)
+    freeze(model, stage)
+    objective = objective_for(model, PROCESSOR, stage)
+    sample = draw_samples(stage, 0, "train", objective.view)
+    return stage, model.train(), objective, [sample(number) for number in range(size)]
+
+
+# ---- FLOPs
+
+
+@pytest.mark.parametrize("name", ["start-text", "stage-1", "stage-2", "stage-3", "sft-1"])
+def test_flops_are_those_that_pytorch_counts(name):
+    """To the last one, forward and backward, whatever is frozen."""
+    stage, _, objective, samples = at_work(name)
+    load = load_of(objective.prepare(samples, 1)[0])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it cannot count the CPU's kernel
+        loss = objective(samples, 1)[0]
+        assert flops(SMALL, load, learning=()) == counter.get_total_flops()
+        loss.backward()
+    assert flops(SMALL, load, stage.rates) == counter.get_total_flops()
+
+
+def test_flops_of_text_alone():
+    load = Load(tokens=10, judged=2, pairs=100)
+    assert flops(nano, load, ["vpm"]) == flops(nano, load, ["resampler"]) == flops(nano, load, [])  # no gradient at all
+    c = nano.llm
+    layer = 2 * c.hidden_size**2 + 2 * c.hidden_size * 128 + 3 * c.hidden_size * c.intermediate_size
+    products = 10 * c.num_hidden_layers * layer + 2 * c.hidden_size * c.vocab_size
+    assert flops(nano, load) == 6 * products + 3 * c.num_hidden_layers * 4 * 100 * c.hidden_size
+
+
+def test_peaks_and_mfu():
+    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12 and peak_of("NVIDIA H100 PCIe") == 756e12
+    assert peak_of("NVIDIA L40S") == 362e12 and peak_of("NVIDIA L4") == 121e12 and peak_of("toaster") is None
+    assert peak_of("NVIDIA H200") == 989e12 and peak_of("NVIDIA A100-SXM4-80GB") == 312e12
+    assert mfu(2e12, 0.5, 8e12) == 0.5
+
+
+# ---- bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "half", "checkpointing", "pieces"),
+    [
+        ("sft-1", False, False, 1),
+        ("sft-1", True, False, 1),
+        ("sft-1", True, True, 1),
+        ("sft-1", False, False, 2),
+        ("stage-1", False, False, 1),
+        ("stage-3", True, False, 1),
+        ("stage-3", False, True, 1),
+        ("start-text", True, False, 1),
+        ("start-vit", True, False, 1),
+    ],
+)
+def test_bytes_are_those_that_the_profiler_sees(name, half, checkpointing, pieces):
+    stage, model, objective, samples = at_work(name)
+    if pieces == 2:
+        samples = [sample for sample in samples for _ in range(2)]  # two pieces of the same samples
+    optimizer, learner = optimizer_for(model, stage, objective), Learner(model, objective)
+    need = budget(model, objective, samples, len(samples), pieces, half, checkpointing)
+
+    def step():
+        backward(learner, [objective.prepare(samples[i::pieces], 1) for i in range(pieces)], World(), half)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    with checkpointed(model) if checkpointing else nullcontext():
+        step()  # the optimizer makes its state here
+        work = profiled_peak(step)
+    assert need.total == pytest.approx(need.weights + need.optimizer + work, rel=0.15 if checkpointing else 0.06)
+
+
+def test_exact_parts():
+    _, model, objective, samples = at_work("stage-3", size=3)
+    need, counts = budget(model, objective, samples, 3), parameters(SMALL)
+    assert need.weights == 4 * sum(counts.values())
+    assert need.gradients == 4 * (counts["vpm"] + counts["resampler"]) and need.optimizer == 2 * need.gradients
+    assert need.copies == 0
+    matrices = [p.numel() for p in model.parameters() if p.ndim == 2]
+    table = SMALL.vision.table_side**2 * SMALL.vision.width  # is looked up, never multiplied
+    assert budget(model, objective, samples, 3, half_precision=True).copies == 2 * (sum(matrices) - table)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())  # none is left behind
+    _, model, contrast, samples = at_work("start-vit", size=2)  # its scaffolding learns, too
+    both = {*model.parameters(), *contrast.parameters()}  # they share the ViT
+    assert budget(model, contrast, samples, 2).weights == 4 * sum(p.numel() for p in both)
+
+
+def test_what_is_kept_grows_with_samples_and_shrinks_with_pieces():
+    _, model, objective, samples = at_work("sft-1", size=2)
+    one = budget(model, objective, samples, 2)
+    for need, factor in (
+        (budget(model, objective, samples, 8), 4),
+        (budget(model, objective, samples, 8, pieces=4), 1),
+    ):
+        assert [need.vision, need.llm] == [factor * one.vision, factor * one.llm]
+        assert need.weights == one.weights
+    # With checkpointing: one layer at a time, and the inputs of all.
+    less, load = budget(model, objective, samples, 8, checkpointing=True), load_of(objective.prepare(samples, 1)[0])
+    (v, c), layers = (SMALL.vision, SMALL.llm), SMALL.llm.num_hidden_layers
+    assert less.vision == 4 * (one.vision / v.layers + v.layers * 4 * load.patches * v.width)
+    assert less.llm == 4 * (one.llm / layers + layers * 4 * load.tokens * c.hidden_size)
+
+
+def test_the_fullest_moment():
+    parts = dict(weights=100, gradients=50, optimizer=100)
+    assert Budget(**parts, copies=1, vision=2, llm=300).total == 200 + 303  # at the end of the forward pass
+    assert Budget(**parts, copies=1, vision=2, llm=300, accumulates=True).total == 200 + 303 + 50
+    assert Budget(**parts, copies=1, vision=90, llm=10).total == 200 + 91 + 50  # on the way back
+    assert Budget(**parts, copies=1, vision=2, llm=3).total == 200 + 50 + 50  # in AdamW
+
+
+def test_the_line_says_what_is_needed_and_what_is_there(monkeypatch):
+    need = Budget(4_000_000_000, 1_000_000_000, 2_000_000_000, 0, 500_000_000, 2_500_000_000)
+    monkeypatch.setattr(module, "room", lambda device: (12_000_000_000, 16_000_000_000))
+    said = "memory: about 9.00 GB (weights 4.00, gradients 1.00, AdamW 2.00, kept for the way back 3.00)"
+    assert need.line("cpu") == f"{said} of 12.0 free, 16.0 in all"
+    monkeypatch.setattr(module, "room", lambda device: (9_500_000_000, 16_000_000_000))
+    assert need.line("cpu").endswith("9.5 free, 16.0 in all; that is too much: more pieces, or checkpointing")
+
+
+def test_what_is_kept_by_whom():
+    """A ViT that does not learn keeps nothing; the resampler counts as vision, too."""
+    kept = {}
+    for name in ("start-text", "stage-1", "stage-3"):
+        _, model, objective, samples = at_work(name, size=2)
+        kept[name] = budget(model, objective, samples, 2).vision
+    assert kept["start-text"] == 0 < kept["stage-1"] < kept["stage-3"] / 2
+
+
+def test_room(monkeypatch):
+    free, has = room("cpu")
+    assert 0 < free <= has and has > 2**28
+    monkeypatch.setattr(module.os, "sysconf", dict(SC_PAGE_SIZE=4, SC_AVPHYS_PAGES=10, SC_PHYS_PAGES=100).get)
+    assert room("cpu") == (40, 400)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 7))
+    assert room("cuda") == (5, 7)
+
+
+# ---- the two savings
+
+
+def gradients(model, objective, samples):
+    model.zero_grad(set_to_none=True)
+    backward(Learner(model, objective), [objective.prepare(samples, 1)], World())
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_checkpointing_changes_no_gradient():
+    _, model, objective, samples = at_work("sft-1", size=3)
+    plain, layer = gradients(model, objective, samples), model.llm.model.layers[0]
+    with checkpointed(model):
+        assert "forward" in vars(layer) and "forward" in vars(model.vpm.encoder["layers"][-1])
+        again = gradients(model, objective, samples)
+    assert all(map(torch.equal, plain, again)) and len(plain) == len(again)
+    assert "forward" not in vars(layer)
+    with pytest.raises(ZeroDivisionError), checkpointed(model):
+        1 / 0  # noqa: B018
+    assert "forward" not in vars(layer)
+
+
+def test_compiling_changes_no_name_and_no_gradient():
+    _, model, objective, samples = at_work("sft-1", size=2)
+    plain, names = gradients(model, objective, samples), list(model.state_dict())
+    compiled = CompileCounter()  # runs what it is given as it is
+    compile_layers(model, backend=compiled)
+    again = gradients(model, objective, samples)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain, again)) and len(plain) == len(again)
+    assert list(model.state_dict()) == names
+    parts = [part for part in model.modules() if part._compiled_call_impl]
+    assert len(parts) == 3 * (SMALL.vision.layers + SMALL.llm.num_hidden_layers)  # two norms and an MLP of each layer
+    before = compiled.frame_count
+    gradients(model, objective, samples[:1])
+    assert compiled.frame_count == before > 0  # another length is not compiled anew
+
+
+# ---- the profile for a GPU
+
+
+def test_the_larger_model_has_sizes_that_llama_cpp_takes():
+    config = PROFILES["gpu"].config
+    with torch.device("meta"):
+        model = MiniCPMV(config)
+    count = sum(p.numel() for p in model.parameters())
+    assert count == sum(parameters(config).values()) and 20e6 < count < 100e6
+    llm = config.llm
+    assert llm.hidden_size % 256 == llm.intermediate_size % 256 == 0
+    assert llm.head_width == nano.llm.head_width
+    assert config.resampler.width // config.resampler.heads == 128
+    same = [(c.slicing, c.llm.vocab_size, c.resampler.num_queries, c.vision.patch_size) for c in (config, nano)]
+    assert same[0] == same[1]
+
+
+def test_the_hard_world():
+    hard = {stage.name: scaled(stage, PROFILES["gpu"]) for stage in STAGES}
+    for stage in STAGES:
+        assert hard[stage.name].aligned == (stage.objective != "answer")
+        assert hard[stage.name].large == (0.5 if stage.large else 0)
+        assert hard[stage.name].rates == {part: 0.5 * rate for part, rate in stage.rates.items()}
+    sample = draw_samples(hard["sft-2"], 0, "train", 112)
+    documents = [s.facts for s in map(sample, range(60)) if s.kind == "read"]
+    cut = [line for document in documents for line in document.lines if (line.y % 112) > 100]
+    assert documents and cut  # such a line begins above a slice border and ends below it
+
+
+def test_the_larger_model_learns_a_step():
+    """A tenth of it: layers of that width, fewer of them, through every part."""
+    config = PROFILES["gpu"].config
+    config = replace(config, vision=replace(config.vision, layers=1), llm=replace(config.llm, num_hidden_layers=1))
+    processor, stage = Processor(PROCESSOR.tokenizer, config), scaled(stage_named("sft-1"), PROFILES["gpu"])
+    model = start(config)
+    freeze(model, stage)
+    objective = objective_for(model, processor, stage)
+    sample = draw_samples(stage, 0, "train", objective.view)
+    pieces = [objective.prepare([sample(number)], 1) for number in range(2)]
+    loss, tokens, views = backward(Learner(model, objective), pieces, World(), half_precision=True)
+    assert 0 < loss < 20 and tokens > 0 and views > 0
+    assert all(p.grad.isfinite().all() for part in PARTS for p in getattr(model, part).parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: load_of(None), "packed"),
+        (lambda: flops({}, Load(1, 1, 1)), "config"),
+        (lambda: flops(nano, (1, 1, 1)), "load"),
+        (lambda: flops(nano, Load(1.5, 1, 1)), "load.tokens"),
+        (lambda: flops(nano, Load(1, 1, 1), "llm"), "learning"),
+        (lambda: flops(nano, Load(1, 1, 1), 3), "learning"),
+        (lambda: flops(nano, Load(1, 1, 1), ["lm"]), "learning"),
+        (lambda: peak_of(None), "card"),
+        (lambda: mfu("1", 1, 1), "step_flops"),
+        (lambda: mfu(1, None, 1), "seconds"),
+        (lambda: room(3), "device"),
+        (lambda: budget(None, print, [1], 1), "model"),
+        (lambda: Budget(1, 1, 1, 1, 1, 1).sharded(2.0), "processes"),
+    ],
+)
+def test_a_wrong_type_is_named(call, name):
+    with pytest.raises(TypeError, match=f"^{name} must be"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: flops(nano, Load(1, -1, 1)), "load.judged"),
+        (lambda: mfu(1, 0, 1), "seconds"),
+        (lambda: mfu(1, 1, math.nan), "peak"),
+        (lambda: mfu(-1, 1, 1), "step_flops"),
+        (lambda: room("toaster"), "device"),
+        (lambda: room("cuda:99"), "device"),
+        (lambda: Budget(1, 1, 1, 1, 1, 1).sharded(0), "processes"),
+    ],
+)
+def test_a_wrong_value_is_named(call, name):
+    with pytest.raises(ValueError, match=f"^{name} must be") as refusal:
+        call()
+    assert not isinstance(refusal.value, TypeError)
+
+
+def test_a_budget_needs_samples():
+    _, model, objective, samples = at_work("sft-1", 2)
+    for change, name in (
+        (dict(samples=[]), "samples"),
+        (dict(samples=None), "samples"),
+        (dict(size=0), "size"),
+        (dict(pieces=0), "pieces"),
+        (dict(objective=None), "objective"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            budget(**{**dict(model=model, objective=objective, samples=samples, size=2), **change})
