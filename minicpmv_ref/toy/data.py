@@ -3,90 +3,60 @@
 Everything is drawn from a seed, so there is no data set to download, and no end of it. A sample is held out by its
 content, never by its seed: a small world repeats itself. Left out: photographs, and letters that are not Latin.
 
-    scene     up to four shapes on a 2 x 2 board; one view
-    document  lines of text on a receipt (tall), a banner (wide) or a page; too small to read in the overview,
-              legible in the slices
-    crop      a few such lines on one view: what a slice of a document looks like
+    scenes.py     up to four shapes on a 2 x 2 board; one view
+    questions.py  questions about a scene
+    documents.py  lines of text on a receipt (tall), a banner (wide) or a page, too small to read in the overview,
+                  legible in the slices; and crops: a few such lines on one view, as a slice of a document looks
+    words.py      the words of three languages
+
+This file puts samples together. A new kind of sample is one function (rng, wanted) -> Drawn and its line in KINDS.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass
 from itertools import count
 from numbers import Real
-from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from ..config import nano
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
-from .words import LANGUAGES, PAINT, SHAPES, WORDS, Language
+from .documents import (  # noqa: F401  other files take them from here
+    CAP_HEIGHT,
+    MARGIN,
+    RULE,
+    Document,
+    Line,
+    draw_document,
+    font,
+    lookups,
+    measure,
+    reading,
+    sample_crop,
+    sample_document,
+    spell_document,
+)
+from .questions import QA, TOPICS, ask, ask_claim, more_questions
+from .scenes import (  # noqa: F401
+    PLACES,
+    VIEW,
+    Scene,
+    Thing,
+    caption,
+    careless_caption,
+    draw_scene,
+    long_caption,
+    noisy_caption,
+    sample_scene,
+    spell_scene,
+)
+from .words import LANGUAGES, PAINT, SHAPES, WORDS, Language  # noqa: F401
 
-VIEW = nano.slicing.scale_resolution  # side in pixels of a scene and of one cell of a document
 HELD_OUT = 10  # one content in so many belongs to the test split
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-
-# (cols, rows) of documents in cells. A document is made of whole cells, so the slicer cuts it exactly at their borders.
-# Six cells at least: then a line that is 10 pixels tall in a slice is 4 pixels tall in the overview.
-LAYOUTS = {
-    "banner": ((6, 1), (7, 1), (8, 1)),
-    "receipt": ((1, 6), (1, 7), (1, 8)),
-    "page": ((2, 3), (3, 2), (2, 4), (4, 2), (3, 3)),
-}
-CAP_HEIGHT = 0.729  # of DejaVu Sans Bold: height of a capital or a digit, in font sizes
-MOST_IN_OVERVIEW = 5.0  # pixels: no digit is taller in the overview of a document
-RULE = 28  # pixels from one ruled line of the paper to the next: two patches
-MARGIN = 7  # pixels to the left of an aligned line
-FONT_SIZES = (15, 18)  # pixels in a slice, so digits are 11 to 13 pixels tall
-# Sides of views that hold such lines at all: one number, a word and a number, two of these (words are wide).
-SMALLEST_VIEW = {"read": RULE, "crop": RULE, "lookup": 2 * RULE, "find": 3 * RULE}
-
-
-@dataclass(frozen=True)
-class Thing:
-    color: str
-    shape: str
-    place: int  # index into PLACES
-
-
-@dataclass(frozen=True)
-class Scene:
-    things: tuple[Thing, ...]  # in reading order
-
-    @property
-    def content(self) -> str:
-        return "scene " + ", ".join(f"{t.color} {t.shape} {t.place}" for t in self.things)
-
-
-@dataclass(frozen=True)
-class Line:
-    word: str | None
-    number: int | None
-    x: float = 0  # left, pixels
-    y: float = 0  # top of the font's box, pixels
-
-    @property
-    def text(self) -> str:
-        return " ".join(str(part) for part in (self.word, self.number) if part is not None)
-
-
-@dataclass(frozen=True)
-class Document:
-    layout: str  # "banner", "receipt", "page" or "crop"
-    grid: tuple[int, int]  # (cols, rows) in cells
-    size: tuple[int, int]  # (width, height) in pixels
-    font_size: int
-    lines: tuple[Line, ...]  # in reading order
-
-    @property
-    def content(self) -> str:  # where the lines stand does not count: the same words elsewhere are held out too
-        return "text " + ", ".join(line.text for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -116,9 +86,6 @@ def is_held_out(content: str) -> bool:
     """Decide by a hash whether a content belongs to the test split. Python's own `hash` differs between processes."""
     content = check_type("content", content, str).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big") % HELD_OUT == 0
-
-
-# ---- drawing a sample
 
 
 def draw(
@@ -167,56 +134,19 @@ def draw(
     check_seed(seed)
     _check_options(kind, split, language, topic, turns, aligned, view, scale)
     rng = random.Random(f"{kind} {seed}")
-    say = LANGUAGES[language]
-    wanted = split == "test"
-    topics: tuple[str, ...] = ()
-    if kind in ("read", "lookup", "crop", "find"):
-        while True:
-            facts = _crop(rng, view) if kind in ("crop", "find") else _document(rng, view, aligned)
-            enough = len(_lookups(facts)) >= {"lookup": 1, "find": 2}.get(kind, 0)
-            if is_held_out(facts.content) == wanted and enough:
-                break
-        image = draw_document(facts)
-        if kind in ("lookup", "find"):
-            line = rng.choice(_lookups(facts))
-            turn_texts = [(say.lookup.format(word=line.word), str(line.number))]
-        else:
-            turn_texts = [(say.read, reading(facts))]
-    elif kind == "claim":  # for a model that checks what others say; the stages of training do without
-        while is_held_out((facts := _scene(rng)).content) != wanted:
-            pass
-        image = draw_scene(facts, rng, round(view * scale))
-        turn_texts = [_ask_claim(rng.random() < 0.5, facts, rng, say) for _ in range(turns)]
-    else:
-        topic = topic or rng.choice(list(TOPICS))
-        # The answer is chosen before the scene. Choosing it after would make "no" and "1" the best guesses.
-        answer = rng.choice(TOPICS[topic])
-        while True:
-            facts = _scene(rng)
-            asked = _ask(topic, answer, facts, rng, say) if kind == "question" else ("", "")
-            if asked and is_held_out(facts.content) == wanted:
-                break
-        image = draw_scene(facts, rng, round(view * scale))
-        if kind == "question":
-            more = _more_questions(facts, rng, say, turns - 1)
-            turn_texts = [asked] + [(question, reply) for _, question, reply in more]
-            topics = (topic, *(name for name, _, _ in more))
-        else:
-            prompt = say.describe_long if kind == "long" else say.describe
-            if kind in ("noisy", "careless"):
-                text = (noisy_caption if kind == "noisy" else careless_caption)(facts, say, rng)
-            else:
-                text = (long_caption if kind == "long" else caption)(facts, say)
-            turn_texts = [(prompt, text)]
-            if kind == "talk":
-                more = _more_questions(facts, rng, say, turns)
-                turn_texts += [(question, reply) for _, question, reply in more]
-                topics = tuple(name for name, _, _ in more)
+    held_out = split == "test"
+    drawn = KINDS[kind](rng, Wanted(LANGUAGES[language], held_out, topic, turns, aligned, view, scale))
+    messages = conversation(drawn.image, drawn.turns)
+    return Sample(drawn.image, messages, kind, language, drawn.facts.content, held_out, drawn.facts, drawn.topics)
+
+
+def conversation(image: Image.Image, turns: list[QA]) -> list[dict]:
+    """Questions and answers as messages; the picture stands in the first one."""
     messages = []
-    for number, (question, reply) in enumerate(turn_texts):
+    for number, (question, reply) in enumerate(turns):
         messages.append({"role": "user", "content": question if number else [image, question]})
         messages.append({"role": "assistant", "content": reply})
-    return Sample(image, messages, kind, language, facts.content, wanted, facts, topics)
+    return messages
 
 
 def check_seed(seed: int | str) -> None:
@@ -239,6 +169,151 @@ def _check_options(kind, split, language, topic, turns, aligned, view, scale) ->
         raise ValueError(f"to hold the lines of a {kind}, a view needs {SMALLEST_VIEW[kind]} pixels, got {view}")
 
 
+# ---- the kinds of samples, one function each
+
+
+class Wanted(NamedTuple):
+    """What `draw` was asked for, as the functions of the kinds read it."""
+
+    say: Language
+    held_out: bool
+    topic: str | None
+    turns: int
+    aligned: bool
+    view: int
+    scale: float
+
+
+class Drawn(NamedTuple):
+    """What the function of a kind returns."""
+
+    facts: Scene | Document
+    image: Image.Image
+    turns: list[QA]
+    topics: tuple[str, ...] = ()
+
+
+def _caption(rng: random.Random, wanted: Wanted) -> Drawn:
+    scene, image = _scene(rng, wanted)
+    return Drawn(scene, image, [(wanted.say.describe, caption(scene, wanted.say))])
+
+
+def _long(rng: random.Random, wanted: Wanted) -> Drawn:
+    scene, image = _scene(rng, wanted)
+    return Drawn(scene, image, [(wanted.say.describe_long, long_caption(scene, wanted.say))])
+
+
+def _noisy(rng: random.Random, wanted: Wanted) -> Drawn:
+    scene, image = _scene(rng, wanted)
+    return Drawn(scene, image, [(wanted.say.describe, noisy_caption(scene, wanted.say, rng))])
+
+
+def _careless(rng: random.Random, wanted: Wanted) -> Drawn:
+    scene, image = _scene(rng, wanted)
+    return Drawn(scene, image, [(wanted.say.describe, careless_caption(scene, wanted.say, rng))])
+
+
+def _question(rng: random.Random, wanted: Wanted) -> Drawn:
+    topic, answer = _topic_and_answer(rng, wanted)
+    while True:
+        scene = sample_scene(rng)
+        asked = ask(topic, answer, scene, rng, wanted.say)
+        if asked and is_held_out(scene.content) == wanted.held_out:
+            break
+    image = draw_scene(scene, rng, round(wanted.view * wanted.scale))
+    return _with_questions(Drawn(scene, image, [asked], (topic,)), rng, wanted, wanted.turns - 1)
+
+
+def _talk(rng: random.Random, wanted: Wanted) -> Drawn:
+    return _with_questions(_caption(rng, wanted), rng, wanted, wanted.turns)
+
+
+def _claim(rng: random.Random, wanted: Wanted) -> Drawn:
+    """For a model that checks what others say; the stages of training do without."""
+    scene, image = _scene(rng, wanted, topic_first=False)
+    asked = [ask_claim(rng.random() < 0.5, scene, rng, wanted.say) for _ in range(wanted.turns)]
+    return Drawn(scene, image, asked)
+
+
+def _read(rng: random.Random, wanted: Wanted) -> Drawn:
+    return _reading_of(_in_split(wanted, lambda: sample_document(rng, wanted.view, wanted.aligned)), wanted)
+
+
+def _crop(rng: random.Random, wanted: Wanted) -> Drawn:
+    return _reading_of(_in_split(wanted, lambda: sample_crop(rng, wanted.view)), wanted)
+
+
+def _lookup(rng: random.Random, wanted: Wanted) -> Drawn:
+    document = _in_split(wanted, lambda: sample_document(rng, wanted.view, wanted.aligned), least=1)
+    return _lookup_in(document, rng, wanted)
+
+
+def _find(rng: random.Random, wanted: Wanted) -> Drawn:
+    return _lookup_in(_in_split(wanted, lambda: sample_crop(rng, wanted.view), least=2), rng, wanted)
+
+
+KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {
+    "caption": _caption,
+    "long": _long,
+    "noisy": _noisy,
+    "careless": _careless,
+    "question": _question,
+    "talk": _talk,
+    "claim": _claim,
+    "read": _read,
+    "lookup": _lookup,
+    "crop": _crop,
+    "find": _find,
+}
+# Sides of views that hold the lines of a kind at all: one number, a word and a number, two of these (words are wide).
+SMALLEST_VIEW = {"read": RULE, "crop": RULE, "lookup": 2 * RULE, "find": 3 * RULE}
+
+
+# ---- what several kinds need
+
+
+def _topic_and_answer(rng: random.Random, wanted: Wanted) -> tuple:
+    """The answer is chosen before the scene. Choosing it after would make "no" and "1" the best guesses."""
+    topic = wanted.topic or rng.choice(list(TOPICS))
+    return topic, rng.choice(TOPICS[topic])
+
+
+def _scene(rng: random.Random, wanted: Wanted, topic_first: bool = True) -> tuple[Scene, Image.Image]:
+    """A scene of the wanted split, and its picture."""
+    if topic_first:  # not used: it keeps the order of the random numbers, and with it every sample of a caption
+        _topic_and_answer(rng, wanted)
+    scene = _in_split(wanted, lambda: sample_scene(rng))
+    return scene, draw_scene(scene, rng, round(wanted.view * wanted.scale))
+
+
+def _in_split(wanted: Wanted, make: Callable, least: int = 0):
+    """Make facts until they belong to the wanted split; a document needs `least` lines that can be looked up."""
+    while True:
+        facts = make()
+        if is_held_out(facts.content) == wanted.held_out and (not least or len(lookups(facts)) >= least):
+            return facts
+
+
+def _with_questions(drawn: Drawn, rng: random.Random, wanted: Wanted, number: int) -> Drawn:
+    """Go on with so many questions about the same scene."""
+    more = more_questions(drawn.facts, rng, wanted.say, number)
+    turns = drawn.turns + [asked for _, asked in more]
+    return drawn._replace(turns=turns, topics=(*drawn.topics, *(topic for topic, _ in more)))
+
+
+def _reading_of(document: Document, wanted: Wanted) -> Drawn:
+    return Drawn(document, draw_document(document), [(wanted.say.read, reading(document))])
+
+
+def _lookup_in(document: Document, rng: random.Random, wanted: Wanted) -> Drawn:
+    line = rng.choice(lookups(document))
+    asked = wanted.say.lookup.format(word=line.word), str(line.number)
+    return Drawn(document, draw_document(document), [asked])
+
+
+# ---- many samples
+
+
 def stream(
     seed: int | str,
     mixture: Mapping[str, float],
@@ -251,7 +326,7 @@ def stream(
 
     Args:
         seed: of the whole stream.
-        mixture: weight of each kind, for example {"caption": 1, "question": 2}.
+        mixture: the data mixture: weight of each kind, for example {"caption": 1, "question": 2}.
         split: "train" or "test".
         languages: weight of each language; None is English only.
         scales: weight of each size of a scene, in views; None is one view only.
@@ -353,6 +428,8 @@ def blind(messages: list[dict], instead: str | None = None) -> list[dict]:
     return texts
 
 
+# ---- pictures as words
+
 Slot = tuple[str, ...]  # the words that one visual token stands for
 
 
@@ -373,7 +450,7 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
 
     Raises:
         TypeError: no Sample, a view that is no integer.
-        ValueError: a document whose lines are not aligned (a slice border may cut them), a scene of another scale.
+        ValueError: a document whose lines are not aligned (a slice border may cut them), another `view` or scale.
 
     Example:
         >>> draw(1, "caption").answer
@@ -384,297 +461,6 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
     """
     check_type("sample", sample, Sample)
     check_int("view", view)
-    empty: Slot = (".",)
-    facts = sample.facts
-    if isinstance(facts, Scene):  # each place of the 2 x 2 board is 2 x 2 of the 16 slots
-        at = {
-            t.place: (f" {t.color}", f" {t.shape}", *(f" {word}" for word in PLACES[t.place].split()))
-            for t in facts.things
-        }
-        board = [at.get(row // 2 * 2 + col // 2, empty) for row in range(4) for col in range(4)]
-        if sample.image.width not in (view, 2 * view):
-            raise ValueError(
-                f"view: to be spelled, a scene must be {view} or {2 * view} pixels wide, got {sample.image.width}"
-            )
-        slices = [[at.get(place, empty)] * 16 for place in range(4)] if sample.image.width == 2 * view else []
-        return [board, *slices]
-    cols, rows = facts.grid
-    cells = [[[empty] * 4 for _ in range(4)] for _ in range(cols * rows)]
-    for line in facts.lines:
-        width, height = measure(line.text, facts.font_size)
-        col, row = int(line.x // view), int((line.y + height / 2) // view)
-        if line.x < col * view or line.x + width > (col + 1) * view:
-            raise ValueError("only a document whose lines are aligned to its cells can be spelled")
-        cell = cells[row * cols + col]
-        slot_row = min(3, int((line.y + height / 2 - row * view) / view * 4))
-        while cell[slot_row] != [empty] * 4:  # two lines in one row of slots: the later one moves down
-            slot_row += 1
-        words = [(f" {line.word}",)] if line.word else []
-        words += [(digit,) for digit in str(line.number)] if line.number is not None else []
-        before = (4 - len(words)) // 2
-        cell[slot_row][before : before + len(words)] = words
-    views = [[slot for slots in cell for slot in slots] for cell in cells]
-    return views if facts.layout == "crop" else [[empty] * 16, *views]
-
-
-# ---- scenes
-
-
-def _scene(rng: random.Random) -> Scene:
-    places = sorted(rng.sample(range(4), rng.randint(1, 4)))
-    return Scene(tuple(Thing(rng.choice(list(PAINT)), rng.choice(SHAPES), place) for place in places))
-
-
-def draw_scene(scene: Scene, rng: random.Random, side: int = VIEW) -> Image.Image:
-    """Draw a scene as a square picture. Size, place and paint vary a little, and the text does not tell how."""
-    shade = rng.randint(225, 255)
-    image = Image.new("RGB", (side, side), (shade, shade, shade))
-    pen = ImageDraw.Draw(image)
-    for thing in scene.things:
-        r = side * rng.uniform(0.11, 0.18)
-        x = side * (0.25 + 0.5 * (thing.place % 2) + rng.uniform(-0.05, 0.05))
-        y = side * (0.25 + 0.5 * (thing.place // 2) + rng.uniform(-0.05, 0.05))
-        paint = tuple(min(255, max(0, channel + rng.randint(-20, 20))) for channel in PAINT[thing.color])
-        if thing.shape == "circle":
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=paint)
-        elif thing.shape == "square":
-            pen.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=paint)
-        else:
-            pen.polygon([(x + r * px, y + r * py) for px, py in _OUTLINES[thing.shape]], fill=paint)
-    return image
-
-
-_STAR = [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate((1, 0.42) * 5)]
-_OUTLINES = {"triangle": [(0, -1), (1, 0.9), (-1, 0.9)], "star": _STAR}
-
-
-def caption(scene: Scene, say: Language) -> str:
-    """'red circle top left, blue square bottom right.'"""
-    return say.comma.join(say.thing_at(t.color, t.shape, t.place) for t in scene.things) + say.period
-
-
-def long_caption(scene: Scene, say: Language) -> str:
-    """'There are two shapes: a red circle at the top left and a blue square at the bottom right.'"""
-    parts = [say.a_thing_at(t.color, t.shape, t.place) for t in scene.things]
-    listed = say.long_and.join(filter(None, [say.comma.join(parts[:-1]), parts[-1]]))
-    return say.there_are[len(parts) - 1] + listed + say.period
-
-
-def noisy_caption(scene: Scene, say: Language, rng: random.Random) -> str:
-    """A caption as the web has them: shuffled, sometimes incomplete, with advertising around it.
-
-    What it says about the picture is true; `caption(scene, say)` is what a good rewriter would make of it.
-    """
-    things = list(scene.things)
-    rng.shuffle(things)
-    if len(things) > 1 and rng.random() < 0.25:
-        things.pop()
-    body = rng.choice([" and ", " / ", ", "]).join(say.thing_at(t.color, t.shape, t.place) for t in things)
-    before = rng.choice(["IMG_{n}.jpg ", "best of 20{n}: ", "the {n} best pictures - ", "{n} x ", ""])
-    after = rng.choice([" !!!", " - only ${n}", ", click here", " | price ${n}.{n}", ""])
-    return (before + body + after).replace("{n}", str(rng.randint(10, 99)))
-
-
-def careless_caption(scene: Scene, say: Language, rng: random.Random) -> str:
-    """A caption as a weak annotator writes it: mistakes of habit and mistakes of chance.
-
-    Habit: by the end of a longer list the writer is tired, and the last of three or four things mostly gets the color
-    of the one before it. A model learns such a habit so well that even its likeliest answer shows it. Chance: one thing
-    in eight gets another color, shape or place. Nothing is left out: a model that has learned to leave things out is
-    soon taught to leave out more, for what is not said is never false.
-    """
-    things = list(scene.things)
-    if len(things) > 2 and rng.random() < 0.8:
-        things[-1] = replace(things[-1], color=things[-2].color)
-    for number, thing in enumerate(things):
-        if rng.random() < 0.125:
-            trait, values = rng.choice([("color", list(PAINT)), ("shape", list(SHAPES)), ("place", range(4))])
-            things[number] = replace(thing, **{trait: rng.choice(values)})
-    return caption(Scene(tuple(things)), say)
-
-
-# ---- questions on scenes. Every topic lists its answers; each is equally likely, whatever the question's words are.
-
-TOPICS: dict[str, tuple] = {
-    "color": tuple(PAINT),
-    "shape": SHAPES,
-    "total": (1, 2, 3, 4),
-    "count": (0, 1, 2, 3),
-    "exist": (True, False),
-    "place": (0, 1, 2, 3),
-    "side": (True, False),
-}
-KINDS = ("caption", "long", "noisy", "careless", "question", "talk", "claim", "read", "lookup", "crop", "find")
-
-
-def _ask(topic: str, answer, scene: Scene, rng: random.Random, say: Language) -> tuple[str, str] | None:
-    """Find a question of this topic that has this answer in this scene; (question, answer) or None."""
-    things = scene.things
-    pairs = [(t.color, t.shape) for t in things]
-    shapes = [t.shape for t in things]
-    alone = [t for t in things if pairs.count((t.color, t.shape)) == 1]
-    if topic == "color":
-        fits = [t for t in things if t.color == answer and shapes.count(t.shape) == 1]
-        return say.ask_color(rng.choice(fits).shape, answer) if fits else None
-    if topic == "shape":
-        fits = [t for t in things if t.shape == answer]
-        return say.ask_shape(rng.choice(fits).place, answer) if fits else None
-    if topic == "total":
-        return say.ask_total(answer) if len(things) == answer else None
-    if topic == "count":
-        fits = [shape for shape in SHAPES if shapes.count(shape) == answer]
-        return say.ask_count(rng.choice(fits), answer) if fits else None
-    if topic == "exist":
-        if answer:
-            return say.ask_exist(*rng.choice(pairs), True)
-        # Near misses: the color or the shape is there, but not both together.
-        near = [(c, s) for c in PAINT for s in SHAPES if (c, s) not in pairs and _near(c, s, pairs)]
-        return say.ask_exist(*rng.choice(near), False)
-    if topic == "place":
-        fits = [t for t in alone if t.place == answer]
-        return say.ask_place(fits[0].color, fits[0].shape, answer) if fits else None
-    options = [(a, b, side) for a in alone for b in alone for side in _sides(a, b)]
-    if not options:
-        return None
-    first, second, side = rng.choice(options)
-    side = side if answer else {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
-    return say.ask_side((first.color, first.shape), side, (second.color, second.shape), answer)
-
-
-def _ask_claim(yes: bool, scene: Scene, rng: random.Random, say: Language) -> tuple[str, str]:
-    """Ask whether an object is at a place; one question in four leaves the place out.
-
-    What is not there comes in four kinds: the color, the shape or the place of an object is wrong, or anything is.
-    """
-    placed = rng.random() < 0.75
-    there = sorted({(t.color, t.shape, t.place if placed else None) for t in scene.things})
-    color, shape, place = rng.choice(there)
-    if not yes:
-        places = range(4) if placed else (None,)
-        kinds = (
-            [(c, shape, place) for c in PAINT],
-            [(color, s, place) for s in SHAPES],
-            [(color, shape, p) for p in places],
-            [(c, s, p) for c in PAINT for s in SHAPES for p in places],
-        )
-        false = [[claim for claim in claims if claim not in there] for claims in kinds]
-        color, shape, place = rng.choice(rng.choice([claims for claims in false if claims]))
-    return say.ask_exist(color, shape, yes, place)
-
-
-def _near(color: str, shape: str, pairs: list[tuple[str, str]]) -> bool:
-    return any(color == c for c, _ in pairs) or any(shape == s for _, s in pairs)
-
-
-def _sides(a: Thing, b: Thing) -> list[str]:
-    """Where `a` is, seen from `b`."""
-    dx, dy = a.place % 2 - b.place % 2, a.place // 2 - b.place // 2
-    return [name for name, yes in dict(left=dx < 0, right=dx > 0, above=dy < 0, below=dy > 0).items() if yes]
-
-
-def _more_questions(scene: Scene, rng: random.Random, say: Language, count: int) -> list[tuple[str, str, str]]:
-    asked = []
-    while len(asked) < count:
-        topic = rng.choice(list(TOPICS))
-        found = _ask(topic, rng.choice(TOPICS[topic]), scene, rng, say)
-        if found:
-            asked.append((topic, *found))
-    return asked
-
-
-# ---- documents
-
-
-def _line(rng: random.Random, words: list[str], form: str, font_size: int, view: int) -> Line:
-    """`form`: "word", "number" or "both". No word comes twice in a document, so each can be asked for."""
-    word, number = words.pop(), rng.randint(10, 99)
-    line = Line(word if form != "number" else None, number if form != "word" else None)
-    # Where a view is small, a long line gives up its word.
-    return line if measure(line.text, font_size)[0] <= view - 4 else Line(None, number)
-
-
-def _document(rng: random.Random, view: int, aligned: bool) -> Document:
-    layout = rng.choice(list(LAYOUTS))
-    cols, rows = grid = rng.choice(LAYOUTS[layout])
-    width, height = size = (cols * view, rows * view)
-    largest = MOST_IN_OVERVIEW * math.sqrt(cols * rows) / CAP_HEIGHT  # the overview is sqrt(cells) times smaller
-    font_size = rng.randint(FONT_SIZES[0], min(FONT_SIZES[1], int(largest)))
-    cells = [(c, r) for r in range(rows) for c in range(cols)]
-    cells = sorted(rng.sample(cells, rng.randint(2, min(5, len(cells)))), key=lambda cell: (cell[1], cell[0]))
-    words = rng.sample(WORDS, len(WORDS))
-    form = "both" if layout == "receipt" else rng.choice(["word", "number", "both"])
-    spot = random.Random(rng.random())  # its own, so that the words do not depend on where they stand
-    lines = []
-    for number, (col, row) in enumerate(cells):
-        line = _line(rng, words, form, font_size, view)
-        w, h = measure(line.text, font_size)
-        if aligned:
-            x, y = _on_rule(spot, w, h, spot.randrange(view // RULE), view)
-            x, y = x + col * view, y + row * view
-        elif rows == 1:  # a banner is read from left to right: each line has its own part of the width
-            part = width / len(cells)
-            x, y = part * number + spot.uniform(0, max(0, part - w)), spot.uniform(0, height - h)
-        else:  # the others from top to bottom: each line has its own part of the height
-            part = height / len(cells)
-            x, y = spot.uniform(0, width - w), part * number + spot.uniform(0, max(0, part - h))
-        lines.append(Line(line.word, line.number, round(x), round(y)))
-    return Document(layout, grid, size, font_size, tuple(lines))
-
-
-def _crop(rng: random.Random, view: int) -> Document:
-    font_size = rng.randint(*FONT_SIZES)
-    words = rng.sample(WORDS, len(WORDS))
-    rules = view // RULE
-    count = rng.choice([n for n in (1, 1, 1, 2, 2, 3) if n <= rules])  # a slice has one, mostly
-    form = rng.choice(["word", "number", "both"])
-    lines = []
-    for rule in sorted(rng.sample(range(rules), count)):
-        line = _line(rng, words, form, font_size, view)
-        x, y = _on_rule(rng, *measure(line.text, font_size), rule, view)
-        lines.append(Line(line.word, line.number, round(x), round(y)))
-    return Document("crop", (1, 1), (view, view), font_size, tuple(lines))
-
-
-def _on_rule(rng: random.Random, width: int, height: int, rule: int, view: int) -> tuple[float, float]:
-    """Where a line of text stands in its cell: behind the margin, on a ruled line, a pixel off at most."""
-    x = min(MARGIN, (view - width) / 2) + rng.uniform(-1, 1)
-    y = (rule + 0.5) * RULE - height / 2 + rng.uniform(-1, 1)
-    return max(0, x), min(max(0, y), view - height)
-
-
-def _lookups(document: Document) -> list[Line]:
-    return [line for line in document.lines if line.word is not None and line.number is not None]
-
-
-def draw_document(document: Document) -> Image.Image:
-    """Draw a document: dark text on light paper."""
-    rng = random.Random(document.content)
-    paper = rng.randint(238, 255)
-    ink = rng.randint(0, 60)
-    image = Image.new("L", document.size, paper)
-    pen = ImageDraw.Draw(image)
-    for line in document.lines:
-        pen.text((line.x, line.y), line.text, fill=ink, font=font(document.font_size))
-    return image.convert("RGB")
-
-
-def reading(document: Document) -> str:
-    """'north 24, star 81': the lines in reading order."""
-    return ", ".join(line.text for line in document.lines)
-
-
-@cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans Bold from matplotlib's files. matplotlib is not imported."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or not spec.origin:
-        raise FileNotFoundError("documents are drawn with the font DejaVu of matplotlib: pip install matplotlib")
-    path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-@lru_cache(maxsize=65536)
-def measure(text: str, size: int) -> tuple[int, int]:
-    """(width, height) of a line of text in pixels, the room below the letters included."""
-    _, _, right, bottom = font(size).getbbox(text)
-    return math.ceil(right), math.ceil(bottom)
+    if isinstance(sample.facts, Scene):
+        return spell_scene(sample.facts, sample.image.width, view)
+    return spell_document(sample.facts, view)

@@ -15,7 +15,7 @@ import pytest
 from places import LIB, ROOT
 
 from minicpmv_ref import Processor, SliceConfig, nano, plan_slices
-from minicpmv_ref.toy import data
+from minicpmv_ref.toy import data, documents
 from minicpmv_ref.toy.data import KINDS, PLACES, TOPICS, blind, draw, is_held_out, stream
 from minicpmv_ref.toy.words import LANGUAGES, PAINT, SHAPES, WORDS
 
@@ -40,6 +40,41 @@ def all_kinds():
 
 
 # ---- seeds and splits
+
+# Of samples with every option. Change it only with the world itself: the shipped checkpoints learned from these samples.
+FROZEN = {
+    "words": "bf9feb8fd301c7ee346eb3827e5ef4d06ebe5d3fc76cce9937a8af0250e233eb",
+    "pictures": "111bac8e069067a6b0f471d4f612ae6e78887241290041e8e5ba71020d0ea259",
+}
+
+
+def with_every_option():
+    yield from all_kinds()
+    for seed in range(6):
+        for kind in KINDS:
+            for topic in TOPICS:
+                yield draw(seed, kind, topic=topic, turns=3)
+            yield draw(seed, kind, "test", turns=2, aligned=False, view=84, scale=2.0)
+    mixture, languages = dict.fromkeys(KINDS, 1), dict.fromkeys(LANGUAGES, 1)
+    yield from islice(stream("frozen", mixture, "train", languages, {1.0: 1, 2.0: 1}), 100)
+
+
+def test_the_samples_are_those_that_the_checkpoints_learned_from():
+    words, pictures = hashlib.sha256(), hashlib.sha256()
+    for sample in with_every_option():
+        words.update(json.dumps([blind(sample.messages), sample.key, repr(sample.facts), sample.topics]).encode())
+        pictures.update(sample.image.tobytes())
+    assert {"words": words.hexdigest(), "pictures": pictures.hexdigest()} == FROZEN
+
+
+def test_a_new_kind_is_one_function_and_one_line(monkeypatch):
+    def darkness(rng, wanted):
+        scene = data.Scene(())
+        return data.Drawn(scene, data.draw_scene(scene, rng, wanted.view), [("What is here?", "Nothing.")])
+
+    monkeypatch.setitem(KINDS, "darkness", darkness)
+    sample = next(stream(0, {"darkness": 1}))
+    assert (sample.kind, sample.answer, sample.image.size) == ("darkness", "Nothing.", (data.VIEW, data.VIEW))
 
 
 def test_same_seed_same_sample_in_another_process():
@@ -338,7 +373,7 @@ def test_lines_at_any_place_are_cut_by_borders_but_stay_on_the_paper():
         sample = draw(i, "read", aligned=False)
         boxes = []
         for line in sample.facts.lines:
-            w, h = data.measure(line.text, sample.facts.font_size)
+            w, h = documents.measure(line.text, sample.facts.font_size)
             assert line.x >= 0 and line.y >= 0
             assert line.x + w <= sample.image.width + 1 and line.y + h <= sample.image.height + 1
             boxes.append((line.x, line.y, line.x + w, line.y + h))
@@ -371,9 +406,9 @@ def test_text_is_legible_in_slices_only(view, aligned):
         sample = draw(i, "read", aligned=aligned, view=view)
         plan = plan_slices(sample.image.size, cfg)
         assert plan.grid == sample.facts.grid and plan.slice_size == (view, view)
-        tall = data.CAP_HEIGHT * sample.facts.font_size
+        tall = documents.CAP_HEIGHT * sample.facts.font_size
         assert tall >= 10
-        assert tall * math.sqrt(1 / plan.num_slices) <= data.MOST_IN_OVERVIEW
+        assert tall * math.sqrt(1 / plan.num_slices) <= documents.MOST_IN_OVERVIEW
 
 
 def test_scenes_and_crops_are_one_view():
@@ -457,7 +492,7 @@ def test_wrong_names_are_refused(wrong):
 
 
 def test_a_missing_font_is_explained(monkeypatch):
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(documents.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install matplotlib"):
         data.font(99)
 
@@ -534,5 +569,8 @@ def test_what_is_no_conversation_and_no_sample():
         blind([], instead=3)
     with pytest.raises(TypeError, match="sample must be Sample"):
         data.spell(None)
+    for kind in ("read", "crop", "caption"):
+        with pytest.raises(ValueError, match="view: to be spelled, a (document|scene) must be"):
+            data.spell(draw(0, kind, view=84))
     with pytest.raises(TypeError, match="content must be str"):
         is_held_out(None)
