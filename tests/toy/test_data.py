@@ -41,7 +41,7 @@ def all_kinds():
 
 # ---- seeds and splits
 
-# Of samples with every option. Change it only with the world itself: the shipped checkpoints learned from these samples.
+# Of samples with every option. It changes only with the world itself: the shipped checkpoints learned from these.
 FROZEN = {
     "words": "bf9feb8fd301c7ee346eb3827e5ef4d06ebe5d3fc76cce9937a8af0250e233eb",
     "pictures": "111bac8e069067a6b0f471d4f612ae6e78887241290041e8e5ba71020d0ea259",
@@ -570,7 +570,7 @@ def test_what_is_no_conversation_and_no_sample():
     with pytest.raises(TypeError, match="sample must be Sample"):
         data.spell(None)
     for kind in ("read", "crop", "caption"):
-        with pytest.raises(ValueError, match="view: to be spelled, a (document|scene) must be"):
+        with pytest.raises(ValueError, match=r"view: to be spelled, a (document|scene) must be"):
             data.spell(draw(0, kind, view=84))
     with pytest.raises(TypeError, match="content must be str"):
         is_held_out(None)
