@@ -25,7 +25,7 @@ SETTINGS = {
     "gpu": {"begin": "nano-stage-2", "steps": [1000, 600], "batch": 64, "n": 400, "seeds": 3, "device": "cuda"},
 }
 FROZEN, UNFROZEN = "frozen", "unfrozen"
-LLM_RATE = stage_named("sft-1").rates["llm"]
+LLM_RATE = stage_named("sft-1").learning_rates["llm"]
 MAIN, ALONE = "question, nats", "the LLM alone, nats"
 
 
@@ -36,10 +36,11 @@ def run(setting: dict, each) -> Finding:
         name, seed = item
         model = checkpoint(setting["begin"], setting["device"])
         processor, batch = processor_of(model), setting["batch"]
-        rates = stage_named("stage-3").rates | ({"llm": LLM_RATE} if name == UNFROZEN else {})
-        cost = learn(model, processor, "stage-3", seed, steps=steps, batch=batch, rates=rates, mixture={"noisy": 1})
+        rates = stage_named("stage-3").learning_rates | ({"llm": LLM_RATE} if name == UNFROZEN else {})
+        changes = dict(steps=steps, batch=batch, learning_rates=rates, data_mix={"noisy": 1})
+        cost = learn(model, processor, "stage-3", seed, **changes)
         alone = {ALONE: nats(model, processor, held_out("question", setting["n"]), "spelled")}
-        learn(model, processor, "sft-1", seed, steps=tuning, batch=batch, mixture={"question": 2, "talk": 1})
+        learn(model, processor, "sft-1", seed, steps=tuning, batch=batch, data_mix={"question": 2, "talk": 1})
         return cost | alone | grades(model, processor, ["question", "caption"], setting["n"])
 
     seeds = list(range(setting["seeds"]))

@@ -48,9 +48,9 @@ def run(setting: dict, each) -> Finding:
         model = checkpoint(setting["begin"], setting["device"])
         processor, read = processor_of(model), dict.fromkeys(languages.split(), 1)
         mixture = {"question": 2, "caption": 1}
-        learn(model, processor, "start-chat", seed, read, steps=reading, batch=batch, mixture=mixture, large=0.0)
+        learn(model, processor, "start-chat", seed, read, steps=reading, batch=batch, data_mix=mixture, large=0.0)
         learn(model, processor, "stage-1", seed, TWO, steps=warm, batch=batch)
-        learn(model, processor, "stage-2", seed, TWO, steps=seeing, batch=batch, mixture={"caption": 1})
+        learn(model, processor, "stage-2", seed, TWO, steps=seeing, batch=batch, data_mix={"caption": 1})
         return model
 
     def arm(item: list) -> dict:
@@ -60,7 +60,7 @@ def run(setting: dict, each) -> Finding:
         if name != NOTHING:
             spoken = TWO if name == WITHOUT else {"en": (1 - french) / 2, "zh": (1 - french) / 2, "fr": french}
             mixture = {"question": 1, "caption": 1}
-            cost = learn(model, processor, "sft-1", seed, spoken, steps=tuning, batch=batch, mixture=mixture, turns=1)
+            cost = learn(model, processor, "sft-1", seed, spoken, steps=tuning, batch=batch, data_mix=mixture, turns=1)
         found = {}
         for language in THREE:
             of_language = grades(model, processor, ["caption", "question"], setting["n"], language=language)

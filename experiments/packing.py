@@ -37,7 +37,7 @@ BATCH, ROW = 8, 2048
 
 
 def draw_samples(n: int, seed: int) -> list:
-    mixture = stage_named("stage-3").mixture
+    mixture = stage_named("stage-3").data_mix
     kinds = random.Random(seed).choices(list(mixture), list(mixture.values()), k=n)
     return [draw(f"{seed}/{i}", kind) for i, kind in enumerate(kinds)]
 

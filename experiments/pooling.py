@@ -55,7 +55,7 @@ def run(setting: dict, each) -> Finding:
             averages.load_state_dict(model.resampler.state_dict())
             model.resampler = averages
         processor, steps, batch = processor_of(model), setting["steps"], setting["batch"]
-        cost = learn(model, processor, "stage-1", seed, steps=steps, batch=batch, mixture=MIXTURE, half=False)
+        cost = learn(model, processor, "stage-1", seed, steps=steps, batch=batch, data_mix=MIXTURE, half=False)
         return cost | grades(model, processor, KINDS, setting["n"])
 
     seeds = list(range(setting["seeds"]))

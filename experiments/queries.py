@@ -29,7 +29,7 @@ def run(setting: dict, each) -> Finding:
         queries, seed = item
         model = with_new_resampler(setting["begin"], seed, setting["device"], queries)
         processor, steps, batch = processor_of(model), setting["steps"], setting["batch"]
-        cost = learn(model, processor, "stage-1", seed, steps=steps, batch=batch, mixture=MIXTURE, half=False)
+        cost = learn(model, processor, "stage-1", seed, steps=steps, batch=batch, data_mix=MIXTURE, half=False)
         return cost | grades(model, processor, KINDS, setting["n"])
 
     seeds = list(range(setting["seeds"]))

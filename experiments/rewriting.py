@@ -42,9 +42,9 @@ def run(setting: dict, each) -> Finding:
         name, seed = item
         model = checkpoint(setting["begin"], setting["device"])
         processor, batch, mixture = processor_of(model), setting["batch"], {ARMS[name]: 1}
-        learn(model, processor, "stage-1", seed, steps=warm, batch=batch, mixture=mixture)
-        cost = learn(model, processor, "stage-2", seed, steps=steps, batch=batch, mixture=mixture)
-        learn(model, processor, "sft-1", seed, steps=tuning, batch=batch, mixture={"question": 2, "talk": 1})
+        learn(model, processor, "stage-1", seed, steps=warm, batch=batch, data_mix=mixture)
+        cost = learn(model, processor, "stage-2", seed, steps=steps, batch=batch, data_mix=mixture)
+        learn(model, processor, "sft-1", seed, steps=tuning, batch=batch, data_mix={"question": 2, "talk": 1})
         return cost | {"jumps": jumps(cost["losses"][steps // 2 :])} | grades(model, processor, KINDS, setting["n"])
 
     seeds = list(range(setting["seeds"]))

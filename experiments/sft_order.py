@@ -28,7 +28,7 @@ KINDS = ["question", "long", "read", "lookup"]
 
 def shuffled(steps: list[int]) -> dict[str, float]:
     """The mixture of both parts together, each kind as often as in the two of them."""
-    mixtures = [stage_named(part).mixture for part in PARTS]
+    mixtures = [stage_named(part).data_mix for part in PARTS]
     return {
         kind: sum(n * mixture.get(kind, 0) / sum(mixture.values()) for n, mixture in zip(steps, mixtures))
         for kind in dict.fromkeys([*mixtures[0], *mixtures[1]])
@@ -41,8 +41,8 @@ def run(setting: dict, each) -> Finding:
         model = checkpoint(setting["begin"], setting["device"])
         processor, cost = processor_of(model), {"steps": 0, "views": 0, "tokens": 0}
         for part, steps in zip(PARTS, setting["steps"]):
-            mixture = shuffled(setting["steps"]) if name == SHUFFLED else stage_named(part).mixture
-            spent = learn(model, processor, part, seed, steps=steps, batch=setting["batch"], mixture=mixture)
+            mixture = shuffled(setting["steps"]) if name == SHUFFLED else stage_named(part).data_mix
+            spent = learn(model, processor, part, seed, steps=steps, batch=setting["batch"], data_mix=mixture)
             cost = {key: cost[key] + spent[key] for key in cost}
         return cost | grades(model, processor, KINDS, setting["n"])
 

@@ -31,7 +31,7 @@ def run(setting: dict, each) -> Finding:
         name, seed, steps = item
         model = checkpoint(setting["begin"], setting["device"])
         processor = processor_of(model, 9 if name == SLICES else 1)
-        cost = learn(model, processor, "stage-3", seed, steps=steps, batch=setting["batch"], mixture=MIXTURE)
+        cost = learn(model, processor, "stage-3", seed, steps=steps, batch=setting["batch"], data_mix=MIXTURE)
         return cost | grades(model, processor, KINDS, setting["n"])
 
     seeds, steps = list(range(setting["seeds"])), setting["steps"]

@@ -59,7 +59,7 @@ def learn(
     changed = replace(stage_named(stage), **changes)
     samples = None
     if languages:
-        samples = numbered(f"{stage}/{seed}", changed.mixture, languages=languages, turns=changed.turns)
+        samples = numbered(f"{stage}/{seed}", changed.data_mix, languages=languages, turns=changed.turns)
     steps = list(train_steps(model, processor, changed, seed, samples=samples))
     counts = {"steps": len(steps), "views": sum(s.views for s in steps), "tokens": sum(s.tokens for s in steps)}
     return {**counts, "losses": [s.loss for s in steps]}

@@ -49,7 +49,7 @@ def main():
                 shutil.copyfile(BUNDLED / "nano" / name, BUNDLED / folder / name)
     for stage, (folder, base) in PARTIAL.items():
         model = MiniCPMV.from_pretrained(args.run / stage).bfloat16()
-        parts = tuple(stage_named(stage).rates)
+        parts = tuple(stage_named(stage).learning_rates)
         changed = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(parts)}
         write_checkpoint(BUNDLED / folder, model.config, changed, base=base)
 

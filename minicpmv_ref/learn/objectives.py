@@ -41,7 +41,7 @@ def draw_samples(stage: Stage, seed: int, split: str, view: int) -> Callable[[in
     """The endless samples of a stage, by their numbers."""
     scales = {1.0: 1 - stage.large, 2.0: stage.large}
     options = dict(scales=scales, turns=stage.turns, view=view, aligned=stage.aligned)
-    return numbered(f"{stage.name}/{seed}", stage.mixture, split, **options)
+    return numbered(f"{stage.name}/{seed}", stage.data_mix, split, **options)
 
 
 def held_out_loss(objective, stage: Stage, n: int = 64, seed: int = 0) -> float:

@@ -15,7 +15,7 @@ Nothing here trains; `train.py` does. Left out: the learning rates of the paper,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import nn
@@ -38,8 +38,8 @@ class Stage:
         objective: "answer" (predict the answers, as in every stage of the paper), "spelled" (the same, with pictures
             spelled in words), "raw" (that as raw text, without the chat template) or "contrast" (which caption belongs
             to which picture).
-        rates: the highest learning rate of each part that learns. A part that is not named is frozen.
-        mixture: weight of each kind of sample, see `data.draw`.
+        learning_rates: the highest of each part that learns. A part that is not named is frozen.
+        data_mix: weight of each kind of sample, see `data.draw`.
         steps: optimizer steps.
         batch: samples of one step.
         half: True shows every picture at half resolution and in one view.
@@ -53,8 +53,8 @@ class Stage:
 
     name: str
     objective: str
-    rates: dict[str, float]
-    mixture: dict[str, float]
+    learning_rates: dict[str, float]
+    data_mix: dict[str, float]
     steps: int
     batch: int = 32
     half: bool = False
@@ -65,17 +65,21 @@ class Stage:
     def __post_init__(self):
         check_type("name", self.name, str)
         check_choice("objective", self.objective, OBJECTIVES)
-        check_type("rates", self.rates, dict)
-        unknown = set(self.rates) - set(PARTS)
-        if unknown or not self.rates:
-            raise ValueError(f"stage {self.name}: rates must name at least one of {PARTS}, got {self.rates}")
-        for part, rate in self.rates.items():
-            check_number(f"rates[{part!r}]", rate, least=0)
-        for kind, weight in check_type("mixture", self.mixture, dict).items():
-            check_number(f"mixture[{kind!r}]", weight, least=0)
+        rates = check_type("learning_rates", self.learning_rates, dict)
+        if not rates or set(rates) - set(PARTS):
+            raise ValueError(f"stage {self.name}: learning_rates must name at least one of {PARTS}, got {rates}")
+        for part, rate in rates.items():
+            check_number(f"learning_rates[{part!r}]", rate, least=0)
+        for kind, weight in check_type("data_mix", self.data_mix, dict).items():
+            check_number(f"data_mix[{kind!r}]", weight, least=0)
         for count in ("steps", "batch", "turns"):
             check_int(count, getattr(self, count))
         check_number("large", self.large, least=0, most=1)
+
+    def settings(self) -> dict:
+        """The fields as a training checkpoint holds them, under the names they had when the first ones were written."""
+        on_disk = {"learning_rates": "rates", "data_mix": "mixture"}
+        return {on_disk.get(name, name): value for name, value in asdict(self).items()}
 
 
 STAGES = (
@@ -139,7 +143,7 @@ class Profile:
         batch: factor on the samples of a step.
         config: of the model.
         grades: items for each grade at the end of a stage.
-        rate: factor on all learning rates.
+        lr_scale: factor on all learning rates.
         hard: True shows the harder world: lines of documents anywhere, so that slice borders cut them, and half of the
             scenes two views wide, wherever a stage has larger ones at all.
 
@@ -151,11 +155,11 @@ class Profile:
     batch: float
     config: MiniCPMVConfig = field(default=nano, repr=False)
     grades: int = 100
-    rate: float = 1.0
+    lr_scale: float = 1.0
     hard: bool = False
 
     def __post_init__(self):
-        for factor in ("steps", "batch", "rate"):
+        for factor in ("steps", "batch", "lr_scale"):
             check_number(factor, getattr(self, factor), above=0)
         check_type("config", self.config, MiniCPMVConfig)
         check_int("grades", self.grades)
@@ -180,7 +184,7 @@ larger = replace(
 PROFILES = {
     "fast": Profile(1 / 200, 1 / 4, grades=2),
     "cpu": Profile(1, 1, grades=50),
-    "gpu": Profile(1 / 4, 4, larger, grades=100, rate=0.5, hard=True),
+    "gpu": Profile(1 / 4, 4, larger, grades=100, lr_scale=0.5, hard=True),
 }
 
 
@@ -194,17 +198,12 @@ def scaled(stage: Stage, profile: Profile) -> Stage:
         stage,
         steps=max(2, round(stage.steps * profile.steps)),
         batch=max(2, round(stage.batch * profile.batch)),
-        rates={part: rate * profile.rate for part, rate in stage.rates.items()},
+        learning_rates={part: rate * profile.lr_scale for part, rate in stage.learning_rates.items()},
     )
 
 
 def stage_named(name: str) -> Stage:
-    """Look up a stage.
-
-    Raises:
-        TypeError: no text.
-        ValueError: no such stage.
-    """
+    """Look up a stage; ValueError if there is none of this name."""
     check_type("stage", name, str, what="the name of a stage")
     for stage in STAGES:
         if stage.name == name:
@@ -213,7 +212,7 @@ def stage_named(name: str) -> Stage:
 
 
 def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
-    """Let exactly the parts learn that a stage names.
+    """Let exactly the parts learn that a stage names, and freeze the others.
 
     Args:
         model: changed in place.
@@ -238,15 +237,16 @@ def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:
         raise ValueError("the model has adapters: lora_optimizer knows what learns; or merge_lora before")
     for part in PARTS:
         for name, parameter in getattr(model, part).named_parameters():
-            parameter.requires_grad_(part in stage.rates and name != "pos_embed")  # 2.0's pos_embed is a constant
+            constant = name == "pos_embed"  # of 2.0
+            parameter.requires_grad_(part in stage.learning_rates and not constant)
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def start(config: MiniCPMVConfig = nano, seed: int = 0) -> MiniCPMV:
     """Build a model with random weights that are easy to train from.
 
-    A large model finds all this by itself, from hundreds of millions of pictures. A small one that learns for an hour
-    needs a head start. The model stays the same, only its random numbers are chosen with more care:
+    A large model learns all this by itself from hundreds of millions of pictures. A small one that trains for an hour
+    needs a better start. The model stays the same, only its random numbers are chosen with more care:
 
     1. Neighbors have similar positions: the ViT's table starts as sines and cosines, not as noise.
     2. The ViT's weights are three times as large. At the usual 0.02 and this width, every layer adds nearly nothing.

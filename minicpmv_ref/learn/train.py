@@ -141,7 +141,7 @@ def optimizer_for(model: MiniCPMV, stage: Stage, objective=None) -> torch.optim.
     """
     freeze(model, stage)
     groups = []
-    for part, rate in stage.rates.items():
+    for part, rate in stage.learning_rates.items():
         module = objective if isinstance(objective, Contrast) else getattr(model, part)
         parameters = [p for p in module.parameters() if p.requires_grad]
         groups.append({"params": parameters, "lr": rate, "initial_lr": rate})

@@ -90,7 +90,7 @@ def in_order(records: Sequence[Record], seed: int = 0) -> Callable[[int], Record
         >>> from minicpmv_ref.learn.train import train
         >>> from minicpmv_ref.learn.stages import start
         >>> records, _ = read_records(BUNDLED.parent / "records" / "train.json")
-        >>> stage = Stage("mine", "answer", {"resampler": 1e-3}, mixture={}, steps=2, batch=2)
+        >>> stage = Stage("mine", "answer", {"resampler": 1e-3}, data_mix={}, steps=2, batch=2)
         >>> steps = train(start(), Processor.from_pretrained("nano"), stage, samples=in_order(records))
         >>> [step.step for step in steps]
         [1, 2]
@@ -237,10 +237,10 @@ def train_on(
     out, world = Path(out), check_type("world", how.get("world", ALONE), World)
     if _holds_checkpoint(out) and not (out / NOTES).is_file():
         raise FileExistsError(f"{out} {TAKEN}")
-    rates = {part: rate * highest for part, highest in stage_named("sft-2").rates.items()}
+    rates = {part: rate * highest for part, highest in stage_named("sft-2").learning_rates.items()}
     if lora is not None:
         rates = {"llm": LORA_RATE * rates["llm"]}
-    stage = Stage("records", "answer", rates, mixture={}, steps=steps, batch=batch)
+    stage = Stage("records", "answer", rates, data_mix={}, steps=steps, batch=batch)
     with _claimed(out, world):
         processor = Processor.from_pretrained(checkpoint)
         records, tests, settings = _read_both(data, held_out, report, root=root, processor=processor, strict=strict)

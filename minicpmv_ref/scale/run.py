@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -138,7 +137,7 @@ def flops_of(model: MiniCPMV, stage: Stage, prepared) -> int:
     packed = prepared[0]
     if not isinstance(packed, PackedBatch) or model.has_adapters:
         return 0
-    return flops(model.config, load_of(packed, model.config.slicing.patch_size), stage.rates)
+    return flops(model.config, load_of(packed, model.config.slicing.patch_size), stage.learning_rates)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -328,7 +327,7 @@ def train_stage(
     check_workers(workers)
     if shard:
         check_sharding(sparse)
-    learning = ", ".join(part for part in PARTS if part in stage.rates)
+    learning = ", ".join(part for part in PARTS if part in stage.learning_rates)
     if optimizer:
         learning = f"{sum(p.numel() for group in optimizer.param_groups for p in group['params']):,} parameters"
     report(f"{stage.name}: {learning} for {stage.steps} steps of {stage.batch} samples")
@@ -445,7 +444,7 @@ def train_stage(
 
 def settings_of(stage: Stage, seed: int, more: dict | None = None) -> dict:
     """What has to be the same for a training that goes on."""
-    return {"stage": asdict(stage), "seed": seed, **(more or {})}
+    return {"stage": stage.settings(), "seed": seed, **(more or {})}
 
 
 def _newest(saves: Path, read: Callable, world: World, report) -> tuple[Path, int, dict] | None:

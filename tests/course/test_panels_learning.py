@@ -16,7 +16,7 @@ from minicpmv_ref.toy import data
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [stage.name for stage in STAGES]
 CELL = 66.5  # side of one of the 16 cells
-HIGHEST = max(rate for stage in STAGES for rate in stage.rates.values())
+HIGHEST = max(rate for stage in STAGES for rate in stage.learning_rates.values())
 CURVE = [(0, 2.5), (10, 1.0), (40, 0.5)]
 
 
@@ -141,14 +141,15 @@ def test_what_learns_is_green_and_has_its_rate(name):
         found = dict(zip(PARTS, blocks(canvas), strict=True))
         for part in PARTS:
             fill, words = found[part]
-            assert (fill == draw.GREEN) == (part in stage.rates)
+            assert (fill == draw.GREEN) == (part in stage.learning_rates)
             assert words[0] == draw.PART_NAMES[part]
-            if part in stage.rates:
-                assert words[2] == f"learns, rate {stage.rates[part] * now:.1e}"
+            if part in stage.learning_rates:
+                assert words[2] == f"learns, rate {stage.learning_rates[part] * now:.1e}"
             else:
                 assert words[2] == ("frozen" if stage.objective == "answer" else "not in use")
         lengths = [r[2] for r in shapes(canvas, "rect") if r[3] == 12 and r[4] == "white"]
-        assert lengths == pytest.approx([170 * stage.rates[p] * now / HIGHEST for p in PARTS if p in stage.rates])
+        rates = [stage.learning_rates[part] for part in PARTS if part in stage.learning_rates]
+        assert lengths == pytest.approx([170 * rate * now / HIGHEST for rate in rates])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,12 +160,12 @@ def test_the_paper_trains_the_same_parts(name):
     if name.startswith("start"):
         assert paper.learns == ()
         assert draw.GREEN not in fills
-        (part,) = ours.rates
+        (part,) = ours.learning_rates
         assert [words[2] for _, words in blocks(canvas)] == [
             "taken as released" if each == part else "not in use" for each in PARTS
         ]
     else:
-        assert set(paper.learns) == set(ours.rates)
+        assert set(paper.learns) == set(ours.learning_rates)
         assert [fill == draw.GREEN for fill in fills] == [part in paper.learns for part in PARTS]
     assert "learning rate" not in texts(canvas)
     if not paper.learns:  # nothing to draw but where the paper starts from
@@ -202,7 +203,7 @@ def test_bars_are_the_shares_of_the_samples(name, whose):
 
 
 def test_shares_by_hand():
-    mixture = stage_named("stage-3").mixture
+    mixture = stage_named("stage-3").data_mix
     assert list(mixture) == ["caption", "crop", "read"]
     wanted = [weight / sum(mixture.values()) for weight in mixture.values()]
     assert list(draw.stage_shares("stage-3", "ours").items()) == [

@@ -38,7 +38,7 @@ def test_what_is_frozen_does_not_change_and_the_rest_does(name):
     before = {part: digest(getattr(model, part)) for part in PARTS}
     list(train(model, PROCESSOR, short(name), half_precision=False))
     changed = {part for part in PARTS if digest(getattr(model, part)) != before[part]}
-    assert changed == set(stage_named(name).rates)
+    assert changed == set(stage_named(name).learning_rates)
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -167,7 +167,7 @@ def test_an_optimizer_of_your_own_says_what_learns():
 
 def test_training_helps():
     """Thirty steps of the LLM on one kind of question: held-out loss falls by a lot."""
-    model, stage = start(), short("start-text", steps=30, batch=8, mixture={"caption": 1})
+    model, stage = start(), short("start-text", steps=30, batch=8, data_mix={"caption": 1})
     objective = objective_for(model, PROCESSOR, stage)
     before = held_out_loss(objective, stage, n=16)
     list(train(model, PROCESSOR, stage, objective=objective))

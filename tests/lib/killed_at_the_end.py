@@ -85,7 +85,7 @@ def own_data(folder: Path):
 
 def small_world(out: Path):
     """`train` without data, one stage of two steps."""
-    train.STAGES = (replace(stage_named("stage-2"), mixture={"caption": 1}),)
+    train.STAGES = (replace(stage_named("stage-2"), data_mix={"caption": 1}),)
     train.evaluate = lambda *args, **options: {"read": 0.5}
     profile = Profile(steps=1e-9, batch=1e-9, config=tiny_config("2.6"), grades=1)
     train.run(out, profile, tiny_processor("2.6"), report=lambda line: None, progress=False)

@@ -290,8 +290,8 @@ def test_careless_training_sees_careless_captions_and_true_answers(processor, mo
     monkeypatch.setattr(module, "train_steps", lambda model, processor, stage, seed: seen.append((stage, seed)) or [])
     make_careless(model, processor, replace(TINY, careless_steps=7, seed=5))
     [(stage, seed)] = seen
-    assert seed == 5 and stage.steps == 7 and set(stage.rates) == {"llm"}
-    assert stage.mixture["careless"] > 0 and stage.mixture["question"] > 0 and len(stage.mixture) == 2
+    assert seed == 5 and stage.steps == 7 and set(stage.learning_rates) == {"llm"}
+    assert stage.data_mix["careless"] > 0 and stage.data_mix["question"] > 0 and len(stage.data_mix) == 2
 
 
 def test_changes_are_counted_from_the_root(processor, model, tmp_path):

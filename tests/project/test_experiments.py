@@ -467,13 +467,14 @@ def test_arms_differ_in_what_they_say(monkeypatch):
     assert steps == [2, 2, 3]  # six views in batches of two
 
     (frozen, words), (unfrozen, more_words) = trainings("frozen_llm", monkeypatch).values()
-    assert set(frozen[3]["rates"]) == {"vpm", "resampler"} and set(unfrozen[3]["rates"]) == {"vpm", "resampler", "llm"}
-    assert frozen[3] | {"rates": 0} == unfrozen[3] | {"rates": 0} and frozen[3]["mixture"] == {"noisy": 1}
+    rates = [set(arm[3].pop("learning_rates")) for arm in (frozen, unfrozen)]
+    assert rates == [{"vpm", "resampler"}, {"vpm", "resampler", "llm"}]
+    assert frozen[3] == unfrozen[3] and frozen[3]["data_mix"] == {"noisy": 1}
     assert words[3] == more_words[3] and words[0] == "sft-1"
 
     clean, noisy = trainings("rewriting", monkeypatch).values()
-    assert [run[3]["mixture"] for run in clean[:2]] == [{"caption": 1}] * 2
-    assert [run[3]["mixture"] for run in noisy[:2]] == [{"noisy": 1}] * 2
+    assert [run[3]["data_mix"] for run in clean[:2]] == [{"caption": 1}] * 2
+    assert [run[3]["data_mix"] for run in noisy[:2]] == [{"noisy": 1}] * 2
     assert clean[2][3] == noisy[2][3] and [run[0] for run in clean] == ["stage-1", "stage-2", "sft-1"]
 
     arms = {name: [run[0] for run in runs] for name, runs in trainings("stages", monkeypatch).items()}
@@ -481,7 +482,7 @@ def test_arms_differ_in_what_they_say(monkeypatch):
 
     order, shuffled = trainings("sft_order", monkeypatch).values()
     assert [run[0] for run in order] == [run[0] for run in shuffled] == ["sft-1", "sft-2"]
-    assert order[0][3]["mixture"] != order[1][3]["mixture"] and shuffled[0][3] == shuffled[1][3]
+    assert order[0][3]["data_mix"] != order[1][3]["data_mix"] and shuffled[0][3] == shuffled[1][3]
 
     (queries,), (averages,) = trainings("pooling", monkeypatch).values()
     assert [type(run[1].resampler).__name__ for run in (queries, averages)] == ["Resampler", "Averages"]
@@ -647,11 +648,11 @@ def test_a_short_training_changes_what_it_is_told(random_model, monkeypatch):
 
     monkeypatch.setattr(training, "train_steps", train)
     processor = training.processor_of(random_model)
-    cost = training.learn(random_model, processor, "stage-3", 5, steps=2, mixture={"noisy": 1})
+    cost = training.learn(random_model, processor, "stage-3", 5, steps=2, data_mix={"noisy": 1})
     assert cost == {"steps": 2, "views": 4, "tokens": 42, "losses": [2.0, 1.0]}
     (stage, seed, samples) = seen[0]
-    assert (stage.name, stage.steps, stage.mixture, seed, samples) == ("stage-3", 2, {"noisy": 1}, 5, None)
-    training.learn(random_model, processor, "sft-1", 5, {"fr": 1}, turns=1, mixture={"question": 1})
+    assert (stage.name, stage.steps, stage.data_mix, seed, samples) == ("stage-3", 2, {"noisy": 1}, 5, None)
+    training.learn(random_model, processor, "sft-1", 5, {"fr": 1}, turns=1, data_mix={"question": 1})
     samples = [seen[1][2](number) for number in range(5)]
     assert {sample.language for sample in samples} == {"fr"} and not any(sample.held_out for sample in samples)
 
@@ -669,7 +670,7 @@ def test_shuffled_parts_show_each_kind_as_often():
 
     shuffled = import_module("experiments.sft_order").shuffled([110, 60])
     assert sum(shuffled.values()) == pytest.approx(170)
-    one, two = (stage_named(part).mixture for part in ("sft-1", "sft-2"))
+    one, two = (stage_named(part).data_mix for part in ("sft-1", "sft-2"))
     expected = 110 * one["read"] / sum(one.values()) + 60 * two["read"] / sum(two.values())
     assert shuffled["read"] == pytest.approx(expected) and set(shuffled) == set(one) | set(two)
 

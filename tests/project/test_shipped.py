@@ -34,7 +34,7 @@ def test_a_stage_holds_only_what_it_trained(folder):
     with safe_open(BUNDLED / folder / "model.safetensors", framework="pt") as file:
         names = list(file.keys())
         assert {file.get_slice(name).get_dtype() for name in names} == {"BF16"}
-    assert {name.split(".")[0] for name in names} == set(stage_named(PARTIAL[folder]).rates)
+    assert {name.split(".")[0] for name in names} == set(stage_named(PARTIAL[folder]).learning_rates)
     whole = MiniCPMV.from_pretrained(folder)
     assert all(p.dtype == torch.float32 for p in whole.parameters())
 

@@ -64,7 +64,7 @@ def test_flops_are_those_that_pytorch_counts(name):
         loss = objective(samples, 1)[0]
         assert flops(SMALL, load, learning=()) == counter.get_total_flops()
         loss.backward()
-    assert flops(SMALL, load, stage.rates) == counter.get_total_flops()
+    assert flops(SMALL, load, stage.learning_rates) == counter.get_total_flops()
 
 
 def test_flops_of_text_alone():
@@ -243,7 +243,7 @@ def test_the_hard_world():
     for stage in STAGES:
         assert hard[stage.name].aligned == (stage.objective != "answer")
         assert hard[stage.name].large == (0.5 if stage.large else 0)
-        assert hard[stage.name].rates == {part: 0.5 * rate for part, rate in stage.rates.items()}
+        assert hard[stage.name].learning_rates == {part: 0.5 * rate for part, rate in stage.learning_rates.items()}
     sample = draw_samples(hard["sft-2"], 0, "train", 112)
     documents = [s.facts for s in map(sample, range(60)) if s.kind == "read"]
     cut = [line for document in documents for line in document.lines if (line.y % 112) > 100]

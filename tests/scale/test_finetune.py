@@ -140,7 +140,7 @@ def test_only_the_parts_of_the_stage_learn(small):
 
 
 def test_it_learns_and_the_loss_does_not_depend_on_the_batch(small):
-    stage = replace(STAGE, steps=30, batch=5, rates={"resampler": 3e-3, "llm": 3e-3})
+    stage = replace(STAGE, steps=30, batch=5, learning_rates={"resampler": 3e-3, "llm": 3e-3})
     model, processor = tiny_model("2.6"), tiny_processor("2.6")
     before = loss_on(model, processor, small)
     assert loss_on(model, processor, small, batch=1) == pytest.approx(before, rel=1e-5)

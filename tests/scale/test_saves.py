@@ -401,7 +401,7 @@ def test_a_save_of_another_training_is_refused(samples, whole, tmp_path):
     for options, words in (
         ({"seed": 1}, r"step-000006 belongs to another training: seed was 0 and is 1\. Go on with what was"),
         ({"stage": replace(ANSWER, steps=9)}, "stage.steps was 6 and is 9"),
-        ({"stage": replace(ANSWER, rates={"llm": 1e-3})}, "stage.rates.resampler was 0.001 and is None"),
+        ({"stage": replace(ANSWER, learning_rates={"llm": 1e-3})}, "stage.rates.resampler was 0.001 and is None"),
         ({"settings": {"data": "new"}}, "data was None and is 'new'"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -435,7 +435,7 @@ def test_a_damaged_save_is_named(whole, tmp_path):
     with pytest.raises(ValueError, match="is of another model"):
         broken(lambda path: None, version="2.5")
     with pytest.raises(ValueError, match=r"holds exp_avg/.*, which this training has no use for"):
-        broken(lambda path: None, stage=replace(ANSWER, rates={"llm": 1e-3}))
+        broken(lambda path: None, stage=replace(ANSWER, learning_rates={"llm": 1e-3}))
     model = tiny_model("2.6")
     objective = objective_for(model, tiny_processor("2.6"), CONTRAST)
     with pytest.raises(ValueError, match=r"lacks objective\.glances"):

@@ -37,7 +37,7 @@ def learns():
         freeze(model, stage)
         learning = {name: p.requires_grad for name, p in model.named_parameters()}
         for name in ("resampler.query", "resampler.pos_embed", "llm.model.norm.weight", "vpm.post_layernorm.weight"):
-            yield Case((tuple(stage.rates), name), learning[name])
+            yield Case((tuple(stage.learning_rates), name), learning[name])
 
 
 @exercise

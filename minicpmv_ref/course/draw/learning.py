@@ -187,7 +187,7 @@ def stage_shares(name: str, whose: str) -> dict:
     """{kind of sample: share of the stage's samples from 0 to 1, or None where the paper gives no number}."""
     from minicpmv_ref.learn.stages import stage_named
 
-    data = stage_named(name).mixture if whose == "ours" else PAPER_STAGES[name].data
+    data = stage_named(name).data_mix if whose == "ours" else PAPER_STAGES[name].data
     total = sum(amount or 0 for amount in data.values())
     return {kind: amount and amount / total for kind, amount in data.items()}
 
@@ -210,13 +210,13 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
     known = not ours and not paper.learns  # the paper begins behind the stages of preparation
     title = f"the paper starts from {paper.views}" if known else MEANINGS[name]
     canvas.text(8, 20, f"{name}: {title}", bold=True)
-    learns = stage.rates if ours else dict.fromkeys(paper.learns)
+    learns = stage.learning_rates if ours else dict.fromkeys(paper.learns)
     blind = ("vpm", "resampler")
     idle = {"raw": blind, "spelled": blind, "contrast": ("resampler", "llm")}.get(stage.objective, ())
     if known:
         idle = tuple(PART_NAMES)
-    released = stage.rates if known else ()
-    highest = max(rate for each in STAGES for rate in each.rates.values())
+    released = stage.learning_rates if known else ()
+    highest = max(rate for each in STAGES for rate in each.learning_rates.values())
     now = rate_at(round(percent / 100 * stage.steps), stage.steps)
     for number, (part, title) in enumerate(PART_NAMES.items()):
         x, y, w, h = 8 + 214 * number, 34, 190, 92
@@ -317,4 +317,4 @@ def _resolution(stage, paper, ours, config):
         return None, ""
     if stage.objective == "contrast":
         return full, "and half of it in turn"
-    return (full // 2, "one view") if stage.half else (full, "and slices" if "read" in stage.mixture else "one view")
+    return (full // 2, "one view") if stage.half else (full, "and slices" if "read" in stage.data_mix else "one view")

@@ -71,7 +71,7 @@ class Stages(Panel):
         from minicpmv_ref.learn.train import rate_at
 
         ours = stage_named(stage)
-        learns = ours.rates if whose == "ours" else draw.PAPER_STAGES[stage].learns
+        learns = ours.learning_rates if whose == "ours" else draw.PAPER_STAGES[stage].learns
         names = [f"the {draw.PART_NAMES[part]}" for part in draw.PART_NAMES if part in learns]
         names = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
         sizes = draw.part_sizes(whose)
