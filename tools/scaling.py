@@ -58,7 +58,8 @@ from scaling_costs import (  # noqa: E402
 
 from experiments.frame import write  # noqa: E402
 from minicpmv_ref.config import nano, v2_6  # noqa: E402
-from minicpmv_ref.deploy.memory import estimate, parameters  # noqa: E402
+from minicpmv_ref.counts import parameters  # noqa: E402
+from minicpmv_ref.deploy.memory import estimate  # noqa: E402
 from minicpmv_ref.inputs.files import read_json  # noqa: E402
 from minicpmv_ref.inputs.pictures import picture_size  # noqa: E402
 

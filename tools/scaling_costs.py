@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 from experiments.frame import machine  # noqa: E402
 from minicpmv_ref import plan_slices  # noqa: E402
 from minicpmv_ref.config import MiniCPMVConfig, SliceConfig, nano, v2_0, v2_5, v2_6  # noqa: E402
-from minicpmv_ref.deploy.memory import estimate, parameters  # noqa: E402
+from minicpmv_ref.counts import Workload, flops_by_part, parameters  # noqa: E402
+from minicpmv_ref.deploy.memory import estimate  # noqa: E402
 from minicpmv_ref.model import MiniCPMV  # noqa: E402
 from minicpmv_ref.processor import load_image, normalize_views  # noqa: E402
-from minicpmv_ref.scale.budget import Load, flops_by_part  # noqa: E402
 
 MODELS = {"2.0": v2_0, "2.5": v2_5, "2.6": v2_6}
 EVERYTHING = ("vpm", "resampler", "llm")
@@ -117,8 +117,8 @@ def flops(config: MiniCPMVConfig, patches: list[int], text: int, trains=(), batc
     seen = [max(patches, default=0)] * len(patches) if config.vision.position == "released_2_5" else patches
     views, tokens = len(patches), len(patches) * config.resampler.num_queries + text
     squares, padding = sum(length**2 for length in seen), sum(seen) - sum(patches)
-    load = Load(tokens, tokens, tokens**2, views, sum(patches), squares, padding)
-    return flops_by_part(config, Load(*(batch * count for count in load)), trains)
+    one = Workload(tokens, tokens, tokens**2, views, sum(patches), squares, padding)
+    return flops_by_part(config, Workload(*(batch * count for count in one)), trains)
 
 
 def stage_flops(version: str, stage: Stage) -> float:
@@ -153,7 +153,7 @@ def per_card(held: dict[str, int], sharded: tuple[str, ...], cards: int) -> floa
 
 
 def activations(config: MiniCPMVConfig, stage: Stage, batch: int = 1) -> int:
-    """Bytes that wait for the way back; the LLM's layers are computed again. A ViT that learns nothing keeps nothing.
+    """Bytes kept for the backward pass; the LLM's layers are computed again. A ViT that learns nothing keeps nothing.
 
     Too high where the LLM is frozen: its products then need not keep their inputs.
     """

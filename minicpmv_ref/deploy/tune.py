@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import MiniCPMVConfig
+from ..counts import Workload, flops, kv_cache_numbers, square_patches
 from ..inputs.checks import WrongType, check_int, check_number, check_type, shown
 from .gguf import plan_mixture, plan_vision
-from .memory import kv_cache_numbers
 
 
 class Search(NamedTuple):
@@ -128,7 +128,7 @@ def roofline(work: Work, chip: Chip) -> Bound:
         chip: its peaks, for example of CHIPS.
 
     Returns:
-        A Bound: seconds, and whether "compute" or "memory" sets them. A model, not a measurement.
+        A Bound: seconds, and whether "compute" or "memory" sets them. A bound, not a measurement.
 
     Raises:
         TypeError: no Work, no Chip, or other than numbers in them.
@@ -158,10 +158,10 @@ def answer_work(config: MiniCPMVConfig, slices: int = 9, text: int = 256, mixtur
         config: a MiniCPMVConfig, for example a preset.
         slices: of the picture, without the overview; every view is a square of full size.
         text: tokens of the prompt besides the visual ones.
-        mixture: of the language model, as in `plan_mixture`; ViT and resampler are in 16 bits.
+        mixture: the quantization mixture of the language model, as in `plan_mixture`; ViT and resampler are in 16 bits.
 
     Returns:
-        {"see": ViT and resampler for all views, "read": the whole prompt, "write": one more token behind it}.
+        {"see": ViT and resampler for all views, "read": the whole prompt, "write": one more token after it}.
 
     Raises:
         TypeError: no MiniCPMVConfig, a count that is no integer.
@@ -176,7 +176,7 @@ def answer_work(config: MiniCPMVConfig, slices: int = 9, text: int = 256, mixtur
         read 3,715.9 operations per byte
         write 3.3 operations per byte
 
-    Source: this project; the products are those of vision.py, resampler.py and transformers' modeling_llama.py.
+    Source: this project; the formulas stand in counts.py.
     """
     slices, text = check_int("slices", slices, 0), check_int("text", text)
     plan, views = plan_mixture(config, mixture), 1 + slices
@@ -184,26 +184,15 @@ def answer_work(config: MiniCPMVConfig, slices: int = 9, text: int = 256, mixtur
     words = plan.total_bytes - (0 if config.llm.tie_word_embeddings else plan.bytes_of("token_embd.weight"))
     tokens = views * config.resampler.num_queries + text
     a_token = 2 * kv_cache_numbers(config.llm)
+    patches = square_patches(config)
+    loads = (  # the output matrix meets the last token only
+        Workload(0, 0, 0, views, views * patches, views * patches**2),
+        Workload(tokens, 1, tokens * tokens),
+        Workload(1, 1, tokens + 1),
+    )
+    see, read, write = (flops(config, load, learning=()) for load in loads)
     return {
-        "see": Work(_seeing(config, views), plan_vision(config).total_bytes),
-        "read": Work(_reading(config, tokens, tokens), words + tokens * a_token),
-        "write": Work(_reading(config, 1, tokens + 1), words + (tokens + 1) * a_token),
+        "see": Work(see, plan_vision(config).total_bytes),
+        "read": Work(read, words + tokens * a_token),
+        "write": Work(write, words + (tokens + 1) * a_token),
     }
-
-
-def _seeing(config: MiniCPMVConfig, views: int) -> int:
-    v, r = config.vision, config.resampler
-    patches = (config.slicing.scale_resolution // v.patch_size) ** 2
-    layer = 4 * v.width**2 + 2 * v.width * v.mlp_width + 2 * patches * v.width  # attention: scores, and their sum
-    vit = patches * (3 * v.patch_size**2 * v.width + v.layers * layer)
-    resampler = patches * (r.kv_width * r.width + 2 * r.width**2)  # x, keys, values
-    resampler += r.num_queries * (2 * patches * r.width + 2 * r.width**2)
-    return 2 * (views * (vit + resampler) + r.num_queries * r.width**2)  # the queries are the same for all views
-
-
-def _reading(config: MiniCPMVConfig, tokens: int, seen: int) -> int:
-    """Operations for `tokens` new tokens that look at `seen` each; the output matrix meets the last one only."""
-    c = config.llm
-    d, kv = c.hidden_size, c.num_key_value_heads * c.head_width
-    layer = 2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size + 2 * seen * d
-    return 2 * (tokens * c.num_hidden_layers * layer + c.vocab_size * d)

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from ..config import MiniCPMVConfig, nano
+from ..counts import PARTS
 from ..inputs.checks import check_choice, check_int, check_number, check_type, shown
 from ..model import MiniCPMV
 from ..positions import sincos_2d
 
-PARTS = ("vpm", "resampler", "llm")
 OBJECTIVES = ("answer", "spelled", "raw", "contrast")
 
 

@@ -1,12 +1,11 @@
 """What a step costs before you take it: bytes against what the card has, FLOPs against what it can do; and two savings.
 
-    bytes   weights, their gradients, AdamW's two means of them, and what the forward pass keeps for the way back.
+    bytes   weights, their gradients, AdamW's two means of them, and what the forward pass keeps for the backward pass.
             The first three follow from the parameters. The last is measured: a few samples go forward, every tensor
             that autograd keeps is counted, and since no tensor grows with the square of anything, it is scaled.
-    FLOPs   two for each number of a matrix and each token that meets it; as many for the gradient of the matrix if it
-            learns, and for that of the token if something before it learns; and attention.
+    FLOPs   from counts.py.
     MFU     model FLOPs utilization = FLOPs of a step / (seconds of a step x peak of the card). What is computed a
-            second time, because of checkpointing, is not counted: it is no work of the model.
+            second time, because of checkpointing, is not counted.
 
 `deploy/memory.py` answers "will it fit?" from the config alone, for a model in one dtype that trains as a whole. Here
 parts are frozen, bfloat16 copies stand beside float32 weights, and any objective goes. Left out: sharding, and the
@@ -16,22 +15,20 @@ allocator's waste. The counts are tested on a CPU; no figure here was compared w
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from ..config import MiniCPMVConfig
+from ..counts import Workload, state_bytes
 from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, printable, shown
 from ..learn.packing import PackedBatch
-from ..learn.stages import PARTS
 from ..model import MiniCPMV
 
 # Dense bfloat16 FLOP/s by a part of the card's name, from the makers' data sheets. The first that fits counts.
@@ -41,19 +38,7 @@ PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L
 # ---- FLOPs
 
 
-class Load(NamedTuple):
-    """What a batch asks of the model: counts over all its samples."""
-
-    tokens: int
-    judged: int  # supervised tokens, whose logits are computed
-    pairs: int  # tokens of a sample squared, summed: what attention meets
-    views: int = 0  # that the ViT looks at
-    patches: int = 0
-    patch_pairs: int = 0  # patches of a view, padding included, squared and summed
-    padding: int = 0  # patches that the released 2.5 adds to the shorter views; its ViT computes them, too
-
-
-def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
+def workload_of(packed: PackedBatch, patch_size: int = 14) -> Workload:
     """Count what a packed batch asks of the model.
 
     Args:
@@ -62,7 +47,7 @@ def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
         patch_size: pixels.
 
     Returns:
-        A Load.
+        A Workload.
 
     Raises:
         TypeError: no PackedBatch.
@@ -72,104 +57,20 @@ def load_of(packed: PackedBatch, patch_size: int = 14) -> Load:
         >>> from minicpmv_ref import Processor
         >>> from minicpmv_ref.learn.packing import pack_batch
         >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-        >>> load_of(pack_batch(Processor.from_pretrained("nano")([chat, chat]), [[0, 1]]))
-        Load(tokens=62, judged=10, pairs=1922, views=0, patches=0, patch_pairs=0, padding=0)
+        >>> workload_of(pack_batch(Processor.from_pretrained("nano")([chat, chat]), [[0, 1]]))
+        Workload(tokens=62, supervised=10, token_pairs=1922, views=0, patches=0, patch_pairs=0, padding=0)
     """
     check_type("packed", packed, PackedBatch)
     check_int("patch_size", patch_size)
     lengths = [end - start for borders in packed.borders for start, end in pairwise(borders)]
     views = [view for views in packed.images for view in views if view.ndim == 3]
     patches = [view.shape[1] * view.shape[2] // patch_size**2 for view in views]
-    judged = int((packed.labels != -100).sum())
-    pairs, patch_pairs = sum(n * n for n in lengths), sum(n * n for n in patches)
-    return Load(sum(lengths), judged, pairs, len(views), sum(patches), patch_pairs)
+    supervised = int((packed.labels != -100).sum())
+    token_pairs, patch_pairs = sum(n * n for n in lengths), sum(n * n for n in patches)
+    return Workload(sum(lengths), supervised, token_pairs, len(views), sum(patches), patch_pairs)
 
 
-def flops(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS) -> int:
-    """Count the FLOPs of one training step: the sum of `flops_by_part`.
-
-    Args:
-        config, load, learning: as for `flops_by_part`.
-
-    Returns:
-        FLOPs.
-
-    Raises:
-        TypeError, ValueError: as `flops_by_part`.
-
-    Example:
-        >>> from minicpmv_ref import nano
-        >>> load = Load(tokens=100, judged=10, pairs=10_000)
-        >>> flops(nano, load) / flops(nano, load, learning=())  # forward, and twice as much backward
-        3.0
-    """
-    return sum(flops_by_part(config, load, learning).values())
-
-
-def flops_by_part(config: MiniCPMVConfig, load: Load, learning: Collection[str] = PARTS) -> dict[str, int]:
-    """Count the FLOPs of one training step: matrix products and attention, forward and backward.
-
-    Norms, activations, rotary positions and the optimizer are left out, as usual. Attention counts in full, as
-    PyTorch's counter and the PaLM paper do it, though a causal kernel leaves out half.
-
-    Args:
-        config: of the model.
-        load: of the step.
-        learning: the parts that learn. A frozen part still passes the gradient on if a part before it learns.
-
-    Returns:
-        {"vpm": FLOPs, "resampler": FLOPs, "llm": FLOPs}
-
-    Raises:
-        TypeError: no MiniCPMVConfig, no Load, learning that is no collection.
-        ValueError: a negative count, a part that the model does not have.
-
-    Example:
-        >>> from minicpmv_ref import nano
-        >>> load = Load(tokens=100, judged=10, pairs=10_000, views=1, patches=64, patch_pairs=4096)
-        >>> forward, step = (flops_by_part(nano, load, parts) for parts in ([], ["resampler"]))
-        >>> {part: round(step[part] / forward[part], 1) for part in step}  # a frozen LLM still passes the gradient on
-        {'vpm': 1.0, 'resampler': 2.9, 'llm': 2.1}
-
-    Source: Chowdhery et al., PaLM (2022), appendix B; checked against torch.utils.flop_counter.
-    """
-    check_type("config", config, MiniCPMVConfig)
-    for name, count in check_type("load", load, Load)._asdict().items():
-        check_int(f"load.{name}", count, least=0)
-    parts = () if isinstance(learning, str) or not isinstance(learning, Collection) else learning
-    if parts is not learning or not all(isinstance(part, str) and part in PARTS for part in parts):
-        raise WrongType(f"learning must be a list of parts out of {', '.join(PARTS)}, got {shown(learning)}")
-    v, r, c = config.vision, config.resampler, config.llm
-    w, e, d, kv = v.width, r.width, c.hidden_size, c.num_key_value_heads * c.head_width
-    sees, asks = (part in learning and load.views > 0 for part in ("vpm", "resampler"))
-    speaks = "llm" in learning
-    into, through = sees or asks, sees or asks or speaks  # is there a gradient behind the ViT, and is one in the LLM
-    seen, queries = load.patches + load.padding, load.views * r.num_queries
-    layer = 2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size
-    products = {  # (multiplications, does the left side have a gradient, does the right side)
-        "vpm": [
-            (seen * 3 * v.patch_size**2 * w, False, sees),  # pixels get no gradient
-            (seen * v.layers * (4 * w * w + 2 * w * v.mlp_width), sees, sees),
-            (load.patch_pairs * v.layers * 2 * w, sees, sees),
-        ],
-        "resampler": [
-            (load.patches * w * e, sees, asks),  # kv_proj
-            (load.patches * 2 * e * e, into, asks),  # keys and values
-            ((load.views > 0) * r.num_queries * e * e, asks, asks),  # the queries are the same for all views
-            (load.patches * r.num_queries * e, asks, into),  # queries meet keys
-            (load.patches * r.num_queries * e, into, into),  # weights meet values
-            (queries * 2 * e * e, into, asks),  # out_proj and proj
-        ],
-        "llm": [
-            (load.tokens * c.num_hidden_layers * layer, through, speaks),
-            (load.pairs * c.num_hidden_layers * 2 * d, through, through),
-            (load.judged * d * c.vocab_size, through, speaks),
-        ],
-    }
-    return {part: sum(2 * n * (1 + left + right) for n, left, right in rows) for part, rows in products.items()}
-
-
-def peak_of(card: str) -> float | None:
+def peak_flops(card: str) -> float | None:
     """Look up a card's peak by its name, as torch.cuda.get_device_name() gives it.
 
     Returns:
@@ -179,7 +80,7 @@ def peak_of(card: str) -> float | None:
         TypeError: no text.
 
     Example:
-        >>> peak_of("NVIDIA H100 80GB HBM3"), peak_of("GeForce")
+        >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("GeForce")
         (989000000000000.0, None)
     """
     check_type("card", card, str)
@@ -190,7 +91,7 @@ def mfu(step_flops: float, seconds: float, peak: float) -> float:
     """Model FLOPs utilization: the share of its peak that a card spends on the model.
 
     Args:
-        step_flops: from `flops`, of one step.
+        step_flops: from `counts.flops`, of one step.
         seconds: of that step, its input included.
         peak: FLOP/s.
 
@@ -221,35 +122,35 @@ class Budget:
     gradients: int
     optimizer: int  # AdamW's two means
     copies: int  # of the weights in bfloat16, as long as a forward and backward pass lasts
-    vision: int  # kept by the ViT and the resampler for the way back
+    vision: int  # kept by the ViT and the resampler for the backward pass
     llm: int  # kept by the rest
-    accumulates: bool = False  # gradients of an earlier piece are there already
+    accumulates: bool = False  # gradients of an earlier micro-batch are there already
 
     @property
     def total(self) -> int:
-        """Bytes in the fullest of three moments: the end of the forward pass, its way back through the LLM, AdamW.
+        """Bytes in the fullest of three moments: the end of the forward pass, the backward pass after the LLM, AdamW.
 
-        On the way back gradients come while the tensors that waited for them go. AdamW, which works on all tensors at
-        once, holds a root of every mean square.
+        In the backward pass gradients come while the kept tensors go. AdamW, which works on all tensors at once, holds
+        a root of every mean square.
         """
         always, kept = self.weights + self.optimizer, self.copies + self.vision + self.llm
         forward = kept + self.accumulates * self.gradients
-        back = self.copies + self.vision + self.gradients
-        return always + max(forward, back, self.gradients + self.optimizer // 2)
+        backward = self.copies + self.vision + self.gradients
+        return always + max(forward, backward, self.gradients + self.optimizer // 2)
 
     def sharded(self, processes: int) -> Budget:
-        """What each of several processes needs that share out every tensor. What it borrows comes on top, by layers."""
+        """What each process needs if all tensors are sharded. The layers that it gathers for a moment come on top."""
         check_int("processes", processes)
         shared = {name: getattr(self, name) // processes for name in ("weights", "gradients", "optimizer", "copies")}
         return replace(self, **shared)
 
     def line(self, device: torch.device | str) -> str:
         """What the step needs and what the device has, in one line."""
-        free, has = room(device)
+        free, has = device_memory(device)
         parts = dict(weights=self.weights, gradients=self.gradients, AdamW=self.optimizer)
-        parts |= {"bfloat16 copies": self.copies, "kept for the way back": self.vision + self.llm}
+        parts |= {"bfloat16 copies": self.copies, "kept for backward": self.vision + self.llm}
         words = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
-        verdict = "" if self.total < 0.9 * free else "; that is too much: more pieces, or checkpointing"
+        verdict = "" if self.total < 0.9 * free else "; that is too much: more micro-batches, or checkpointing"
         need = f"memory: about {self.total / 1e9:.2f} GB ({words})"
         return f"{need} of {free / 1e9:.1f} free, {has / 1e9:.1f} in all{verdict}"
 
@@ -259,7 +160,7 @@ def budget(
     objective,
     samples: Sequence,
     size: int,
-    pieces: int = 1,
+    micro_batches: int = 1,
     half_precision: bool = False,
     checkpointing: bool = False,
 ) -> Budget:
@@ -270,7 +171,8 @@ def budget(
         objective: from `objective_for`.
         samples: a few, which go forward once. The more, the better the estimate.
         size: samples of one step of this process.
-        pieces, half_precision: as for `parallel.backward`.
+        micro_batches: parts that a step's samples are split into; they go forward and backward one after the other.
+        half_precision: as for `parallel.backward`.
         checkpointing: the step runs inside `checkpointed`: each layer keeps its input, one layer at a time the rest.
 
     Returns:
@@ -278,7 +180,7 @@ def budget(
 
     Raises:
         TypeError: no MiniCPMV, an objective that cannot be called, no list of samples, counts that are no integers.
-        ValueError: no samples, a size or pieces below 1.
+        ValueError: no samples, a size or micro_batches below 1.
 
     Example:
         >>> from minicpmv_ref import Processor
@@ -298,18 +200,17 @@ def budget(
         raise WrongType(f"objective must be one of objective_for, got {type(objective).__name__}: {shown(objective)}")
     samples = check_list("samples", samples, empty=False)
     check_int("size", size)
-    check_int("pieces", pieces)
+    check_int("micro_batches", micro_batches)
     modules = [model, objective] if isinstance(objective, nn.Module) else [model]
     parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
     kept, copies, inputs = _kept(model, objective, parameters, samples, half_precision)
-    scale = size / (pieces * len(samples))
+    scale = size / (micro_batches * len(samples))
     vision, llm = (kept[part] * scale for part in ("vision", "llm"))
     if checkpointing:
         vision = vision / model.config.vision.layers + inputs["vision"] * scale
         llm = llm / model.config.llm.num_hidden_layers + inputs["llm"] * scale
-    gradients = sum(p.nbytes for p in parameters if p.requires_grad)
-    weights = sum(p.nbytes for p in parameters)
-    return Budget(weights, gradients, 2 * gradients, copies, round(vision), round(llm), pieces > 1)
+    state = state_bytes(parameters)
+    return Budget(**state, copies=copies, vision=round(vision), llm=round(llm), accumulates=micro_batches > 1)
 
 
 def _kept(model, objective, parameters, samples, half_precision) -> tuple[dict, int, dict]:
@@ -349,7 +250,7 @@ def _kept(model, objective, parameters, samples, half_precision) -> tuple[dict, 
     return kept, copies, inputs
 
 
-def room(device: torch.device | str) -> tuple[int, int]:
+def device_memory(device: torch.device | str) -> tuple[int, int]:
     """Ask a device for its memory.
 
     Args:
@@ -363,7 +264,7 @@ def room(device: torch.device | str) -> tuple[int, int]:
         ValueError: a device that torch does not know or that is not there.
 
     Example:
-        >>> free, has = room("cpu")
+        >>> free, has = device_memory("cpu")
         >>> 0 < free <= has
         True
     """
@@ -387,7 +288,7 @@ def _layers(model: MiniCPMV) -> tuple[list[nn.Module], list[nn.Module]]:
 
 @contextmanager
 def checkpointed(model: MiniCPMV) -> Iterator[MiniCPMV]:
-    """Keep only the input of each layer of ViT and LLM, and compute the layer again on the way back.
+    """Keep only the input of each layer of ViT and LLM, and compute the layer again in the backward pass.
 
     That saves most of what is kept and costs one more forward pass, a third of the time. The gradient is the same.
 
@@ -416,10 +317,10 @@ def compile_layers(model: MiniCPMV, backend: str = "inductor") -> None:
         model: changed in place; parameters and their names stay.
         backend: of torch.compile.
     """
-    eyes, mouth = _layers(model)
-    for layer in eyes:
+    vit, llm = _layers(model)
+    for layer in vit:
         for module in (layer.layer_norm1, layer.layer_norm2, layer.mlp):
             module.compile(dynamic=True, backend=backend)
-    for layer in mouth:
+    for layer in llm:
         for module in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
             module.compile(dynamic=True, backend=backend)

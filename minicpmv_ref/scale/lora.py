@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..counts import state_bytes
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
 from ..inputs.files import plain_file, read_json, replacing
 from ..model import MiniCPMV
@@ -537,9 +538,7 @@ def training_bytes(model: MiniCPMV) -> dict[str, int]:
         (True, True)
     """
     check_type("model", model, nn.Module)
-    weights = sum(p.nbytes for p in model.parameters())
-    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients}
+    return state_bytes(model.parameters())
 
 
 def table(model: MiniCPMV) -> str:

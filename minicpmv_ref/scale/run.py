@@ -19,18 +19,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..counts import PARTS, flops
 from ..inputs.checkpoint import WEIGHTS
 from ..inputs.checks import check_int, check_list, check_number, check_type, shown
 from ..inputs.files import only_one, parse_json, plain_file, replacing
 from ..learn.evaluate import evaluate
 from ..learn.objectives import draw_samples, held_out_loss, objective_for
 from ..learn.packing import PackedBatch
-from ..learn.stages import PARTS, STAGES, Profile, Stage, scaled, start
+from ..learn.stages import STAGES, Profile, Stage, scaled, start
 from ..learn.train import Step, optimizer_for, update
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..toy.data import Sample
-from .budget import budget, checkpointed, compile_layers, flops, load_of, mfu, peak_of, room
+from .budget import budget, checkpointed, compile_layers, device_memory, mfu, peak_flops, workload_of
 from .loader import Coming, check_workers, prepared
 from .parallel import ALONE, Learner, World, backward, check_sharding, load_optimizer, spread, unshard, whole
 from .saves import (
@@ -137,7 +138,7 @@ def flops_of(model: MiniCPMV, stage: Stage, prepared) -> int:
     packed = prepared[0]
     if not isinstance(packed, PackedBatch) or model.has_adapters:
         return 0
-    return flops(model.config, load_of(packed, model.config.slicing.patch_size), stage.learning_rates)
+    return flops(model.config, workload_of(packed, model.config.slicing.patch_size), stage.learning_rates)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -375,12 +376,12 @@ def train_stage(
     sample = samples or draw_samples(stage, seed, "train", objective.view)
     probe = [sample(number) for number in range(min(8, stage.batch))]
     device = model.resampler.query.device
-    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     share = math.ceil(stage.batch / world.size)
     need = budget(model, objective, probe, share, pieces, fast_bfloat16(device), checkpointing)
     need = need.sharded(world.size) if shard else need
     report(need.line(device))
-    if need.total > 1.5 * (has := room(device)[1]):  # nobody waits for a machine that swaps itself to death
+    if need.total > 1.5 * (has := device_memory(device)[1]):  # nobody waits for a machine that swaps itself to death
         raise ValueError(
             f"a step needs about {need.total / 1e9:.1f} GB, but there are {has / 1e9:.1f} in all: take a smaller "
             "batch, more pieces, or checkpointing"

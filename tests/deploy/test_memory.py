@@ -10,13 +10,11 @@ from profiled import profiled_peak
 from tiny import VERSIONS, ask, picture, tiny_config
 
 from minicpmv_ref.config import PRESETS, nano, v2_0, v2_5, v2_6
-from minicpmv_ref.deploy import memory
-from minicpmv_ref.deploy.memory import DEVICES, DTYPES, Estimate, estimate, fits, kv_cache_numbers, parameters
-from minicpmv_ref.model import MiniCPMV, build_llm
+from minicpmv_ref.deploy.memory import DEVICES, DTYPES, Estimate, estimate, fits, parameters
+from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PUBLISHED = {"v2_0": 3_434_965_792, "v2_5": 8_537_092_336, "v2_6": 8_099_175_152}
 PARTS = ("weights", "gradients", "optimizer", "activations", "kv_cache", "vision")
 
 
@@ -32,10 +30,6 @@ def test_weights_and_gradients_are_those_of_the_real_model(name):
     config = PRESETS[name]
     with torch.device("meta"):
         model = MiniCPMV(config)
-    counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("vpm", "resampler", "llm")}
-    assert parameters(config) == counts
-    assert sum(counts.values()) == PUBLISHED.get(name, sum(counts.values()))
-    assert memory._largest_tensor(config) == max(p.numel() for p in model.parameters())
     for dtype in DTYPES:
         model.to(getattr(torch, dtype))
         need = estimate(config, training=True, dtype=dtype)
@@ -59,20 +53,6 @@ def test_gradients_and_optimizer_are_those_of_a_real_step(models, processors, ve
         assert need.optimizer == nbytes(state[name] for state in states for name in ("exp_avg", "exp_avg_sq"))
     finally:
         model.zero_grad(set_to_none=True)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_kv_cache_is_that_of_transformers(name):
-    llm, tokens = PRESETS[name].llm, 160
-    with torch.device("meta"):
-        model = build_llm(replace(llm, vocab_size=8)).to(torch.bfloat16)  # no words are needed, only layers
-        prompt = torch.empty(2, tokens, llm.hidden_size, dtype=torch.bfloat16)
-        mask = torch.empty(2, 1, tokens, tokens, dtype=torch.bool)
-    with torch.no_grad():
-        layers = model.model(inputs_embeds=prompt, attention_mask=mask, use_cache=True).past_key_values.layers
-    real = nbytes(t for layer in layers for t in (layer.keys, layer.values))
-    assert estimate(PRESETS[name], batch=2, images=0, tokens=tokens).kv_cache == real
-    assert kv_cache_numbers(llm) * 2 * 2 * tokens == real
 
 
 def test_a_mixture_weighs_what_its_two_files_hold():
@@ -173,7 +153,7 @@ def test_training_takes_what_the_profiler_sees(built, name, dtype, batch, images
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in SMALL), ("nano", "bfloat16")])
-def test_what_waits_for_the_way_back(built, name, dtype):
+def test_what_is_kept_for_the_backward_pass(built, name, dtype):
     """The two parts apart, at 2 %: a single tensor of a layer too many or too few shows."""
     model, given = built(name, dtype), prompts(SMALL[name], 3, 1, 9)
     given.labels = given.input_ids
@@ -297,8 +277,6 @@ def test_published_needs():
         (lambda: fits(float("nan"), "8 GB phone"), "need must be an integer"),
         (lambda: fits("1", "8 GB phone"), "need must be an integer"),
         (lambda: fits(None, "8 GB phone"), "need must be an integer"),
-        (lambda: parameters(v2_6.llm), "config must be MiniCPMVConfig"),
-        (lambda: kv_cache_numbers(v2_6), "llm must be LLMConfig"),
     ],
 )
 def test_a_wrong_type_is_a_type_error(call, message):

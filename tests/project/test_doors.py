@@ -20,7 +20,7 @@ from doors import Door, knock
 from tiny import ask, picture, tiny_config, tiny_model, tiny_processor
 
 import minicpmv_ref
-from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, fold, plan_slices, v2_6
+from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, counts, fold, plan_slices, v2_6
 from minicpmv_ref.deploy import gguf, kquant, memory
 from minicpmv_ref.inputs.pictures import load_image, to_rgb
 from minicpmv_ref.learn import dpo, packing, rlaif, stages
@@ -526,8 +526,8 @@ DOORS = {
         gguf.plan_mixture, lambda: {"config": v2_6, "mixture": "Q4_K_M"}, lambda plan, **_: plan.total_bytes > 0
     ),
     "deploy.gguf.plan_vision": Door(gguf.plan_vision, lambda: {"config": v2_6, "kind": "F16"}),
-    "deploy.memory.parameters": Door(memory.parameters, lambda: {"config": v2_6}),
-    "deploy.memory.kv_cache_numbers": Door(memory.kv_cache_numbers, lambda: {"llm": v2_6.llm}),
+    "counts.parameters": Door(counts.parameters, lambda: {"config": v2_6}),
+    "counts.kv_cache_numbers": Door(counts.kv_cache_numbers, lambda: {"llm": v2_6.llm}),
     "deploy.memory.estimate": Door(
         memory.estimate,
         lambda: dict(

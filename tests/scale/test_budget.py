@@ -12,22 +12,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minicpmv_ref import MiniCPMV, Processor, nano
-from minicpmv_ref.deploy.memory import parameters
+from minicpmv_ref.counts import flops, parameters
 from minicpmv_ref.learn.objectives import draw_samples, objective_for
 from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, freeze, scaled, stage_named, start
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale import budget as module
 from minicpmv_ref.scale.budget import (
     Budget,
-    Load,
     budget,
     checkpointed,
     compile_layers,
-    flops,
-    load_of,
+    device_memory,
     mfu,
-    peak_of,
-    room,
+    peak_flops,
+    workload_of,
 )
 from minicpmv_ref.scale.parallel import Learner, World, backward
 
@@ -57,29 +55,20 @@ def at_work(name: str, size: int = 4):
 
 @pytest.mark.parametrize("name", ["start-text", "stage-1", "stage-2", "stage-3", "sft-1"])
 def test_flops_are_those_that_pytorch_counts(name):
-    """To the last one, forward and backward, whatever is frozen."""
+    """Counted from a batch, to the last one, forward and backward, whatever is frozen."""
     stage, _, objective, samples = at_work(name)
-    load = load_of(objective.prepare(samples, 1)[0])
+    workload = workload_of(objective.prepare(samples, 1)[0])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it cannot count the CPU's kernel
         loss = objective(samples, 1)[0]
-        assert flops(SMALL, load, learning=()) == counter.get_total_flops()
+        assert flops(SMALL, workload, learning=()) == counter.get_total_flops()
         loss.backward()
-    assert flops(SMALL, load, stage.learning_rates) == counter.get_total_flops()
-
-
-def test_flops_of_text_alone():
-    load = Load(tokens=10, judged=2, pairs=100)
-    assert flops(nano, load, ["vpm"]) == flops(nano, load, ["resampler"]) == flops(nano, load, [])  # no gradient at all
-    c = nano.llm
-    layer = 2 * c.hidden_size**2 + 2 * c.hidden_size * 128 + 3 * c.hidden_size * c.intermediate_size
-    products = 10 * c.num_hidden_layers * layer + 2 * c.hidden_size * c.vocab_size
-    assert flops(nano, load) == 6 * products + 3 * c.num_hidden_layers * 4 * 100 * c.hidden_size
+    assert flops(SMALL, workload, stage.learning_rates) == counter.get_total_flops()
 
 
 def test_peaks_and_mfu():
-    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12 and peak_of("NVIDIA H100 PCIe") == 756e12
-    assert peak_of("NVIDIA L40S") == 362e12 and peak_of("NVIDIA L4") == 121e12 and peak_of("toaster") is None
-    assert peak_of("NVIDIA H200") == 989e12 and peak_of("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA L40S") == 362e12 and peak_flops("NVIDIA L4") == 121e12 and peak_flops("toaster") is None
+    assert peak_flops("NVIDIA H200") == 989e12 and peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
     assert mfu(2e12, 0.5, 8e12) == 0.5
 
 
@@ -133,37 +122,40 @@ def test_exact_parts():
     assert budget(model, contrast, samples, 2).weights == 4 * sum(p.numel() for p in both)
 
 
-def test_what_is_kept_grows_with_samples_and_shrinks_with_pieces():
+def test_what_is_kept_grows_with_samples_and_shrinks_with_micro_batches():
     _, model, objective, samples = at_work("sft-1", size=2)
     one = budget(model, objective, samples, 2)
     for need, factor in (
         (budget(model, objective, samples, 8), 4),
-        (budget(model, objective, samples, 8, pieces=4), 1),
+        (budget(model, objective, samples, 8, micro_batches=4), 1),
     ):
         assert [need.vision, need.llm] == [factor * one.vision, factor * one.llm]
         assert need.weights == one.weights
     # With checkpointing: one layer at a time, and the inputs of all.
-    less, load = budget(model, objective, samples, 8, checkpointing=True), load_of(objective.prepare(samples, 1)[0])
+    less, workload = (
+        budget(model, objective, samples, 8, checkpointing=True),
+        workload_of(objective.prepare(samples, 1)[0]),
+    )
     (v, c), layers = (SMALL.vision, SMALL.llm), SMALL.llm.num_hidden_layers
-    assert less.vision == 4 * (one.vision / v.layers + v.layers * 4 * load.patches * v.width)
-    assert less.llm == 4 * (one.llm / layers + layers * 4 * load.tokens * c.hidden_size)
+    assert less.vision == 4 * (one.vision / v.layers + v.layers * 4 * workload.patches * v.width)
+    assert less.llm == 4 * (one.llm / layers + layers * 4 * workload.tokens * c.hidden_size)
 
 
 def test_the_fullest_moment():
     parts = dict(weights=100, gradients=50, optimizer=100)
     assert Budget(**parts, copies=1, vision=2, llm=300).total == 200 + 303  # at the end of the forward pass
     assert Budget(**parts, copies=1, vision=2, llm=300, accumulates=True).total == 200 + 303 + 50
-    assert Budget(**parts, copies=1, vision=90, llm=10).total == 200 + 91 + 50  # on the way back
+    assert Budget(**parts, copies=1, vision=90, llm=10).total == 200 + 91 + 50  # in the backward pass
     assert Budget(**parts, copies=1, vision=2, llm=3).total == 200 + 50 + 50  # in AdamW
 
 
 def test_the_line_says_what_is_needed_and_what_is_there(monkeypatch):
     need = Budget(4_000_000_000, 1_000_000_000, 2_000_000_000, 0, 500_000_000, 2_500_000_000)
-    monkeypatch.setattr(module, "room", lambda device: (12_000_000_000, 16_000_000_000))
-    said = "memory: about 9.00 GB (weights 4.00, gradients 1.00, AdamW 2.00, kept for the way back 3.00)"
+    monkeypatch.setattr(module, "device_memory", lambda device: (12_000_000_000, 16_000_000_000))
+    said = "memory: about 9.00 GB (weights 4.00, gradients 1.00, AdamW 2.00, kept for backward 3.00)"
     assert need.line("cpu") == f"{said} of 12.0 free, 16.0 in all"
-    monkeypatch.setattr(module, "room", lambda device: (9_500_000_000, 16_000_000_000))
-    assert need.line("cpu").endswith("9.5 free, 16.0 in all; that is too much: more pieces, or checkpointing")
+    monkeypatch.setattr(module, "device_memory", lambda device: (9_500_000_000, 16_000_000_000))
+    assert need.line("cpu").endswith("9.5 free, 16.0 in all; that is too much: more micro-batches, or checkpointing")
 
 
 def test_what_is_kept_by_whom():
@@ -175,13 +167,13 @@ def test_what_is_kept_by_whom():
     assert kept["start-text"] == 0 < kept["stage-1"] < kept["stage-3"] / 2
 
 
-def test_room(monkeypatch):
-    free, has = room("cpu")
+def test_device_memory_is_asked(monkeypatch):
+    free, has = device_memory("cpu")
     assert 0 < free <= has and has > 2**28
     monkeypatch.setattr(module.os, "sysconf", dict(SC_PAGE_SIZE=4, SC_AVPHYS_PAGES=10, SC_PHYS_PAGES=100).get)
-    assert room("cpu") == (40, 400)
+    assert device_memory("cpu") == (40, 400)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 7))
-    assert room("cuda") == (5, 7)
+    assert device_memory("cuda") == (5, 7)
 
 
 # ---- the two savings
@@ -268,17 +260,11 @@ def test_the_larger_model_learns_a_step():
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: load_of(None), "packed"),
-        (lambda: flops({}, Load(1, 1, 1)), "config"),
-        (lambda: flops(nano, (1, 1, 1)), "load"),
-        (lambda: flops(nano, Load(1.5, 1, 1)), "load.tokens"),
-        (lambda: flops(nano, Load(1, 1, 1), "llm"), "learning"),
-        (lambda: flops(nano, Load(1, 1, 1), 3), "learning"),
-        (lambda: flops(nano, Load(1, 1, 1), ["lm"]), "learning"),
-        (lambda: peak_of(None), "card"),
+        (lambda: workload_of(None), "packed"),
+        (lambda: peak_flops(None), "card"),
         (lambda: mfu("1", 1, 1), "step_flops"),
         (lambda: mfu(1, None, 1), "seconds"),
-        (lambda: room(3), "device"),
+        (lambda: device_memory(3), "device"),
         (lambda: budget(None, print, [1], 1), "model"),
         (lambda: Budget(1, 1, 1, 1, 1, 1).sharded(2.0), "processes"),
     ],
@@ -291,12 +277,11 @@ def test_a_wrong_type_is_named(call, name):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: flops(nano, Load(1, -1, 1)), "load.judged"),
         (lambda: mfu(1, 0, 1), "seconds"),
         (lambda: mfu(1, 1, math.nan), "peak"),
         (lambda: mfu(-1, 1, 1), "step_flops"),
-        (lambda: room("toaster"), "device"),
-        (lambda: room("cuda:99"), "device"),
+        (lambda: device_memory("toaster"), "device"),
+        (lambda: device_memory("cuda:99"), "device"),
         (lambda: Budget(1, 1, 1, 1, 1, 1).sharded(0), "processes"),
     ],
 )
@@ -312,7 +297,7 @@ def test_a_budget_needs_samples():
         (dict(samples=[]), "samples"),
         (dict(samples=None), "samples"),
         (dict(size=0), "size"),
-        (dict(pieces=0), "pieces"),
+        (dict(micro_batches=0), "micro_batches"),
         (dict(objective=None), "objective"),
     ):
         with pytest.raises(ValueError, match=f"^{name} must"):
