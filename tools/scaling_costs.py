@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from experiments.frame import machine  # noqa: E402
 from minicpmv_ref import plan_slices  # noqa: E402
 from minicpmv_ref.config import MiniCPMVConfig, SliceConfig, nano, v2_0, v2_5, v2_6  # noqa: E402
-from minicpmv_ref.counts import Workload, flops_by_part, parameters  # noqa: E402
+from minicpmv_ref.counts import Workload, flops_by_part, planned_state_bytes  # noqa: E402
 from minicpmv_ref.deploy.memory import estimate  # noqa: E402
 from minicpmv_ref.model import MiniCPMV  # noqa: E402
 from minicpmv_ref.processor import load_image, normalize_views  # noqa: E402
@@ -135,9 +135,7 @@ def card_seconds(operations: float, mfu: float = MFU) -> float:
 
 def states(config: MiniCPMVConfig, trains: tuple[str, ...]) -> dict[str, int]:
     """Bytes of weights (bfloat16), gradients (bfloat16) and optimizer (float32: weights, two moments of AdamW)."""
-    counts = parameters(config)
-    learning = sum(counts[part] for part in trains)
-    return {"weights": 2 * sum(counts.values()), "gradients": 2 * learning, "optimizer": 12 * learning}
+    return planned_state_bytes(config, trains, size=2, mixed=True)
 
 
 SHARDINGS = {  # what is divided among the cards
