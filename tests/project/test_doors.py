@@ -527,6 +527,11 @@ DOORS = {
     ),
     "deploy.gguf.plan_vision": Door(gguf.plan_vision, lambda: {"config": v2_6, "kind": "F16"}),
     "counts.parameters": Door(counts.parameters, lambda: {"config": v2_6}),
+    "counts.flops_by_part": Door(
+        counts.flops_by_part,
+        lambda: {"config": v2_6, "workload": counts.Workload(9, 3, 81, 1, 64, 4096), "learning": ("llm",)},
+        lambda parts, **_: min(parts.values()) >= 0,
+    ),
     "counts.kv_cache_numbers": Door(counts.kv_cache_numbers, lambda: {"llm": v2_6.llm}),
     "deploy.memory.estimate": Door(
         memory.estimate,
