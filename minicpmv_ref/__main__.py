@@ -268,7 +268,7 @@ def records(args):
         if Path(args.file).is_dir():
             _, report = open_shards(args.file, processor)
         else:
-            pictures = "header" if args.quick else "whole"
+            pictures = "header" if args.quick else "decode"
             _, report = read_records(args.file, args.root, pictures=pictures, processor=processor)
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
@@ -285,7 +285,7 @@ def shards(args):
     if args.per_shard < 1:
         raise CommandError(f"--per-shard: there must be one or more in a shard, got {args.per_shard}")
     try:
-        good, report = read_records(args.file, args.root, pictures="whole")
+        good, report = read_records(args.file, args.root, pictures="decode")
         if not good:
             raise CommandError(f"no good record. {report.text(3)}")
         paths = write_shards(good, args.out, args.per_shard)

@@ -365,7 +365,7 @@ def read_any(path: str | os.PathLike, report=print, *, root=None, processor=None
         OSError: a file cannot be read.
     """
     if Path(check_type("path", path, str, os.PathLike)).is_dir():
-        from .shards import open_shards  # webdataset is needed for nothing else
+        from .shards import open_shards
 
         if root is not None:
             raise ValueError(f"{path} holds its pictures; a root belongs to a JSON file")

@@ -1,14 +1,8 @@
-"""Your own data: the JSON files of the official fine-tuning code, checked up front, as conversations.
+"""Your own data: the JSON files of the official fine-tuning code, all of them checked before training begins.
 
-    [{"id": "0",
-      "image": "a.png",                             one picture, or {"<image_00>": "a.png", "<image_01>": "b.png"}
-      "conversations": [{"role": "user", "content": "<image>\\nWhat is this?"},
-                        {"role": "assistant", "content": "A receipt."}]}]
-
-Everything that can be wrong with a file is reported before training begins. The official code meets a bad record in
-the middle of training, logs "data fetch error" and silently takes another one at random: you never learn how much of
-your data it saw. Here a record is good and used, or bad and named. `finetune.py` trains on the good ones.
-`check_entry` is the one validator: what comes from shards passes it, too.
+A file is a list of entries; `entries.py` shows one. The official code meets a bad entry in the middle of training, logs
+"data fetch error" and silently takes another one at random: you never learn how much of your data it saw. Here an entry
+is good and used, or bad and named. `finetune.py` trains on the good ones.
 Left out: records without a picture, videos, system turns, URLs, JSON Lines.
 """
 
@@ -20,7 +14,7 @@ import re
 import shlex
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,41 +24,25 @@ from ..inputs.checks import LIMITS, WrongType, check_choice, check_int, check_ty
 from ..inputs.files import parse_json, plain_file
 from ..inputs.pictures import load_image, picture_size
 from ..processor import Processor
-from ..prompt import reserved_in
+from .entries import ONE, PLACEHOLDERS, Flaw, Record, check_entry, entry_id, messages, reason  # noqa: F401
 
-ONE = "<image>"  # the placeholder where `image` is a path
-PLACEHOLDERS = re.compile(r"<image(?:_\d+)?>")
-PICTURES = ("exist", "header", "whole")  # how closely to look at each
-
-
-@dataclass(frozen=True)
-class Record:
-    """One good record. Its pictures stay on the disk until they are needed; those of shards are files in memory."""
-
-    id: str  # for messages only; several records may share it
-    images: dict[str, Path | io.BytesIO]  # placeholder -> file
-    turns: tuple[tuple[str, str], ...]  # (role, content); every placeholder stands in exactly one content
-
-    @property
-    def messages(self) -> list[dict]:
-        """What the training loop asks a sample for."""
-        return messages(self)
+PICTURES = ("exist", "header", "decode")  # how closely to look at each
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong in one place, and how to mend it."""
+    """What is wrong in one place, and how to fix it."""
 
-    number: int | None  # of the record, counted from 0; None: the file as a whole
+    number: int | None  # of the record, counted from 0; None: of the file
     id: str | None
     field: str  # "conversations[1].content", for example
     what: str
-    mend: str
+    fix: str
 
     def __str__(self):
         name = "" if self.id is None else f" (id {shown(self.id, 40)})"
         place = "the file" if self.number is None else f"record {self.number}{name}"
-        return printable(f"{place}{self.field and ', ' + self.field}: {self.what}; {self.mend}")
+        return printable(f"{place}{self.field and ', ' + self.field}: {self.what}; {self.fix}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +103,7 @@ class Notes:
         return tuple(lines)
 
 
-# ---- 1. From a file to records
+# ---- from a file to records
 
 
 def read_records(
@@ -141,13 +119,13 @@ def read_records(
     Args:
         path: the JSON file.
         root: the folder that picture paths start from and may not leave, not even by a link. None: the file's own, so
-            a data set is one folder that can be moved. (The official paths start from wherever you happen to be.) With
-            absolute paths, name a folder that holds all of them. It may be a link itself.
+            a data set is one folder that can be moved. With absolute paths, name a folder that holds all of them. It
+            may be a link itself.
         pictures: how closely to look. "exist": the files are there; "header": each says that it is a picture of a
-            possible size; "whole": each is decoded, which takes longer and finds truncated ones, too.
-        processor: of the model that you train. Each good record is laid out for it once, which takes as long as reading
-            an epoch and finds records that are too long for the model. None does not ask.
-        strict: True raises at the first sight of a problem; False skips bad records and reports them.
+            possible size; "decode" takes longer and finds truncated ones, too.
+        processor: of the model that you train: finds records that are too long for it, in the time of an epoch's
+            reading. None does not ask.
+        strict: True raises if there is any problem; False skips bad records and reports them.
 
     Returns:
         (good records in the order of the file, Report). White space before an answer is left out, and an id may stand
@@ -156,8 +134,8 @@ def read_records(
     Raises:
         OSError: the JSON file is no plain file or cannot be opened; `root` is no folder.
         TypeError: an argument of another type.
-        ValueError: an unknown value of `pictures`; a file that is too large; with `strict`, any problem: the message is
-            the report's beginning.
+        ValueError: an unknown value of `pictures`; a file that is too large; with `strict`, any problem: the message
+            begins the report.
 
     Example:
         >>> import json, tempfile
@@ -177,6 +155,7 @@ def read_records(
     check_type("path", path, str, os.PathLike)
     check_type("root", root, str, os.PathLike, type(None))
     check_type("processor", processor, Processor, type(None))
+    pictures = "decode" if pictures == "whole" else pictures  # its first name
     check_choice("pictures", pictures, PICTURES)
     path = Path(path)
     root = path.parent if root is None else Path(root)
@@ -189,7 +168,7 @@ def read_records(
         record, flaws, spaced = check_entry(entry, find)
         if processor and not flaws and (flaw := misfit(record, processor)):
             flaws.append(("", *flaw))
-        problems += [Problem(number, _id(entry), *flaw) for flaw in flaws]
+        problems += [Problem(number, entry_id(entry), *flaw) for flaw in flaws]
         if not flaws:
             records.append(record)
             notes.add(number, record, spaced)
@@ -216,11 +195,11 @@ def check_records(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def misfit(record: Record, processor: Processor) -> tuple[str, str] | None:
-    """Say why a processor cannot take a record, and how to mend that; None if it can."""
+    """Say why a processor cannot take a record, and how to fix that; None if it can."""
     try:
         processor(record.messages)
     except (OSError, ValueError) as error:
-        return _reason(error).removeprefix("messages: "), "mend it, or take the record out"
+        return reason(error).removeprefix("messages: "), "fix it, or take the record out"
     return None
 
 
@@ -244,8 +223,8 @@ def _json_flaw(why: str) -> tuple[str, str]:
         return f"not JSON: {why}", "one list is wanted: for JSON Lines, put [ ] around all and commas between the lines"
     if "stands twice" in why:
         return f"not JSON: {why}", "which one counts? Take the other out"
-    # The example in the official readme is not JSON either: single quotes, and a comma behind the last item.
-    return f"not JSON: {why}", "JSON wants one list, double quotes, and no comma behind the last item"
+    # The example in the official readme is not JSON either: single quotes, and a comma after the last item.
+    return f"not JSON: {why}", "JSON wants one list, double quotes, and no comma after the last item"
 
 
 def _list_hint(data) -> str:
@@ -257,78 +236,7 @@ def _list_hint(data) -> str:
     return "put [ ] around the records"
 
 
-Flaw = tuple[str, str, str]  # field, what is wrong, how to mend it
-MOST_FLAWS = 20  # of one record; a list of a million wrong turns needs no million lines
-
-
-def check_entry(entry, find: Callable) -> tuple[Record | None, list[Flaw], int]:
-    """Check one entry in the format of the official fine-tuning code, wherever it comes from.
-
-    Args:
-        entry: what JSON gave, believed in nothing.
-        find: takes what stands where a picture's path should, a text, and returns (file, None), or (None, (what is
-            wrong, how to mend it)).
-
-    Returns:
-        (a Record or None, what is wrong with the entry, how many answers of a good one lost white space in front).
-
-    Example:
-        >>> talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": " A cat."}]
-        >>> entry = {"id": 0, "image": "a.png", "conversations": talk}
-        >>> record, flaws, spaced = check_entry(entry, lambda text: (Path(text), None))
-        >>> record.turns[1], flaws, spaced
-        (('assistant', 'A cat.'), [], 1)
-    """
-    if not isinstance(entry, dict):
-        return None, [("", f"not an object but {shown(entry, 60)}", "a record has id, image and conversations")], 0
-    flaws: list[Flaw] = []
-    if _id(entry) is None:
-        what = f"must be text or a whole number, got {shown(entry['id'], 60)}" if "id" in entry else "missing"
-        flaws.append(("id", what, "give each record one"))
-    named, wrong = _named_images(entry)
-    flaws += wrong
-    files = {}
-    for placeholder, text in named.items():
-        files[placeholder], wrong = find(text)
-        if wrong and len(flaws) < MOST_FLAWS:
-            flaws.append(("image" if isinstance(entry["image"], str) else f"image[{placeholder!r}]", *wrong))
-    turns, wrong = _turns(entry)
-    flaws += wrong
-    if turns and named:
-        turns, wrong = _placed(turns, named)
-        flaws += wrong
-    if flaws:
-        return None, flaws[:MOST_FLAWS], 0
-    # Under 2.6's tokenizer a newline before an answer becomes one token with that of the header. At the question the
-    # header stands alone, so the model would have learned to answer another prompt.
-    kept = tuple((role, text.lstrip() if role == "assistant" else text) for role, text in turns)
-    return Record(_id(entry), files, kept), [], sum(a != b for a, b in zip(turns, kept))
-
-
-def _id(entry) -> str | None:
-    name = entry.get("id") if isinstance(entry, dict) else None
-    good = (isinstance(name, str) and name.strip()) or (isinstance(name, int) and not isinstance(name, bool))
-    return str(name) if good else None
-
-
-def _named_images(entry: dict) -> tuple[dict[str, str], list[Flaw]]:
-    """{placeholder: path}; a path alone belongs to <image>."""
-    mend = 'give a path, or paths by placeholder: {"<image_00>": "a.png"}'
-    if "image" not in entry:
-        if "images" in entry:
-            mend = f"rename images to image; {mend}"
-        return {}, [("image", "missing", mend)]
-    image = entry["image"]
-    named = {ONE: image} if isinstance(image, str) else image
-    if not isinstance(named, dict) or not named:
-        return {}, [("image", f"must be a path or an object, got {shown(image, 60)}", mend)]
-    for placeholder, text in named.items():
-        if not PLACEHOLDERS.fullmatch(placeholder) or (placeholder == ONE and len(named) > 1):
-            what = f"{shown(placeholder, 40)} cannot be a placeholder"
-            return {}, [("image", what, "several are <image_00>, <image_01>")]
-        if not isinstance(text, str) or not text.strip():
-            return {}, [("image", f"a path must be text, got {shown(text, 60)}", mend)]
-    return named, []
+# ---- pictures
 
 
 def _finder(root: Path, pictures: str) -> Callable:
@@ -340,7 +248,7 @@ def _finder(root: Path, pictures: str) -> Callable:
         if path not in looked:
             looked[path] = _file_flaw(text, path, root)
             if not looked[path] and pictures != "exist":
-                looked[path] = picture_flaw(path, path.name, whole=pictures == "whole")
+                looked[path] = picture_flaw(path, path.name, decode=pictures == "decode")
         return path, looked[path]
 
     return find
@@ -358,9 +266,9 @@ def _file_flaw(text: str, path: Path, root: Path) -> tuple[str, str] | None:
     except (FileNotFoundError, NotADirectoryError):
         status = None
     except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a name that is too long, links in a circle
-        return f"{name} is no path: {_reason(error)}", "mend the path"
+        return f"{name} is no path: {reason(error)}", "fix the path"
     if status is None or stat.S_ISDIR(status.st_mode):
-        return f"there is no file {name} in {root}", "mend the path, or bring the picture"
+        return f"there is no file {name} in {root}", "fix the path, or bring the picture"
     if not stat.S_ISREG(status.st_mode):
         return f"{name} is a pipe or a device, not a plain file", "save the picture as a file, and give its path"
     if status.st_size > LIMITS["picture_bytes"]:
@@ -380,10 +288,10 @@ def _outside(text: str, target: Path, root: Path) -> tuple[str, str]:
     else:
         return f"{shown(text)} leaves the folder {root}", "move the picture, or name another root"
     way = f" by a link to {target}" if by_link else ""
-    mend = f"move the picture, or name the folder that holds it as root (--root {shlex.quote(str(other))})"
+    fix = f"move the picture, or name the folder that holds it as root (--root {shlex.quote(str(other))})"
     if not Path(text).is_absolute() and other == target.parent and len(parts) > 1:
-        mend += " and let paths start there"
-    return f"{shown(text)} leaves the folder {root}{way}", mend
+        fix += " and let paths start there"
+    return f"{shown(text)} leaves the folder {root}{way}", fix
 
 
 def picture_bytes(file: Path | io.BytesIO) -> bytes:
@@ -391,164 +299,14 @@ def picture_bytes(file: Path | io.BytesIO) -> bytes:
     return file.getvalue() if isinstance(file, io.BytesIO) else plain_file(file, LIMITS["picture_bytes"]).read_bytes()
 
 
-def picture_flaw(source, name: str, whole: bool) -> tuple[str, str] | None:
-    """Open a picture, and say what is wrong with it; `whole` decodes it, too."""
+def picture_flaw(source, name: str, decode: bool) -> tuple[str, str] | None:
+    """Open a picture, and say what is wrong with it; `decode` reads all of its pixels, too."""
     try:
-        if whole:
+        if decode:
             load_image(source)
         else:
             picture_size(source)
     except Exception as error:  # Pillow's plugins raise almost anything on a damaged file
-        what = f"{shown(name)} cannot be read as a picture: {_reason(error.__cause__ or error)}"
+        what = f"{shown(name)} cannot be read as a picture: {reason(error.__cause__ or error)}"
         return what, "save it again, or take the record out"
     return None
-
-
-def _turns(entry: dict) -> tuple[list[tuple[str, str]], list[Flaw]]:
-    """(role, content) of all turns; [] if anything is wrong with them."""
-    talk = entry.get("conversations")
-    shape = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-    if not isinstance(talk, list) or not talk:
-        what = f"must be a list of turns, got {shown(talk, 60)}" if "conversations" in entry else "missing"
-        if "messages" in entry and "conversations" not in entry:
-            shape = f"rename messages to conversations; {shape}"
-        return [], [("conversations", what, shape)]
-    flaws: list[Flaw] = []
-    slipped = False  # one slip moves all the rest
-    for i, turn in enumerate(talk):
-        place = f"conversations[{i}]"
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            mend = shape
-            if isinstance(turn, dict) and "from" in turn:
-                mend = "in LLaVA's files rename from to role, value to content, human to user, gpt to assistant"
-            flaws.append((place, f"must have role and content, got {shown(turn, 60)}", mend))
-            break  # the others will look alike
-        role, content = turn["role"], turn["content"]
-        wanted = ("user", "assistant")[i % 2]
-        if role not in ("user", "assistant"):
-            mend = "a system text belongs in the first question" if role == "system" else "rename it"
-            flaws.append((f"{place}.role", f"must be user or assistant, got {shown(role, 60)}", mend))
-            slipped = True
-        elif role != wanted and not slipped:
-            flaws.append((f"{place}.role", f"{role} where {wanted} is expected", "user begins, and they take turns"))
-            slipped = True
-        flaws += [(f"{place}.content", *flaw) for flaw in _text_flaws(content, role)]
-        if len(flaws) >= MOST_FLAWS:
-            break
-    if not flaws and len(talk) % 2:
-        flaws.append(("conversations", "ends with a question", "the last turn is the assistant's: there is no answer"))
-    return ([] if flaws else [(turn["role"], turn["content"]) for turn in talk]), flaws
-
-
-def _text_flaws(content, role) -> Iterator[tuple[str, str]]:
-    if not isinstance(content, str):
-        mend = "pictures are placeholders in it"
-        if isinstance(content, list) and content and isinstance(content[0], dict) and "type" in content[0]:
-            mend = "join its texts, with <image> where a picture stands, and give the picture's path as image"
-        yield f"must be text, got {shown(content, 60)}", mend
-        return
-    if not content.strip():
-        yield "the text is empty", "write one, or take the record out"
-    if any("\ud800" <= c <= "\udfff" for c in content):
-        yield "half a character (a lone surrogate) is in it", "write it again"
-    if typed := reserved_in(PLACEHOLDERS.sub(" ", content)):
-        # In the official code this unbalances the markers: "image start token != image end tokens".
-        yield f"{typed} is typed as text", "the program writes such markers itself; spell it otherwise"
-    if role == "assistant" and (found := PLACEHOLDERS.search(content)):
-        yield f"the placeholder {found[0]} is in an answer", "a model writes no pictures; move it to a question"
-
-
-def _placed(turns: list[tuple[str, str]], named: dict[str, str]) -> tuple[list[tuple[str, str]], list[Flaw]]:
-    """Compare placeholders and images. A single picture without a placeholder goes in front of everything."""
-    used = _in_text(turns)
-    if not used and list(named) == [ONE]:
-        role, content = turns[0]
-        return [(role, f"{ONE}\n{content}"), *turns[1:]], []
-    flaws: list[Flaw] = []
-    for i, (_, content) in enumerate(turns):
-        for found in sorted(set(PLACEHOLDERS.findall(content)) - named.keys()):
-            flaws.append((f"conversations[{i}].content", f"{found} has no image", "add its path, or take it out"))
-    for placeholder in named:
-        if used[placeholder] != 1:
-            times = f"{used[placeholder]} times" if used[placeholder] else "nowhere"
-            mend = "one placeholder is one picture: several are <image_00>, <image_01>"
-            flaws.append(("conversations", f"{placeholder} stands {times} in the text", mend))
-    return turns, flaws
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, on one short line."""
-    text = printable(" ".join(str(error).split()))
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
-# ---- 2. From a record to a conversation
-
-
-def messages(record: Record) -> list[dict]:
-    """Open a record's pictures and write its conversation as the Processor takes it.
-
-    A picture stands on a line of its own, as `chat` will show it when the model is asked. Where your text already puts
-    it there, this is what the official code makes of it, with five exceptions on purpose:
-
-    1. The official code forgets `<image_id>` for pictures that are too small to be sliced, and does not count them.
-       When it answers it does write the id, so training and answering differ.
-    2. Around <image_00> it adds newlines to those you wrote: "A\\n<image_00>\\nB" becomes four of them.
-    3. It stacks pictures in the order of the "image" object but fills them into the text in the order of the text. If
-       the two differ, the model sees the wrong ones. Here each goes to its own placeholder.
-    4. It looks for <image> in the first question only; in a later one the marker stays in the text, unpaired.
-    5. It does not turn photographs upright that a camera has marked as lying on their side.
-
-    Labels are the Processor's: it supervises each end token once; the official code has it twice in a row.
-
-    Args:
-        record: from `read_records`.
-
-    Returns:
-        [{"role": ..., "content": ...}, ...], the content of a turn with pictures as a list of text and PIL images.
-
-    Raises:
-        TypeError: no Record.
-        ValueError: a record made by hand whose placeholders are not its pictures; a picture that was damaged since.
-        OSError: a picture that has vanished since.
-
-    Example:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> path = Path(tempfile.mkdtemp()) / "a.png"
-        >>> Image.new("L", (60, 40)).save(path)
-        >>> turns = ("user", "Look:\\n<image>\\nWhat is this?"), ("assistant", "Darkness.")
-        >>> question, answer = messages(Record("0", {"<image>": path}, turns))
-        >>> [part if isinstance(part, str) else part.size for part in question["content"]], answer["content"]
-        (['Look:', (60, 40), 'What is this?'], 'Darkness.')
-
-    Source: preprocess in finetune/dataset.py of OpenBMB/MiniCPM-V.
-    """
-    check_type("record", record, Record)
-    if _in_text(record.turns) != Counter(dict.fromkeys(record.images, 1)):
-        used, named = (" ".join(some) or "none" for some in (_in_text(record.turns), record.images))
-        what = f"placeholders in its text: {shown(used)}; pictures: {shown(named)}; each must stand there once"
-        raise ValueError(f"record {shown(record.id, 40)}: {what}")
-    return [{"role": role, "content": _content(content, record.images)} for role, content in record.turns]
-
-
-def _in_text(turns: Sequence[tuple[str, str]]) -> Counter:
-    """How often each placeholder stands in the text."""
-    return Counter(found for _, content in turns for found in PLACEHOLDERS.findall(content))
-
-
-def _content(content: str, images: dict[str, Path | io.BytesIO]) -> str | list:
-    texts, names = PLACEHOLDERS.split(content), PLACEHOLDERS.findall(content)
-    if not names:
-        return content
-    parts: list = []
-    for i, text in enumerate(texts):
-        # The Processor joins parts by a newline, so the newline that was there goes.
-        first, last = i == 0, i == len(texts) - 1
-        keep = text != "" if first or last else text not in ("", "\n")  # "\n" between two pictures is the joint itself
-        if keep:
-            text = text if first else text.removeprefix("\n")
-            parts.append(text if last else text.removesuffix("\n"))
-        if not last:
-            parts.append(load_image(images[names[i]]))
-    return parts

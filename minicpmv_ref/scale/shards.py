@@ -3,18 +3,19 @@
     index.json         {"records": 48, "shards": [{"file": "shard-000000.tar", "records": 16}, ...]}
     shard-000000.tar   000000.0.png  000000.json  000001.0.jpg  000001.json  ...
 
-The tar files are those of `webdataset`, which writes them here, so its own tools read them, too. Each JSON is a record
-of the official format, its pictures named by what follows the key, and a checksum of everything. Reading takes nothing
-on trust: only plain files of these names, of sizes that the shard has on the disk, and records that `check_entry` finds
-good, as those of a JSON file.
+The tar files are those of `webdataset`, which writes them here, so its own tools read them, too. Each JSON is an entry
+of the official format (`entries.py`), its pictures named by what follows the key, and a checksum of everything. Reading
+takes nothing on trust: only plain files of these names, of sizes that the shard has on the disk, and entries that
+`check_entry` finds good.
 
-Opening checks every byte once. A damaged record is named, counted and left out before training begins, so the loop
-meets no holes. What is left is a list in a seeded order, endless over epochs. Its position is one whole number for all
-processes: process `rank` of `size` takes the positions that leave the rest `rank` when divided by `size`. So nothing is
-lost or seen twice, whatever the number of processes, and whatever it is after a resume.
+Opening checks every byte once. A damaged record is named, counted and left out before training begins. What is left is
+a list in a seeded order, endless over epochs. Its position is one whole number for all processes: process `rank` of
+`size` takes the positions that leave `rank` when divided by `size`. So nothing is lost or seen twice, whatever the
+number of processes, and whatever it is after a resume.
 
-The price: each process reads every shard (one core: about 400 MB/s), though it decodes only its own pictures.
-Left out: shards behind a URL, compressed tar files.
+Why not webdataset's reader: it streams shards, so a run resumes at a shard and not at a sample; it reads links, sparse
+and compressed files of any size; and it has no checksums. The price of ours: each process reads every shard (one core:
+about 400 MB/s), though it decodes only its own pictures. Left out: shards at a URL, compressed tar files.
 """
 
 from __future__ import annotations
@@ -34,28 +35,16 @@ from itertools import count
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from webdataset import TarWriter
 
 from ..inputs.checks import LIMITS, check_int, check_type, shown
 from ..inputs.files import parse_json, plain_file, read_json, replacing
 from ..processor import Processor
-from .records import (
-    ONE,
-    Flaw,
-    Notes,
-    Problem,
-    Record,
-    Report,
-    check_entry,
-    check_records,
-    misfit,
-    picture_bytes,
-    picture_flaw,
-)
+from .entries import ONE, Flaw, Record, check_entry
+from .records import Notes, Problem, Report, check_records, misfit, picture_bytes, picture_flaw
 
 INDEX = "index.json"
-MEND = "copy or download the shard again, or write it anew"
-CHANGED = ("", "the bytes have changed since they were written", MEND)
+FIX = "copy or download the shard again, or write it anew"  # of all that is wrong with a shard
+CHANGED = ("", "the bytes have changed since they were written", FIX)
 BLOCK = 512  # a tar is made of blocks: a header, then the content, filled up with zeros
 
 
@@ -67,14 +56,14 @@ def write_shards(
 ) -> list[Path]:
     """Write records as tar files. The same records give the same bytes.
 
-    They are shuffled here, once, so that each shard is a fair sample of all: later only whole shards change places, and
-    records inside of a shard. Picture files are copied as they are, so let `read_records(..., pictures="whole")` look
-    at them before.
+    They are shuffled here, once, so that each shard is a fair sample of all: later only shards change places, and
+    records inside of a shard. Picture files are copied as they are: check them with `read_records(...,
+    pictures="decode")` before.
 
     Args:
         records: at least one; `Shards`, too.
         folder: for the shards; made if it is missing. It is complete once index.json is there, which is written last.
-        per_shard: records of a shard; whoever reads holds one or two shards in memory, and takes 4 GiB at most.
+        per_shard: records of a shard; a reader holds one or two shards in memory, of 4 GiB at most.
         seed: of the shuffle.
 
     Returns:
@@ -94,6 +83,8 @@ def write_shards(
         >>> [path.name for path in write_shards(records, tempfile.mkdtemp(), per_shard=40)]
         ['shard-000000.tar', 'shard-000001.tar']
     """
+    from webdataset import TarWriter  # needed for nothing else
+
     check_records(records)
     check_type("seed", seed, int, str)
     per_shard = check_int("there must be a record, and one or more in a shard: per_shard", per_shard)
@@ -166,11 +157,11 @@ def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -
         processor: of the model that you train, as for `read_records`; it leaves out records that are too long for it.
 
     Returns:
-        (the good records, Report). A file that breaks off, or a header inside of it that cannot be read, takes along
-        what lies behind in the same shard; each record that is lost so is counted, too.
+        (the good records, Report). Where a file breaks off, or a header in it cannot be read, the rest of that shard is
+        lost; each record that is lost so is counted, too.
 
     Raises:
-        OSError: the index or a whole shard is not there, or no plain file.
+        OSError: the index or a shard is not there, or no plain file.
         TypeError: an argument of another type.
         ValueError: an index that is not one, or claims more than the shards can hold; a shard that is too large; no
             good record.
@@ -197,9 +188,9 @@ def open_shards(folder: str | os.PathLike, processor: Processor | None = None) -
         for number, record, flaws, spaced in _read_shard(folder / name, first, n, look=True):
             if processor and not flaws and (flaw := misfit(record, processor)):
                 flaws.append(("", *flaw))
-            for field, what, mend in flaws:
+            for field, what, fix in flaws:
                 what = f"{field}: {what}" if field else what
-                problems.append(Problem(number, record and record.id, name, what, mend))
+                problems.append(Problem(number, record and record.id, name, what, fix))
             if not flaws:
                 fine.append(number)
                 notes.add(number, record, spaced)
@@ -248,7 +239,7 @@ def _read_shard(path: Path, first: int, n: int, look: bool = False) -> Iterator[
         except ValueError as error:
             stopped = f"; reading stopped: {error}"
     for number in range(first, first + n):
-        yield found.pop(number, None) or (number, None, [("", f"it is not in the shard{stopped}", MEND)], 0)
+        yield found.pop(number, None) or (number, None, [("", f"it is not in the shard{stopped}", FIX)], 0)
 
 
 def _groups(file) -> Iterator[tuple[str, dict[str, bytes | None]]]:
@@ -299,7 +290,7 @@ def _plain_members(file) -> Iterator[tuple[str, bytes | None]]:
 def _record(files: dict[str, bytes | None], name: str, look: bool) -> tuple[Record | None, list[Flaw], int]:
     """One record of a shard, as `check_entry` returns it."""
     if odd := next((file for file, content in files.items() if content is None), None):
-        return None, [("", f"{odd} is there twice, too large, or no plain file", MEND)], 0
+        return None, [("", f"{odd} is there twice, too large, or no plain file", FIX)], 0
     try:
         entry = parse_json(files["json"])
         checksum, images = entry.pop("crc32"), entry["image"]
@@ -312,7 +303,7 @@ def _record(files: dict[str, bytes | None], name: str, look: bool) -> tuple[Reco
     def find(file: str):
         picture = io.BytesIO(pictures[file])  # a picture opens from memory as from a path
         picture.name = f"{name}.{file}"  # for errors
-        return picture, picture_flaw(picture, picture.name, whole=False) if look else None
+        return picture, picture_flaw(picture, picture.name, decode=False) if look else None
 
     return check_entry(entry, find)
 
@@ -354,7 +345,7 @@ class Shards(Sequence):
 
         Raises:
             IndexError: there is no such record.
-            TypeError: no whole number, and no slice.
+            TypeError: neither an integer nor a slice.
             ValueError: it was damaged since the shards were opened.
             OSError: the shard has gone.
         """
@@ -371,9 +362,9 @@ class Shards(Sequence):
         return {number: record for number, record, *_ in _read_shard(self.folder / name, first, n) if record}
 
     def sample(self, position: int, seed: int = 0) -> Record:
-        """The record at a position of a training, counted over all of its epochs and processes.
+        """Give the record at a position of a training, counted over all of its epochs and processes.
 
-        `train(..., samples=shards.sample)` takes it from here.
+        `train_steps(..., samples=shards.sample)` takes it from here.
 
         Args:
             position: from 0, without end.
@@ -383,7 +374,7 @@ class Shards(Sequence):
             A Record. Each epoch has every record once; shards come in an order of its own, and so do their records.
 
         Raises:
-            TypeError: no whole number; a seed that is neither an int nor text.
+            TypeError: not an integer; a seed that is neither an int nor text.
             ValueError: a negative position; as for `shards[index]`.
         """
         check_type("seed", seed, int, str)
@@ -400,20 +391,20 @@ class Shards(Sequence):
         ]
 
     def stream(self, seed: int = 0, start: int = 0, rank: int = 0, size: int = 1) -> Iterator[Record]:
-        """One process's part of the positions from `start` on, without end.
+        """Give one process its part of the positions from `start` on, without end.
 
         To resume, with as many processes as you like, keep how many samples all of them have used: that is `start`.
 
         Args:
             seed: of the order.
-            start: samples that all processes together have behind them.
+            start: samples that all processes together have used before.
             rank, size: this process's number, from 0, and how many there are.
 
         Returns:
             An iterator of Records: positions start + rank, start + rank + size, ...
 
         Raises:
-            TypeError: no whole number; a seed that is neither an int nor text.
+            TypeError: not an integer; a seed that is neither an int nor text.
             ValueError: a rank that is not below size, a negative number.
         """
         check_type("seed", seed, int, str)

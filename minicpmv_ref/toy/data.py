@@ -316,7 +316,7 @@ def _lookup_in(document: Document, rng: random.Random, wanted: Wanted) -> Drawn:
 
 def stream(
     seed: int | str,
-    mixture: Mapping[str, float],
+    data_mix: Mapping[str, float],
     split: str = "train",
     languages: Mapping[str, float] | None = None,
     scales: Mapping[float, float] | None = None,
@@ -326,7 +326,7 @@ def stream(
 
     Args:
         seed: of the whole stream.
-        mixture: the data mixture: weight of each kind, for example {"caption": 1, "question": 2}.
+        data_mix: the data mixture: weight of each kind, for example {"caption": 1, "question": 2}.
         split: "train" or "test".
         languages: weight of each language; None is English only.
         scales: weight of each size of a scene, in views; None is one view only.
@@ -343,12 +343,12 @@ def stream(
         >>> [sample.kind for sample in islice(stream(1, {"caption": 1, "crop": 1}), 4)]
         ['crop', 'crop', 'crop', 'caption']
     """
-    return map(numbered(seed, mixture, split, languages, scales, **options), count())
+    return map(numbered(seed, data_mix, split, languages, scales, **options), count())
 
 
 def numbered(
     seed: int | str,
-    mixture: Mapping[str, float],
+    data_mix: Mapping[str, float],
     split: str = "train",
     languages: Mapping[str, float] | None = None,
     scales: Mapping[float, float] | None = None,
@@ -357,7 +357,7 @@ def numbered(
     """Number the samples of a stream: each can be had without those before it.
 
     Args:
-        seed, mixture, split, languages, scales, options: as for `stream`.
+        seed, data_mix, split, languages, scales, options: as for `stream`.
 
     Returns:
         A function: from a number, counted from 0, to the sample that `stream` draws there. To skip a sample takes
@@ -374,8 +374,8 @@ def numbered(
     """
     check_seed(seed)
     check_choice("split", split, ("train", "test"))
-    weights = mixture, {"en": 1.0} if languages is None else languages, {1.0: 1.0} if scales is None else scales
-    for name, each, allowed in zip(("mixture", "languages", "scales"), weights, (KINDS, LANGUAGES, None)):
+    weights = data_mix, {"en": 1.0} if languages is None else languages, {1.0: 1.0} if scales is None else scales
+    for name, each, allowed in zip(("data_mix", "languages", "scales"), weights, (KINDS, LANGUAGES, None)):
         _check_weights(name, each, allowed)
     rng = random.Random(f"stream {seed}")
     chosen: list[tuple] = []  # (kind, language, scale) of all samples up to the highest number so far

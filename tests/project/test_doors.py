@@ -73,6 +73,7 @@ INSIDE = {
     "scale.run.": "the engine; test_train.py, test_saves.py",
     "scale.finetune.": "trains; test_finetune.py",
     "scale.records.": "test_records.py damages its files",
+    "scale.entries.": "the same",
     "scale.shards.": "test_shards.py damages its files",
     "learn.packing.packed_attention": "called by transformers, never by a user",
 }
@@ -478,11 +479,11 @@ DOORS = {
         share_of_words, lambda: {"said": ["a star"], "wanted": ["a star"]}, lambda share, **_: 0 <= share <= 1
     ),
     "toy.data.stream": Door(
-        lambda **given: next(data.stream(**given)), lambda: {"seed": 0, "mixture": {"caption": 1}, "split": "train"}
+        lambda **given: next(data.stream(**given)), lambda: {"seed": 0, "data_mix": {"caption": 1}, "split": "train"}
     ),
     "toy.data.numbered": Door(
         lambda number, **given: data.numbered(**given)(number),
-        lambda: {"number": 3, "seed": 0, "mixture": {"caption": 1}, "split": "train"},
+        lambda: {"number": 3, "seed": 0, "data_mix": {"caption": 1}, "split": "train"},
     ),
     "toy.data.blind": Door(data.blind, lambda: {"messages": messages(), "instead": None}, words="message"),
     "toy.data.draw": Door(data.draw, lambda: {"seed": 0}, words="kind"),

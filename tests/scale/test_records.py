@@ -18,7 +18,7 @@ from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import ROOT, main
 from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.prompt import RESERVED
-from minicpmv_ref.scale import records as room
+from minicpmv_ref.scale import records as records_module
 from minicpmv_ref.scale.records import (
     Problem,
     Record,
@@ -334,7 +334,7 @@ def test_pipes_devices_and_huge_files_are_not_read(folder, monkeypatch):
     ]
     monkeypatch.setitem(LIMITS, "picture_bytes", 100)
     (problem,) = read(folder, good(image="b.jpg"), pictures="exist")[1].problems
-    assert re.fullmatch(r"'b.jpg' has [\d,]+ bytes", problem.what) and "100 are allowed" in problem.mend
+    assert re.fullmatch(r"'b.jpg' has [\d,]+ bytes", problem.what) and "100 are allowed" in problem.fix
     monkeypatch.setitem(LIMITS, "records_bytes", 10)
     with pytest.raises(ValueError, match="at most 10 are read"):
         read_records(folder / "my.json")
@@ -354,7 +354,7 @@ def test_names_that_other_formats_use(folder):
     several["images"] = [several.pop("image")]
     first, second = read(folder, openai, several)[1].problems
     assert [(p.field, p.what) for p in (first, second)] == [("conversations", "missing"), ("image", "missing")]
-    assert "rename messages to conversations" in first.mend and "rename images to image" in second.mend
+    assert "rename messages to conversations" in first.fix and "rename images to image" in second.fix
 
 
 def test_wrong_types_are_named(folder):
@@ -376,7 +376,7 @@ def test_wrong_types_are_named(folder):
         with pytest.raises(TypeError, match=f"^{name} must be "):
             call()
     for pictures in (None, 5, [], "ALL"):
-        with pytest.raises(ValueError, match="pictures must be one of exist, header, whole, got"):
+        with pytest.raises(ValueError, match="pictures must be one of exist, header, decode, got"):
             read_records(path, pictures=pictures)
     with pytest.raises(ValueError, match="most must be an integer of at least 0"):
         Report(path, 0, ()).text(-1)
@@ -426,7 +426,7 @@ def test_how_closely_pictures_are_looked_at(folder):
     (folder / "stub.png").write_bytes((folder / "a.png").read_bytes()[:20])
     names = ["a.png", "text.png", "cut.jpg", "stub.png"]
     path = write(folder, *(good(id=name, image=name) for name in names))
-    for pictures, bad in (("exist", []), ("header", ["text.png", "stub.png"]), ("whole", names[1:])):
+    for pictures, bad in (("exist", []), ("header", ["text.png", "stub.png"]), ("decode", names[1:])):
         records, report = read_records(path, pictures=pictures)
         assert [problem.id for problem in report.problems] == bad
         assert all("cannot be read as a picture" in problem.what for problem in report.problems)
@@ -440,7 +440,7 @@ def test_how_closely_pictures_are_looked_at(folder):
 
 def test_a_picture_too_large_to_be_true(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 40 - 1)
-    for pictures in ("header", "whole"):
+    for pictures in ("header", "decode", "whole"):  # "whole" is the first name of "decode"
         (problem,) = read(folder, good(), pictures=pictures)[1].problems
         assert "decompression bomb" in problem.what
 
@@ -449,7 +449,7 @@ def test_pictures_that_would_start_a_program_or_compute_for_minutes_are_refused(
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     (folder / "c.png").write_bytes(postscript)
     Image.new("1", (1, 200_000)).save(folder / "d.png")
-    for pictures in ("header", "whole"):
+    for pictures in ("header", "decode"):
         first, second = read(folder, good(image="c.png"), good(image="d.png"), pictures=pictures)[1].problems
         assert "'c.png' cannot be read as a picture" in first.what and "PostScript" in first.what
         assert "'d.png' cannot be read as a picture" in second.what and "too long for its width" in second.what
@@ -457,8 +457,8 @@ def test_pictures_that_would_start_a_program_or_compute_for_minutes_are_refused(
 
 def test_a_picture_is_opened_once_for_all_its_records(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr(room, "load_image", lambda path: opened.append(path))
-    read(folder, *(good(id=i) for i in range(5)), good(id=5, image="b.jpg"), pictures="whole")
+    monkeypatch.setattr(records_module, "load_image", lambda path: opened.append(path))
+    read(folder, *(good(id=i) for i in range(5)), good(id=5, image="b.jpg"), pictures="decode")
     assert opened == [folder / "a.png", folder / "b.jpg"]
 
 
@@ -497,7 +497,7 @@ def test_a_link_that_leads_out_says_what_to_name_as_root(folder, tmp_path):
     (folder / "other").symlink_to(store / "coco")
     absolute = str(store / "coco" / "a.png")
     entries = [good(image=image) for image in ("coco/a.png", "other/a.png", absolute, "../x.png")]
-    told = [problem.what + "; " + problem.mend for problem in read(folder, *entries)[1].problems]
+    told = [problem.what + "; " + problem.fix for problem in read(folder, *entries)[1].problems]
     assert f"leaves the folder {folder} by a link to {absolute}; " in told[0]
     assert told[0].endswith(f"as root (--root {shlex.quote(str(store))})")  # a path with a space, ready to be copied
     assert told[1].endswith(f"as root (--root {shlex.quote(str(store / 'coco'))}) and let paths start there")
@@ -633,7 +633,7 @@ def test_records_that_are_too_long_for_a_model_are_found_up_front(folder):
 
 @pytest.mark.parametrize(("split", "count"), [("train", 48), ("test", 16)])
 def test_the_example_is_good_and_fits_the_nano_model(split, count):
-    records, report = read_records(EXAMPLE / f"{split}.json", pictures="whole", strict=True)
+    records, report = read_records(EXAMPLE / f"{split}.json", pictures="decode", strict=True)
     assert len(records) == report.total == count
     processor = Processor.from_pretrained("nano")
     batch = processor([messages(record) for record in records[:1] + records[-1:]])

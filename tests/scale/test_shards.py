@@ -20,7 +20,7 @@ from minicpmv_ref import Processor, load_image
 from minicpmv_ref.__main__ import ROOT, main
 from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.learn.stages import Stage, start
-from minicpmv_ref.scale import shards as room
+from minicpmv_ref.scale import shards as shards_module
 from minicpmv_ref.scale.records import Record, read_records
 from minicpmv_ref.scale.run import train_steps as train
 from minicpmv_ref.scale.shards import INDEX, open_shards, write_shards
@@ -98,6 +98,15 @@ def test_webdataset_reads_them_with_its_own_means(records, folder):
     assert turns[0]["role"] == "user" and found[0]["json"]["image"] == "0.png"  # the official format
 
 
+def test_reading_needs_no_webdataset(folder):
+    code = (
+        "import sys; sys.modules['webdataset'] = None; from minicpmv_ref.scale.shards import open_shards; "
+        "print(len(open_shards(sys.argv[1])[0]))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.strip() == "48", ran.stderr
+
+
 def test_several_pictures_names_and_scripts(tmp_path):
     for number, name in enumerate(("a.b.PNG", "no suffix", "x.a-long-suffix", "照片.jpg")):
         Image.new("RGB", (10 + number, 9), (number, 0, 0)).save(tmp_path / name, format="PNG")
@@ -116,7 +125,7 @@ def test_several_pictures_names_and_scripts(tmp_path):
 
 
 def test_a_writing_that_was_cut_off(records, folder, tmp_path, monkeypatch):
-    """Whole shards stay, the index is missing, and no draft is left; writing again mends it."""
+    """Whole shards stay, the index is missing, and no draft is left; writing again completes it."""
     wanted = {path.name: path.read_bytes() for path in folder.iterdir()}
     real = webdataset.TarWriter.write
 
@@ -459,7 +468,7 @@ def forged(folder, *entries, claims=None, before=()):
     for number, entry in enumerate([*entries, {"id": "last", "image": "0.png", "conversations": TURNS}]):
         named = entry["image"]
         pictures = dict.fromkeys(named.values() if isinstance(named, dict) else [named], file.getvalue())
-        entry = {**entry, "crc32": room._checksum(entry, pictures)}
+        entry = {**entry, "crc32": shards_module._checksum(entry, pictures)}
         for name, content in {**pictures, "json": json.dumps(entry).encode()}.items():
             blocks += header(f"{number:06d}.{name}", len(content)), content, bytes(-len(content) % 512)
     (folder / "shard-000000.tar").write_bytes(b"".join(blocks) + bytes(1024))

@@ -55,8 +55,8 @@ def with_every_option():
             for topic in TOPICS:
                 yield draw(seed, kind, topic=topic, turns=3)
             yield draw(seed, kind, "test", turns=2, aligned=False, view=84, scale=2.0)
-    mixture, languages = dict.fromkeys(KINDS, 1), dict.fromkeys(LANGUAGES, 1)
-    yield from islice(stream("frozen", mixture, "train", languages, {1.0: 1, 2.0: 1}), 100)
+    data_mix, languages = dict.fromkeys(KINDS, 1), dict.fromkeys(LANGUAGES, 1)
+    yield from islice(stream("frozen", data_mix, "train", languages, {1.0: 1, 2.0: 1}), 100)
 
 
 def test_the_samples_are_those_that_the_checkpoints_learned_from():
@@ -114,12 +114,12 @@ def test_one_content_in_ten_is_held_out():
 
 
 def test_stream_follows_its_mixture_and_seed():
-    mixture, languages = {"caption": 3, "crop": 1}, {"en": 1, "zh": 1, "fr": 2}
-    samples = list(islice(stream(5, mixture, "test", languages), 800))
+    data_mix, languages = {"caption": 3, "crop": 1}, {"en": 1, "zh": 1, "fr": 2}
+    samples = list(islice(stream(5, data_mix, "test", languages), 800))
     kinds, spoken = Counter(s.kind for s in samples), Counter(s.language for s in samples)
     assert 0.7 < kinds["caption"] / 800 < 0.8 and 0.44 < spoken["fr"] / 800 < 0.56
-    assert digest(samples[:20]) == digest(islice(stream(5, mixture, "test", languages), 20))
-    assert digest(samples[:20]) != digest(islice(stream(6, mixture, "test", languages), 20))
+    assert digest(samples[:20]) == digest(islice(stream(5, data_mix, "test", languages), 20))
+    assert digest(samples[:20]) != digest(islice(stream(6, data_mix, "test", languages), 20))
     assert all(s.held_out for s in samples)
 
 
@@ -533,14 +533,14 @@ def test_a_view_too_small_for_its_lines_is_no_endless_search(kind, least):
 @pytest.mark.parametrize(
     ("wrong", "kind"),
     [
-        (dict(mixture=None), TypeError),
-        (dict(mixture=["caption"]), TypeError),
-        (dict(mixture={}), ValueError),
-        (dict(mixture={"caption": 0}), ValueError),
-        (dict(mixture={"caption": -1, "long": 2}), ValueError),
-        (dict(mixture={"caption": math.nan}), ValueError),
-        (dict(mixture={"caption": "1"}), TypeError),
-        (dict(mixture={"photo": 1}), ValueError),
+        (dict(data_mix=None), TypeError),
+        (dict(data_mix=["caption"]), TypeError),
+        (dict(data_mix={}), ValueError),
+        (dict(data_mix={"caption": 0}), ValueError),
+        (dict(data_mix={"caption": -1, "long": 2}), ValueError),
+        (dict(data_mix={"caption": math.nan}), ValueError),
+        (dict(data_mix={"caption": "1"}), TypeError),
+        (dict(data_mix={"photo": 1}), ValueError),
         (dict(languages={"de": 1}), ValueError),
         (dict(languages={}), ValueError),
         (dict(scales={"1": 1}), TypeError),
@@ -551,7 +551,7 @@ def test_a_view_too_small_for_its_lines_is_no_endless_search(kind, least):
 )
 def test_streams_refuse_before_the_first_sample(wrong, kind):
     with pytest.raises(kind, match=next(iter(wrong))):
-        stream(**{"seed": 0, "mixture": {"caption": 1}, **wrong})
+        stream(**{"seed": 0, "data_mix": {"caption": 1}, **wrong})
 
 
 def test_numbers_of_samples():
