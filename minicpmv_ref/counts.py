@@ -6,7 +6,7 @@ N patches of all views, T tokens, Q queries, D width, F width of the MLP, V voca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import NamedTuple
 
 from .config import LLMConfig, MiniCPMVConfig, ResamplerConfig, VisionConfig
@@ -139,8 +139,8 @@ def flops_by_part(config: MiniCPMVConfig, workload: Workload, learning: Collecti
     check_type("config", config, MiniCPMVConfig)
     for name, count in check_type("workload", workload, Workload)._asdict().items():
         check_int(f"workload.{name}", count, least=0)
-    parts = () if isinstance(learning, str) or not isinstance(learning, Collection) else learning
-    if parts is not learning or not all(isinstance(part, str) and part in PARTS for part in parts):
+    listed = isinstance(learning, list | tuple | Set | Mapping)  # a tensor is a Collection, too
+    if not listed or not all(isinstance(part, str) and part in PARTS for part in learning):
         raise WrongType(f"learning must be a list of parts out of {', '.join(PARTS)}, got {shown(learning)}")
     v, r, c = config.vision, config.resampler, config.llm
     w, e, d = v.width, r.width, c.hidden_size
