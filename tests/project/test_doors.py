@@ -26,6 +26,7 @@ from minicpmv_ref.inputs.pictures import load_image, to_rgb
 from minicpmv_ref.learn import dpo, packing, rlaif, stages
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.model import decode_answer, decode_stream
+from minicpmv_ref.peers import sizes
 from minicpmv_ref.prompt import (
     answer_labels,
     image_bounds,
@@ -163,6 +164,39 @@ DOORS = {
     ),
     "inputs.pictures.to_rgb": Door(
         to_rgb, lambda: {"image": picture(4, 3).convert("P")}, lambda made, **_: made.mode == "RGB", "picture"
+    ),
+    "peers.sizes.best_resolution": Door(
+        sizes.best_resolution,
+        lambda: {"size": (640, 480), "ties": "public", "canvases": [(336, 672), (672, 672)]},
+        lambda canvas, canvases, **_: sorted(canvas) in [sorted(map(int, each)) for each in canvases],
+    ),
+    "peers.sizes.fit_inside": Door(
+        sizes.fit_inside,
+        lambda: {"size": (640, 480), "canvas": (672, 672)},
+        lambda inside, canvas, **_: all(1 <= side <= most for side, most in zip(inside, canvas)),
+    ),
+    "peers.sizes.unpad": Door(
+        sizes.unpad,
+        lambda: {"grid": (48, 48), "size": (640, 480)},
+        lambda left, grid, **_: all(0 <= part <= whole for part, whole in zip(left, grid)),
+    ),
+    "peers.sizes.cap_grid": Door(
+        sizes.cap_grid,
+        lambda: {"grid": (108, 108), "most": 9, "side": 27},
+        lambda left, most, side, **_: left[0] * left[1] <= 1.21001 * most * side**2,
+    ),
+    "peers.sizes.tile_grid": Door(
+        sizes.tile_grid,
+        lambda: {"size": (640, 480), "max_num": 12},
+        lambda grid, max_num, **_: 1 <= grid[0] * grid[1] <= max_num,
+    ),
+    "peers.sizes.frame_groups": Door(
+        sizes.frame_groups, lambda: {"frames": 200}, lambda made, frames: made[0] * made[1] >= frames
+    ),
+    "peers.sizes.plan": Door(
+        sizes.plan,
+        lambda: dict(system="llava-onevision", size=(640, 480), pictures=1, frames=0, max_tiles=None, ties="public"),
+        lambda made, **_: made.views >= 1 and made.visual_tokens > 0 and 0 <= made.padding < 1 <= made.bend,
     ),
     "positions.bucket_position_ids": Door(
         minicpmv_ref.bucket_position_ids,

@@ -177,8 +177,9 @@ def test_the_algorithms_do_not_know_the_engine(path):
     assert [f"{path.name}:{number}: {line.strip()}" for number, line in lines if ENGINE.search(line)] == []
 
 
-@pytest.mark.parametrize("name", ["plan_slices", "best_grid", "slice_image", "SliceConfig"])
+@pytest.mark.parametrize("name", ["plan_slices", "best_grid", "slice_image", "SliceConfig", "peers.plan"])
 def test_slicing_needs_no_torch(name):
-    code = f"from minicpmv_ref import {name}\nimport sys\nprint({{'torch', 'transformers'}} & set(sys.modules))"
+    home, _, name = f"{PACKAGE}.{name}".rpartition(".")
+    code = f"from {home} import {name}\nimport sys\nprint({{'torch', 'transformers'}} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
