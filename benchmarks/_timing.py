@@ -41,9 +41,3 @@ def measure(calls: dict, rounds: int) -> tuple[dict, dict]:
 def speedup(slow: list[float], fast: list[float]) -> float:
     """The median over rounds of slow / fast: how many times faster `fast` is."""
     return median(a / b for a, b in zip(slow, fast))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -6,29 +6,32 @@ Greedy, one conversation, 64 new tokens after a prompt of 64, 128 or 512 embeddi
 equal dtype and threads.
 transformers: LlamaForCausalLM.generate with its KV cache. MiniCPMV: the same LLM in this package's own loop.
 Runtime: the same loop with the decoder. Tokens are asserted equal first. Wall and CPU time come from the same runs.
+The table has Runtime's CPU-time ratios. A file given to --json keeps the lowest and highest of all runs that it saw.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+import transformers
 from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import measure, speedup, table
+from _report import arguments, report
+from _timing import measure, speedup
 
 from minicpmv_ref.config import nano
 from minicpmv_ref.deploy.runtime import Runtime
+from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Batch
 
-NEW = 64
+NEW, LENGTHS = 64, (64, 128, 512)
 WIDE = dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=32000)
 SIZES = {
     "nano": nano,
@@ -87,9 +90,7 @@ def check(calls: dict, model: MiniCPMV, dtype: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = arguments(__doc__, rounds=9)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -104,20 +105,31 @@ def main() -> None:
                     p.normal_(std=p.shape[1] ** -0.5)
         for dtype in ("float32", "bfloat16"):
             model = model.to(getattr(torch, dtype))
-            for length in (64, 128, 512):
+            rows.append({"LLM": size, "dtype": dtype})
+            for length in LENGTHS:
                 calls = candidates(model, prompt(length, config.llm.vocab_size))
                 check(calls, model, dtype)  # also the untimed call of each
                 wall, cpu = measure(calls, args.rounds)
-                rows.append([size, dtype, str(length)])
-                rows[-1] += [f"{NEW * 1000 / median(wall[name]):.0f}" for name in calls]
+                speeds = [f"{name} {NEW * 1000 / median(times):.0f}" for name, times in wall.items()]
                 for name in ("MiniCPMV", "Runtime"):
-                    ratios = (speedup(times["transformers"], times[name]) for times in (wall, cpu))
-                    rows[-1].append("{:.2f} ({:.2f})".format(*ratios))
-                print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds, {NEW} new tokens")
-    print("tokens per second; times faster than transformers' generate: wall time (CPU time)\n")
-    head = ["LLM", "dtype", "prompt", "transformers", "MiniCPMV", "Runtime"]
-    print(table([*head, "MiniCPMV / transformers", "Runtime / transformers"], rows))
+                    ratios = [speedup(times["transformers"], times[name]) for times in (wall, cpu)]
+                    speeds.append("{} x {:.2f} (CPU {:.2f})".format(name, *ratios))
+                rows[-1][str(length)] = [ratios[1]] * 2
+                print(size, dtype, length, *speeds, sep=" | ", file=sys.stderr, flush=True)
+    if args.json and Path(args.json).exists():
+        rows = widened(rows, read_json(args.json)["rows"])
+    unit = "times faster than transformers' generate(), CPU time, lowest and highest of the runs"
+    report("decode", args, rows, transformers=transformers.__version__, unit=unit)
+
+
+def widened(rows: list[dict], earlier: list[dict]) -> list[dict]:
+    """The ranges of these rows and of those of earlier runs together."""
+    found = []
+    for row, old in zip(rows, earlier, strict=True):
+        assert row["LLM"] == old["LLM"] and row["dtype"] == old["dtype"], "another file"
+        ranges = {str(n): [*row[str(n)], *old[str(n)]] for n in LENGTHS}
+        found.append(row | {n: [min(both), max(both)] for n, both in ranges.items()})
+    return found
 
 
 if __name__ == "__main__":

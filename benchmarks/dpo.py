@@ -12,15 +12,15 @@ Log-probabilities, loss and gradient are asserted equal first. Gradient checkpoi
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import os
 import random
 import sys
 import tempfile
-import time
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -31,8 +31,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import speedup, table
+from _report import arguments, report
+from _timing import measure, speedup
 
+from experiments._fair import assert_same_training
 from minicpmv_ref.config import nano
 from minicpmv_ref.learn.dpo import Prepared, dpo_loss, pair_batch, pair_logps
 from minicpmv_ref.model import MiniCPMV
@@ -134,11 +136,7 @@ def check(calls: dict) -> None:
         loss = loss_of()
         loss.backward()
         found[name] = loss.item(), torch.cat([p.grad.flatten() for p in llm.parameters()])
-    loss, gradient = found["TRL, online"]
-    for name, (other, other_gradient) in found.items():
-        assert abs(other - loss) < 2e-5 * loss, f"{name}: loss {other}, TRL {loss}"
-        error = ((other_gradient - gradient).norm() / gradient.norm()).item()
-        assert error < 1e-4, f"{name}: gradient differs by {error}"
+    assert_same_training(found, loss_limit=2e-5)
 
 
 def step(loss_of, llm, optimizer) -> None:
@@ -149,12 +147,9 @@ def step(loss_of, llm, optimizer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
     rows = []
     for prompt in (64, 704):
@@ -163,22 +158,23 @@ def main() -> None:
             calls = candidates(model, draw_pairs(prompt, random.Random(args.seed)), folder)
             check(calls)
             # A learning rate of 0 does all the work of a step and changes nothing: every round is the same.
-            runs = {name: (*call, torch.optim.AdamW(call[1].parameters(), lr=0.0)) for name, call in calls.items()}
-            for run in runs.values():
-                step(*run)
-            wall, cpu = ({name: [] for name in runs} for _ in range(2))
-            for _ in range(args.rounds):
-                for name, run in runs.items():
-                    start, start_cpu = time.perf_counter(), time.process_time()
-                    step(*run)
-                    wall[name].append(1000 * (time.perf_counter() - start))
-                    cpu[name].append(1000 * (time.process_time() - start_cpu))
-        for kind in ("online", "precomputed"):
-            theirs, own = f"TRL, {kind}", f"ours, {kind}"
-            rows.append([str(prompt), kind, *(f"{median(wall[name]):.0f}" for name in (theirs, own))])
-            rows[-1].append(f"{speedup(wall[theirs], wall[own]):.2f} ({speedup(cpu[theirs], cpu[own]):.2f})")
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds\n")
-    print(table(["prompt", "reference", "TRL, ms", "ours, ms", "TRL / ours, wall (CPU)"], rows))
+            steps = {
+                name: partial(step, loss_of, llm, torch.optim.AdamW(llm.parameters(), lr=0.0))
+                for name, (loss_of, llm) in calls.items()
+            }
+            found = {"online": {}, "precomputed": {}}
+            for threads, suffix in ((args.threads, ""), (1, ", one thread")):
+                torch.set_num_threads(threads)
+                measure(steps, 1)  # warm up
+                wall, cpu = measure(steps, args.rounds)
+                for kind, row in found.items():
+                    theirs, own = f"TRL, {kind}", f"ours, {kind}"
+                    row |= {f"TRL{suffix}": median(wall[theirs]), f"ours{suffix}": median(wall[own])}
+                    row |= {f"wall{suffix}": speedup(wall[theirs], wall[own])}
+                    row |= {f"CPU{suffix}": speedup(cpu[theirs], cpu[own])}
+        rows += [{"prompt": prompt, "reference": kind, **row} for kind, row in found.items()]
+        print(*rows[-2:], sep="\n", file=sys.stderr, flush=True)
+    report("dpo", args, rows, trl=version("trl"), dtype="float32", unit="milliseconds")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ adds ours with the search in torch, there.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.util
 import sys
@@ -25,11 +24,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import paired, speedup, table
+from _report import arguments, report
+from _timing import paired, speedup
 
 from minicpmv_ref.deploy.kquant import FORMATS, quantize
 
-CASES = [(kind, weighted) for weighted in (False, True) for kind in FORMATS if not (weighted and kind == "Q8_0")]
+IGNORE_IMPORTANCE = ("Q8_0",)
 
 
 def ggml_quantizer():
@@ -67,12 +67,10 @@ def measure(x: np.ndarray, kind: str, importance, in_c, devices, rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__, threads=1)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--devices", nargs="*", default=[], help="also with the search in torch, on cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
@@ -80,17 +78,17 @@ def main() -> None:
     importance, in_c = rng.random(args.cols, np.float32), ggml_quantizer()
 
     rows = []
-    for kind, weighted in CASES:
-        times = measure(x, kind, importance if weighted else None, in_c, args.devices, args.rounds)
-        names = ["ours", "C", "gguf", *args.devices]
-        speeds = [f"{x.nbytes / 1e3 / median(times[name]):.0f}" if name in times else "" for name in names]
-        ratios = [f"{speedup(times[name], times['ours']):.2f}" if name in times else "" for name in ("C", "gguf")]
-        rows.append([kind + (" + importance" if weighted else ""), *speeds, *ratios])
-        print(*rows[-1], file=sys.stderr, flush=True)
-    print(f"numpy {np.__version__}, one thread, {args.rows} x {args.cols} normal weights, {args.rounds} rounds")
-    print(f"torch {torch.__version__} where named, {args.threads} threads\n")
-    columns = ["ours", "ggml C", "gguf-py", *(f"torch on {device}" for device in args.devices)]
-    print(table(["kind", *(f"{name}, MB/s" for name in columns), "ours / C", "ours / gguf-py"], rows))
+    for kind in FORMATS:
+        rows.append({"kind": kind})
+        for weights, suffix in ((None, ""), (importance, ", importance")):
+            if weights is not None and kind in IGNORE_IMPORTANCE:
+                rows[-1]["ours / C, importance"] = "ignored by both"
+                continue
+            times = measure(x, kind, weights, in_c, args.devices, args.rounds)
+            rows[-1] |= {name + suffix: x.nbytes / 1e3 / median(t) for name, t in times.items()}
+            rows[-1] |= {f"ours / {n}{suffix}": speedup(times[n], times["ours"]) for n in times if n != "ours"}
+        print(rows[-1], file=sys.stderr, flush=True)
+    report("kquant", args, rows, numpy=np.__version__, dtype="float32", unit="MB of input per second")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ last one. Score: held-out loss, and the share of words of the answers that are i
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import table
+from _report import arguments, report
 
 from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.stages import Stage, start
@@ -42,13 +41,14 @@ from minicpmv_ref.scale.records import read_records
 from minicpmv_ref.scale.run import train_steps
 
 RECORDS = BUNDLED.parent / "records"
+NAMES = {"full": "full", "official": "official", "lora": "LoRA alone"}
 
 
 def base(checkpoint: str | None) -> MiniCPMV:
     return MiniCPMV.from_pretrained(checkpoint).float() if checkpoint else start()
 
 
-def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, held_out: list) -> list[str]:
+def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, held_out: list) -> dict:
     rates = dict.fromkeys(("vpm", "resampler", "llm"), args.rate)
     stage = Stage(way, "answer", rates, {}, steps=args.steps, batch=args.batch)
     if way == "full":
@@ -70,18 +70,11 @@ def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, hel
     seconds = time.process_time() - began
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     state = sum(tensor.nbytes for each in optimizer.state.values() for tensor in each.values())
-    some, total = map(sum, zip(*learning(model).values()))
-    row = [
-        way,
-        f"{some:,} of {total:,}",
-        *(f"{expected[what] / 1e6:.2f}" for what in ("weights", "gradients", "optimizer")),
-        f"{gradients / 1e6:.2f}",
-        f"{state / 1e6:.2f}",
-        f"{1000 * seconds / args.steps:.0f}",
-        f"{last:.3f}",
-        f"{loss_on(model, processor, held_out):.3f}",
-        f"{words_right(model, processor, held_out):.3f}",
-    ]
+    row = {"way": NAMES[way], "parameters": sum(some for some, _ in learning(model).values())}
+    row |= {"weights": expected["weights"] / 1e6, "gradients": gradients / 1e6, "AdamW": state / 1e6}
+    row |= {f"{what}, expected": expected[what] / 1e6 for what in ("gradients", "optimizer")}
+    row |= {"step": 1000 * seconds / args.steps, "last loss": last}
+    row |= {"loss": loss_on(model, processor, held_out), "words": words_right(model, processor, held_out)}
     with tempfile.TemporaryDirectory() as folder:
         if way == "full":
             model.save_pretrained(folder)
@@ -91,19 +84,18 @@ def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, hel
             again = merge_lora(load_lora(base(args.checkpoint), folder))
             after = loss_on(again, processor, held_out)
             assert abs(before - after) < 1e-4, f"{way}: merged, the loss is {after} and not {before}"
-        row.append(f"{sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6:.2f}")
+        row["disk"] = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, threads=1, rounds=None)
     parser.add_argument("--from", dest="checkpoint", help="a checkpoint folder (default: the nano model, untrained)")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=4e-4, help="of what learns in full")
     parser.add_argument("--lora-rate", type=float, default=4e-3, help="of the adapters")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -111,16 +103,10 @@ def main() -> None:
     processor = Processor.from_pretrained(args.checkpoint or "nano")
     seen, held_out = (read_records(RECORDS / name)[0] for name in ("train.json", "test.json"))
     model = base(args.checkpoint)
-    before = (
-        f"held-out loss {loss_on(model, processor, held_out):.3f}, words {words_right(model, processor, held_out):.3f}"
-    )
-    print(f"{args.checkpoint or 'untrained nano'}, torch {torch.__version__}, {args.threads} threads")
-    print(f"{args.steps} steps of {args.batch}; {len(seen)} records seen, {len(held_out)} held out; rank {args.rank}")
-    print(f"rates: {args.rate:g} in full, {args.lora_rate:g} adapters; before: {before}\n", flush=True)
-    head = ["", "parameters that learn", "MB weights", "MB gradients", "MB optimizer", "gradients held"]
-    head += ["optimizer held", "CPU ms a step", "last loss", "held-out loss", "words right", "MB on disk"]
-    rows = [learn(way, base(args.checkpoint), processor, args, seen, held_out) for way in ("full", "official", "lora")]
-    print(table(head, rows))
+    before = {"loss": loss_on(model, processor, held_out), "words": words_right(model, processor, held_out)}
+    print(f"{args.checkpoint or 'untrained nano'}: {len(seen)} records seen, {len(held_out)} held out", flush=True)
+    rows = [learn(way, base(args.checkpoint), processor, args, seen, held_out) for way in NAMES]
+    report("lora", args, rows, dtype="float32", before=before, unit="MB, CPU milliseconds")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ programs only make a run slower. Answers may differ where rounding does, so thei
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
 import os
@@ -25,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import table
+from _report import arguments, report
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.deploy import llamacpp
@@ -44,10 +43,8 @@ def timed(build: str, files: list[Path], prompts: list, threads: int) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, threads=1, rounds=5)
     parser.add_argument("builds", nargs=2, metavar="FOLDER", help="where pip put the portable and the native build")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     sys.path.insert(0, args.builds[0])
     importlib.invalidate_caches()
@@ -70,11 +67,11 @@ def main() -> None:
                     best[which] = np.maximum(best[which], speeds)
             apart = np.abs(logits[0] - logits[1]).max() / logits[0].std()
             assert apart < 0.5 and not math.isnan(apart), f"{mixture}: the logits are {apart} standard deviations apart"
-            (reads, writes), (native_reads, native_writes) = best
-            numbers = [reads, native_reads, native_reads / reads, writes, native_writes, native_writes / writes]
-            rows.append([mixture, *(f"{x:.2f}" if i % 3 == 2 else f"{x:.0f}" for i, x in enumerate(numbers))])
-    head = ["LLM", "reading, portable", "native", "times", "writing, portable", "native", "times"]
-    print(table(head, rows))
+            rows.append({"LLM": mixture})
+            for what, (portable, native) in zip(("reading", "writing"), best.T.tolist()):
+                rows[-1] |= {f"{what}, portable": portable, f"{what}, native": native}
+                rows[-1][f"{what}, times"] = native / portable
+    report("native", args, rows, parameters=f"{count:.0f} M", unit="tokens per second")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ All batches are made beforehand. Loss and gradient are asserted equal first. Wal
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from dataclasses import replace
@@ -26,26 +25,18 @@ from transformers import DataCollatorWithFlattening
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import measure, speedup, table
+from _report import arguments, report
+from _timing import measure, speedup
 
+from experiments._fair import LONGEST, assert_same_training, draw_length
 from minicpmv_ref.config import nano
 from minicpmv_ref.learn.packing import pack, pack_batch, packed_loss, sample_lengths, score
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Batch
 
 VOCAB, BATCH = 4096, 8
-THEIR_ROW, OUR_ROW = 1024, 2048  # theirs has a mask of row x row
+THEIR_ROW, OUR_ROW = LONGEST, 2048  # theirs has a mask of row x row
 LLM = replace(nano.llm, vocab_size=VOCAB, intermediate_size=704, num_key_value_heads=4, tie_word_embeddings=False)
-
-
-def draw_lengths(kind: str, n: int, rng: random.Random) -> list[int]:
-    draw = {
-        "caption-like": lambda: round(rng.lognormvariate(3.5, 0.9)),  # median 33
-        "wide lognormal": lambda: round(rng.lognormvariate(4.8, 1.0)),  # median 121
-        "uniform 16..512": lambda: rng.randint(16, 512),
-        "constant 128": lambda: 128,
-    }[kind]
-    return [min(max(draw(), 8), THEIR_ROW) for _ in range(n)]
 
 
 def draw_samples(lengths: list[int]) -> list[dict]:
@@ -158,17 +149,11 @@ def check(model: MiniCPMV, calls: dict) -> None:
     for name, run in calls.items():
         loss = run()
         found[name] = loss, torch.cat([p.grad.flatten() for p in model.llm.parameters()])
-    loss, gradient = found["padded"]
-    for name, (other, other_gradient) in found.items():
-        assert abs(other - loss) < 1e-5 * loss, f"{name}: loss {other}, padded {loss}"
-        error = ((other_gradient - gradient).norm() / gradient.norm()).item()
-        assert error < 1e-4, f"{name}: gradient differs by {error}"
+    assert_same_training(found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__)
     parser.add_argument("--docs", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trl", action="store_true", help="needs trl and datasets")
@@ -179,25 +164,21 @@ def main() -> None:
 
     rows = []
     for kind in ("caption-like", "wide lognormal", "uniform 16..512", "constant 128"):
-        lengths = draw_lengths(kind, args.docs, random.Random(args.seed))
+        rng = random.Random(args.seed)
+        lengths = [draw_length(kind, rng) for _ in range(args.docs)]
         calls = candidates(model, draw_samples(lengths), args.trl)
         check(model, calls)  # also the untimed call of each
         wall, cpu = measure(calls, args.rounds)
         padded = sum(max(lengths[i : i + BATCH]) * len(lengths[i : i + BATCH]) for i in range(0, args.docs, BATCH))
-        rows.append([kind, f"{sum(lengths) / padded:.2f}", f"{1000 * sum(lengths) / median(wall['ours']):.0f}"])
-        for name in calls:
-            if name != "padded":
-                rows[-1].append(f"{speedup(wall['padded'], wall[name]):.2f} ({speedup(cpu['padded'], cpu[name]):.2f})")
+        rows.append({"lengths": kind, "useful of padded": sum(lengths) / padded})
+        rows[-1]["useful tokens/s"] = 1000 * sum(lengths) / median(wall["ours"])
         peers = [name for name in calls if not name.startswith("ours")]
-        for own in ("ours, full head", "ours"):
-            ratios = (min(speedup(times[peer], times[own]) for peer in peers) for times in (wall, cpu))
-            rows[-1].append("{:.2f} ({:.2f})".format(*ratios))
-        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.docs} samples, {args.rounds} rounds")
-    print("times faster than padded, and than the best peer: wall time (CPU time)\n")
-    names = [name for name in calls if name != "padded"]
-    head = ["lengths", "useful of padded", "useful tokens/s, ours", *names]
-    print(table([*head, "full head / best peer", "ours / best peer"], rows))
+        for times, suffix in ((wall, ""), (cpu, ", CPU")):
+            rows[-1] |= {name + suffix: speedup(times["padded"], times[name]) for name in calls if name != "padded"}
+            for own in ("ours, full head", "ours"):
+                rows[-1][f"{own} / best peer{suffix}"] = min(speedup(times[peer], times[own]) for peer in peers)
+        print(rows[-1], file=sys.stderr, flush=True)
+    report("packing", args, rows, dtype="float32", unit="times faster than padding in random order")
 
 
 if __name__ == "__main__":

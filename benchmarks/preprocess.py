@@ -2,8 +2,8 @@
 
     python benchmarks/preprocess.py --threads 2 --rounds 7
 
-transformers PIL: MiniCPMV4_6ImageProcessorPil, called as its users call it.
-official form: what the released 2.6 code does, written plainly: Pillow resizes, then for each view numpy's / 255,
+transformers: MiniCPMV4_6ImageProcessorPil, called as its users call it.
+official: what the released 2.6 code does, written plainly: Pillow resizes, then for each view numpy's / 255,
     - 0.5, / 0.5 and torch's unfold.
 torchvision (with --torchvision): MiniCPMV4_6ImageProcessor. It resizes with torch, so its pixels differ by up to two
     steps of 255. torchvision of the same torch release must be importable; it is no requirement of this project.
@@ -15,7 +15,6 @@ pixels, ours (as 2.0 to 2.6 did) to 14, so they are compared where both rounding
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from statistics import median
@@ -42,7 +41,8 @@ from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import Min
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import paired, speedup, table
+from _report import arguments, report
+from _timing import paired, speedup
 
 from minicpmv_ref.processor import load_image, normalize_views
 from minicpmv_ref.slicing import plan_slices
@@ -101,25 +101,23 @@ def check(image: Image.Image, peers: dict) -> float:
         theirs = run(image)
         assert len(theirs) == len(mine), f"{name}: {len(theirs)} views, ours {len(mine)}"
         same_sizes = [a.shape for a in theirs] == [b.shape for b in mine]
-        assert same_sizes or (name != "official form" and image.size != (1344, 1344)), f"{name}: other sizes"
+        assert same_sizes or (name != "official" and image.size != (1344, 1344)), f"{name}: other sizes"
         if same_sizes:
             error = max((a - b).abs().max().item() for a, b in zip(theirs, mine))
-            limit = {"official form": 0, "transformers PIL": 1e-6, "torchvision": 2.01 / 127.5}[name]
+            limit = {"official": 0, "transformers": 1e-6, "torchvision": 2.01 / 127.5}[name]
             assert error <= limit, f"{name}: differs by {error}"
-    counts = [sum(strip.numel() for strip in strips) for strips in (peers["transformers PIL"](image), mine)]
+    counts = [sum(strip.numel() for strip in strips) for strips in (peers["transformers"](image), mine)]
     return counts[0] / counts[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="images per timed call")
     parser.add_argument("--torchvision", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    peers = {"transformers PIL": peer(MiniCPMV4_6ImageProcessorPil), "official form": official_form}
+    peers = {"transformers": peer(MiniCPMV4_6ImageProcessorPil), "official": official_form}
     if args.torchvision:
         if torchvision is None:
             parser.error("--torchvision needs torchvision of the same release as torch")
@@ -135,12 +133,11 @@ def main() -> None:
             return lambda: [run(image) for _ in range(args.repeats)]
 
         times = paired({name: repeated(run) for name, run in {**peers, "ours": ours}.items()}, args.rounds)
-        rates = [f"{1000 * args.repeats / median(t):.1f}" for t in times.values()]
-        ratios = [f"{speedup(times[name], times['ours']):.2f}" for name in peers]
-        rows.append([f"{size[0]}x{size[1]}", f"{more_pixels:.2f}", *rates, *ratios])
-        print(*rows[-1], file=sys.stderr, flush=True)
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds; images/s, then times faster\n")
-    print(table(["size", "pixels", *peers, "ours", *(f"ours / {name}" for name in peers)], rows))
+        rows.append({"size": f"{size[0]}x{size[1]}", "pixels": more_pixels})
+        rows[-1] |= {name: 1000 * args.repeats / median(t) for name, t in times.items()}
+        rows[-1] |= {f"ours / {name}": speedup(times[name], times["ours"]) for name in peers}
+        print(rows[-1], file=sys.stderr, flush=True)
+    report("preprocess", args, rows, dtype="float32", unit="images per second")
 
 
 if __name__ == "__main__":

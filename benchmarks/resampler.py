@@ -12,7 +12,6 @@ Results are asserted equal first.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -25,8 +24,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import paired, speedup, table
+from _report import arguments, report
+from _timing import paired, speedup
 
+from experiments._fair import assert_same_output
 from minicpmv_ref.config import ResamplerConfig
 from minicpmv_ref.positions import sincos_2d
 from minicpmv_ref.resampler import Resampler, fold
@@ -34,12 +35,12 @@ from minicpmv_ref.resampler import Resampler, fold
 V2_5 = ResamplerConfig(num_queries=96, width=4096, kv_width=1152, version="2.5")
 V2_6 = ResamplerConfig(num_queries=64, width=3584, kv_width=1152)
 CASES = [
-    ("float32", V2_6, "6 x (32, 32)", [(32, 32)] * 6),
+    ("float32", V2_6, "6 of 32x32", [(32, 32)] * 6),
     ("float32", V2_6, "640x480 twice", [(28, 37), (39, 26), (39, 26)] * 2),
-    ("float32", V2_5, "6 x (32, 32)", [(32, 32)] * 6),
-    ("bfloat16", V2_6, "10 x (32, 32)", [(32, 32)] * 10),
+    ("float32", V2_5, "6 of 32x32", [(32, 32)] * 6),
+    ("bfloat16", V2_6, "10 of 32x32", [(32, 32)] * 10),
     ("bfloat16", V2_6, "1920x1080", [(24, 43), *[(34, 30)] * 8]),
-    ("bfloat16", V2_5, "10 x (32, 32)", [(32, 32)] * 10),
+    ("bfloat16", V2_5, "10 of 32x32", [(32, 32)] * 10),
 ]
 NAMES = ("official", "sdpa", "ours", "fold")
 
@@ -92,18 +93,14 @@ def measure(dtype: torch.dtype, cfg: ResamplerConfig, grids, rounds: int, clock)
         lambda: ours(features, grids),
         lambda: folded(features, grids),
     )
-    first, *others = [call().float() for call in calls]
+    calls = dict(zip(NAMES, calls))
     limit = 1e-4 if dtype == torch.float32 else 0.1  # outputs have about unit variance
-    for name, tokens in zip(NAMES[1:], others):
-        error = (tokens - first).abs().max().item()
-        assert error < limit, f"{name}: differs by {error}"
-    return paired(dict(zip(NAMES, calls)), rounds, clock)
+    assert_same_output({name: call() for name, call in calls.items()}, limit)
+    return paired(calls, rounds, clock)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--cpu", action="store_true", help="CPU time, for crowded machines; use 1 thread")
     args = parser.parse_args()
     clock = time.process_time if args.cpu else time.perf_counter
@@ -113,16 +110,12 @@ def main() -> None:
     rows = []
     for dtype, cfg, case, grids in CASES:
         times = measure(getattr(torch, dtype), cfg, grids, args.rounds, clock)
-        official, sdpa, ours, folded = times.values()
-        ratios = [speedup(sdpa, ours), speedup(sdpa, folded), speedup(official, folded)]
-        medians = [f"{median(t):.0f}" for t in times.values()]
-        size = f"{cfg.width}, {cfg.num_queries} queries"
-        rows.append([dtype, size, case, *medians, *(f"{ratio:.2f}" for ratio in ratios)])
-        print(*rows[-1], file=sys.stderr, flush=True)
-    measured = f"{'CPU' if args.cpu else 'wall'} time, {args.threads} threads, {args.rounds} rounds"
-    print(f"torch {torch.__version__}, {measured}; milliseconds, then times faster\n")
-    head = ["dtype", "resampler", "case", *NAMES, "sdpa / ours", "sdpa / fold", "official / fold"]
-    print(table(head, rows))
+        rows.append({"dtype": dtype, "width, queries": f"{cfg.width}, {cfg.num_queries}", "views": case})
+        rows[-1] |= {name: median(t) for name, t in times.items()}
+        for slow, fast in (("sdpa", "ours"), ("sdpa", "fold"), ("official", "fold")):
+            rows[-1][f"{slow} / {fast}"] = speedup(times[slow], times[fast])
+        print(rows[-1], file=sys.stderr, flush=True)
+    report("resampler", args, rows, unit="milliseconds")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ ours packs inside the timed call. Results are asserted equal first.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import replace
@@ -27,19 +26,21 @@ from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _timing import paired, speedup, table
+from _report import arguments, report
+from _timing import paired, speedup
 
+from experiments._fair import assert_same_output
 from minicpmv_ref.config import v2_6
 from minicpmv_ref.vision import VisionTransformer
 
 # Patch grids (rows, cols) of real images. No side is one where the three position formulas differ (25, 49, 50, ...).
 CASES = {
-    "10 x (32, 32)": [(32, 32)] * 10,
-    "1920x1080, 9 slices": [(24, 43), *[(34, 30)] * 8],
-    "640x480, 3 slices": [(28, 37), *[(39, 26)] * 2],
+    "10 of 32x32 patches": [(32, 32)] * 10,
+    "1920x1080: 9": [(24, 43), *[(34, 30)] * 8],
+    "640x480: 3": [(28, 37), *[(39, 26)] * 2],
     "4 mixed images": [(14, 71), (28, 37), *[(39, 26)] * 2, (32, 32), (24, 43), *[(34, 30)] * 8],
 }
-NAMES = ("4.6 packed", "Idefics2 padded", "ours")
+NAMES = ("packed", "padded", "ours")
 
 
 def peer(kind, config_kind, ours: VisionTransformer):
@@ -88,19 +89,15 @@ def measure(ours: VisionTransformer, grids, rounds: int, clock) -> dict[str, lis
         padded_call(peer(Idefics2VisionTransformer, Idefics2VisionConfig, ours), images, grids),
         lambda: torch.cat(ours(images)),
     )
-    *theirs, mine = [call().float() for call in calls]
+    calls = dict(zip(NAMES, calls))
     limit = 1e-4 if dtype == torch.float32 else 0.1  # outputs have unit variance
-    for name, features in zip(NAMES, theirs):
-        error = (features - mine).abs().max().item()
-        assert error < limit, f"{name}: differs by {error}"
-    return paired(dict(zip(NAMES, calls)), rounds, clock)
+    assert_same_output({name: call() for name, call in calls.items()}, limit)
+    return paired(calls, rounds, clock)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--cpu", action="store_true", help="CPU time, for crowded machines; use 1 thread")
     args = parser.parse_args()
@@ -112,17 +109,13 @@ def main() -> None:
     for dtype in args.dtypes:
         ours = VisionTransformer(replace(v2_6.vision, layers=args.layers)).eval().to(getattr(torch, dtype))
         for case, grids in CASES.items():
-            packed, padded, own = measure(ours, grids, args.rounds, clock).values()
+            times = measure(ours, grids, args.rounds, clock)
+            packed, padded, own = times.values()
             best = min(packed, padded, key=median)
-            times = [f"{median(t):.0f}" for t in (packed, padded, own)]
-            rows.append([dtype, case, *times, f"{speedup(packed, own):.2f}", f"{speedup(best, own):.2f}"])
-            print(*rows[-1], file=sys.stderr, flush=True)
-    measured = "CPU time" if args.cpu else "wall time"
-    print(
-        f"torch {torch.__version__}, {measured}, {args.threads} threads, {args.layers} layers, {args.rounds} rounds\n"
-    )
-    head = ["dtype", "case", *(f"{name}, ms" for name in NAMES), "4.6 / ours", "best peer / ours"]
-    print(table(head, rows))
+            rows.append({"dtype": dtype, "views": case, **{name: median(t) for name, t in times.items()}})
+            rows[-1] |= {"packed / ours": speedup(packed, own), "best peer / ours": speedup(best, own)}
+            print(rows[-1], file=sys.stderr, flush=True)
+    report("vision", args, rows, unit="milliseconds")
 
 
 if __name__ == "__main__":

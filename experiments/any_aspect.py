@@ -7,8 +7,8 @@ import random
 
 from minicpmv_ref import plan_slices
 
-from .frame import CONFIRMED, REFUTED, Claim, Finding, median, median_interval
-from .sizes import SIZES
+from ._frame import CONFIRMED, REFUTED, Claim, Finding, median, median_interval
+from ._sizes import SIZES
 
 CLAIM = Claim(
     title="Any aspect ratio, nearly unbent",

@@ -8,8 +8,8 @@ import re
 from minicpmv_ref import plan_slices
 from minicpmv_ref.prompt import image_layout
 
-from .frame import CONFIRMED, REFUTED, Claim, Finding, median
-from .sizes import SIZES
+from ._frame import CONFIRMED, REFUTED, Claim, Finding, median
+from ._sizes import SIZES
 
 CLAIM = Claim(
     title="640 tokens for 1.8 million pixels, 75 % fewer than most",

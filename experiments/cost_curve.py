@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, held_out, in_words, mean_over_items, processor_of, right, verdict, weakest
+from ._arms import checkpoint, figures, held_out, in_words, mean_over_items, processor_of, right, verdict, weakest
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="More slices, more tokens, better reading",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from minicpmv_ref.learn.stages import stage_named
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, gains, grades, held_out, in_words, learn, nats, processor_of, table, verdict
+from ._arms import checkpoint, figures, gains, grades, held_out, in_words, learn, nats, processor_of, table, verdict
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Noisy captions: keep the LLM frozen",

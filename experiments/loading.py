@@ -10,7 +10,7 @@ from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.deploy.sequence import measure, missing
 from minicpmv_ref.learn.stages import larger
 
-from .frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median
+from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median
 
 CLAIM = Claim(
     title="ViT first, then the LLM: less memory",

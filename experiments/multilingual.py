@@ -5,8 +5,8 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import cache
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
+from ._arms import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="A pinch of a third language is enough",

@@ -11,8 +11,9 @@ from minicpmv_ref.learn.packing import pack, pack_batch, packed_loss, sample_len
 from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.toy.data import draw
 
-from .frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Claim, Finding, median, median_interval
-from .training import checkpoint, processor_of
+from ._arms import checkpoint, processor_of
+from ._fair import assert_same_training
+from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Claim, Finding, median, median_interval
 
 CLAIM = Claim(
     title="Packing against padding, end to end",
@@ -78,11 +79,7 @@ def assert_equal(model, calls: dict) -> None:
         model.zero_grad(set_to_none=True)
         loss = one_pass(model, *call)
         found[way] = loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    loss, gradient = found[PADDED]
-    for way, (other, other_gradient) in found.items():
-        assert abs(other - loss) < 1e-4 * loss, f"{way}: loss {other}, padded {loss}"
-        error = ((other_gradient - gradient).norm() / gradient.norm()).item()
-        assert error < 1e-3, f"{way}: gradient differs by {error}"
+    assert_same_training(found, loss_limit=1e-4, gradient_limit=1e-3)
 
 
 def run(setting: dict, each) -> Finding:

@@ -6,7 +6,8 @@ import random
 
 from minicpmv_ref.learn.packing import pack
 
-from .frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median, median_interval
+from ._fair import draw_length
+from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median, median_interval
 
 CLAIM = Claim(
     title="Packing makes pre-training 2 to 3 times faster",
@@ -31,10 +32,9 @@ VIEWS = {"captions alone": (0, 0), "one view and a caption": (1, 1), "1 to 10 vi
 MAIN, BATCH = "one view and a caption", 8
 
 
-def draw_lengths(kind: str, n: int, rng: random.Random) -> list[int]:
-    """Tokens of n samples; captions as in benchmarks/packing.py, 64 tokens and two markers for a view."""
-    least, most = VIEWS[kind]
-    return [min(max(round(rng.lognormvariate(3.5, 0.9)), 8), 1024) + 66 * rng.randint(least, most) for _ in range(n)]
+def lengths_with_views(kind: str, n: int, rng: random.Random) -> list[int]:
+    """Tokens of n samples: a caption, and 64 tokens and two markers for each view."""
+    return [draw_length("caption-like", rng) + 66 * rng.randint(*VIEWS[kind]) for _ in range(n)]
 
 
 def padded(lengths: list[int], batch: int) -> int:
@@ -48,7 +48,7 @@ def run(setting: dict, each) -> Finding:
         """Useful shares and ratios of each kind: [padded 8, padded 32, packed, ratio 8, ratio 32]."""
         shares = {}
         for kind in VIEWS:
-            lengths = draw_lengths(kind, setting["samples"], random.Random(seed))
+            lengths = lengths_with_views(kind, setting["samples"], random.Random(seed))
             useful, packed = sum(lengths), ROW * len(pack(lengths, ROW))
             wide = [padded(lengths, batch) for batch in (BATCH, 32)]
             shares[kind] = [useful / n for n in (*wide, packed)] + [n / packed for n in wide]

@@ -10,8 +10,8 @@ from einops import rearrange
 
 from minicpmv_ref.resampler import Resampler
 
-from .frame import Claim, Finding
-from .training import figures, gains, grades, in_words, learn, processor_of, table, verdict, with_new_resampler
+from ._arms import figures, gains, grades, in_words, learn, processor_of, table, verdict, with_new_resampler
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Learned queries beat plain averages",

@@ -12,8 +12,8 @@ from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.positions import bucket_position_ids
 from minicpmv_ref.toy.data import MARGIN, RULE, Document, Line, Sample, draw_document, is_held_out, measure, reading
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, gains, in_words, nats, processor_of, right, verdict
+from ._arms import checkpoint, figures, gains, in_words, nats, processor_of, right, verdict
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Interpolated positions fit views of any shape",

@@ -9,7 +9,7 @@ from itertools import pairwise
 from minicpmv_ref import plan_slices
 from minicpmv_ref.config import nano, v2_5
 
-from .frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median, median_interval
+from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median, median_interval
 
 CLAIM = Claim(
     title="With the ViT on an NPU, the prefill is the bottleneck",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minicpmv_ref.config import PRESETS
 from minicpmv_ref.deploy.gguf import plan_mixture, plan_vision
 
-from .frame import CONFIRMED, REFUTED, Claim, Finding
+from ._frame import CONFIRMED, REFUTED, Claim, Finding
 
 CLAIM = Claim(
     title="Q4_K_M takes 17 GB to about 5 GB",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .frame import Claim, Finding
-from .training import figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest, with_new_resampler
+from ._arms import figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest, with_new_resampler
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="More queries, more detail",

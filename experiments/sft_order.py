@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from minicpmv_ref.learn.stages import stage_named
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict
+from ._arms import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Fine-tuning part 1, then part 2",

@@ -6,7 +6,7 @@ import math
 
 from minicpmv_ref import SliceConfig, paper_grid, plan_slices
 
-from .frame import CONFIRMED, REFUTED, Claim, Finding
+from ._frame import CONFIRMED, REFUTED, Claim, Finding
 
 CLAIM = Claim(
     title="Slices are never longer than 2:1",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
+from ._arms import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Learning with slices beats learning with one view",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from .frame import Claim, Finding
-from .training import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
+from ._arms import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
+from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Every stage of pre-training is a step up",

@@ -7,9 +7,9 @@ import math
 from minicpmv_ref.learn.evaluate import answers, share_of_words
 from minicpmv_ref.slicing import plan_slices
 
-from .frame import Claim, Finding
-from .pages import letters, page
-from .training import checkpoint, figures, in_words, mean_over_items, processor_of, verdict
+from ._arms import checkpoint, figures, in_words, mean_over_items, processor_of, verdict
+from ._frame import Claim, Finding
+from ._pages import letters, page
 
 CLAIM = Claim(
     title="Slices read small text",

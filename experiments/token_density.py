@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from minicpmv_ref import plan_slices, v2_5, v2_6
 
-from .frame import CONFIRMED, REFUTED, Claim, Finding, median
-from .sizes import SIZES
+from ._frame import CONFIRMED, REFUTED, Claim, Finding, median
+from ._sizes import SIZES
 
 CLAIM = Claim(
     title="2,822 pixels in one token",

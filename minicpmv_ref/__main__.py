@@ -305,7 +305,7 @@ def dpo(args):
     import torch
 
     find_experiments()
-    from experiments.alignment import PROFILES, SEEDS, SUMMARY, experiment, measured_on, outcome
+    from experiments.alignment import SEEDS, SETTINGS, SUMMARY, experiment, measured_on, outcome
 
     from .model import MiniCPMV
     from .processor import Processor
@@ -326,7 +326,7 @@ def dpo(args):
         summary = experiment(
             model,
             processor,
-            PROFILES[args.profile],
+            SETTINGS[args.profile],
             folder,
             only=None if args.run == "all" else args.run,
             seeds=SEEDS if args.profile != "fast" else SEEDS[:1],
@@ -350,7 +350,7 @@ def experiment(args):
     for module in ("torch", "transformers"):
         need(module, "the experiments")
     find_experiments()
-    from experiments import frame
+    from experiments import _frame as frame
 
     try:
         for name in frame.NAMES if args.name == "all" else [args.name]:

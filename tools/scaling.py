@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +55,7 @@ from scaling_costs import (  # noqa: E402
     toy_operations,
 )
 
-from experiments.frame import write  # noqa: E402
+from experiments._frame import write  # noqa: E402
 from minicpmv_ref.config import nano, v2_6  # noqa: E402
 from minicpmv_ref.counts import parameters  # noqa: E402
 from minicpmv_ref.deploy.memory import estimate  # noqa: E402
@@ -474,10 +473,8 @@ def bytes_of_a_pixel() -> float:
 
 
 def benchmark_rates() -> dict[str, float]:
-    """Our pictures a second by size, on two threads, from the table of benchmarks/README.md."""
-    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+x\d+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|", text, re.MULTILINE)
-    return {picture: float(rate) for picture, rate in rows}
+    """Our pictures a second by size, on two threads, as benchmarks/preprocess.py measured them."""
+    return {row["size"]: row["ours"] for row in read_json(ROOT / "benchmarks/results/preprocess.json")["rows"]}
 
 
 def errors(kept: dict) -> dict[str, float]:

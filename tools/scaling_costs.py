@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.frame import machine  # noqa: E402
+from experiments._frame import machine  # noqa: E402
 from minicpmv_ref import plan_slices  # noqa: E402
 from minicpmv_ref.config import MiniCPMVConfig, SliceConfig, nano, v2_0, v2_5, v2_6  # noqa: E402
 from minicpmv_ref.counts import Workload, flops_by_part, planned_state_bytes  # noqa: E402

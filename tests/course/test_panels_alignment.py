@@ -9,7 +9,8 @@ import torch
 from places import ROOT
 from svg import SVG, svg_of, texts
 
-from experiments.alignment import CURVE, RUNS
+from experiments._alignment_run import CURVE
+from experiments.alignment import RUNS
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.learn.dpo import dpo_loss
 from minicpmv_ref.learn.rlaif import build_pairs, is_true, score_response, split_claims

@@ -1,7 +1,6 @@
 """The packing panel of lesson 06: bars, saw-tooth and mask are the plans of the package."""
 
 import json
-import re
 from pathlib import Path
 
 import nbformat
@@ -218,11 +217,12 @@ def test_words_and_numbers():
 def test_the_figures_quoted_in_the_lesson_are_the_benchmarks():
     cells = nbformat.read(ROOT / "notebooks/06_packing.ipynb", as_version=4).cells
     quoted = next(cell.source for cell in cells if "| lengths |" in cell.source)
-    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8").split("## Packing")[1].split("\n## ")[0]
-    rows = {
-        line.split(" | ")[0].strip("| "): re.findall(r"\d\.\d\d", line) for line in page.splitlines() if "|" in line
-    }
+    found = json.loads((ROOT / "benchmarks/results/packing.json").read_text(encoding="utf-8"))["rows"]
+    rows = {row["lengths"]: row for row in found}
     for name, here in (("caption-like",) * 2, ("uniform 16..512",) * 2, ("constant 128", "all 128")):
-        sort, _, _, whole, ours = rows[name][:5]
-        assert f"| {here} | {sort} | {whole} | {ours} |" in quoted
-    assert f"transformers' rows, which have one, got {rows['uniform 16..512'][1]} on uniform lengths" in quoted
+        figures = " | ".join(f"{rows[name][way]:.2f}" for way in ("sorted", "ours, full head", "ours"))
+        assert f"| {here} | {figures} |" in quoted
+    assert (
+        f"transformers' rows, which have one, got {rows['uniform 16..512']['flattening']:.2f} on uniform lengths"
+        in quoted
+    )

@@ -8,27 +8,22 @@ import pytest
 import torch
 from tiny import lively, tiny_config, tiny_processor
 
+from experiments import _alignment_run, _alignment_steps
 from experiments import alignment as module
-from experiments.alignment import (
-    PROFILES,
-    REPORT,
-    RUNS,
-    SUMMARY,
+from experiments._alignment_run import REPORT, align, apply_changes
+from experiments._alignment_steps import (
     Alignment,
-    align,
-    apply_changes,
     choose_pairs,
     collect,
     describe,
     digest,
-    experiment,
     make_careless,
     measure,
-    outcome,
     pictures,
     train_labeler,
-    write_json,
 )
+from experiments._frame import write_json
+from experiments.alignment import RUNS, SETTINGS, SUMMARY, experiment, outcome
 from minicpmv_ref import MiniCPMV, nano
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn.rlaif import (
@@ -186,10 +181,10 @@ def test_measuring_uses_greedy_and_sampled_answers_and_questions(processor, mode
             [caption(sample.facts, LANGUAGES["en"])] for sample in samples if any(sample.prompt == p for p in prompts)
         ]
 
-    monkeypatch.setattr(module, "sample_answers", answer)
+    monkeypatch.setattr(_alignment_steps, "sample_answers", answer)
     asked = []
     monkeypatch.setattr(
-        module, "answer_all", lambda m, p, prompts, **how: asked.append(prompts) or ["yes"] * len(prompts)
+        _alignment_steps, "answer_all", lambda m, p, prompts, **how: asked.append(prompts) or ["yes"] * len(prompts)
     )
     figures = measure(model, processor, samples, replace(TINY, questions=10))
     assert {way: figures[way]["recall"].value for way in ("greedy", "sampled")} == dict(greedy=1, sampled=1)
@@ -211,7 +206,7 @@ def test_every_chunk_is_sampled_with_a_seed_of_its_own(processor, model, monkeyp
         seen.append((len(prompts), n, seed))
         return [[""] * n for _ in prompts]
 
-    monkeypatch.setattr(module, "sample_answers", answer)
+    monkeypatch.setattr(_alignment_steps, "sample_answers", answer)
     config = replace(TINY, seed=7)
     collect(model, processor, pictures(config, "train", model), config)
     assert seen == [(16, 4, 7), (4, 4, 23)]
@@ -287,7 +282,9 @@ def test_a_model_becomes_careless_in_its_language_model_only(processor, model):
 
 def test_careless_training_sees_careless_captions_and_true_answers(processor, model, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "train_steps", lambda model, processor, stage, seed: seen.append((stage, seed)) or [])
+    monkeypatch.setattr(
+        _alignment_steps, "train_steps", lambda model, processor, stage, seed: seen.append((stage, seed)) or []
+    )
     make_careless(model, processor, replace(TINY, careless_steps=7, seed=5))
     [(stage, seed)] = seen
     assert seed == 5 and stage.steps == 7 and set(stage.learning_rates) == {"llm"}
@@ -299,7 +296,7 @@ def test_changes_are_counted_from_the_root(processor, model, tmp_path):
     with torch.no_grad():
         model.vpm.post_layernorm.bias.add_(0.1)  # the policy differs from its root, in what DPO does not change
         start = digest(model)
-    figures = align(model, processor, TINY, folder=tmp_path, base="nano", root=root)
+    figures = align(model, processor, TINY, folder=tmp_path, root=(root, "nano"))
     assert (figures["base"], figures["policy"]) == (digest(root), start)
     apply_changes(root, tmp_path)
     assert digest(root) == digest(model)
@@ -324,7 +321,7 @@ def test_fewer_pictures_of_the_same_model_have_a_file_of_their_own(processor, mo
 @pytest.mark.parametrize("change", [dict(vision=True), dict(sft=True), dict(beta=0.01)])
 def test_controls_reach_the_training(processor, model, monkeypatch, change):
     seen = []
-    monkeypatch.setattr(module, "train_dpo", lambda *args, **how: seen.append(how) or [dict(loss=1, margin=0)])
+    monkeypatch.setattr(_alignment_run, "train_dpo", lambda *args, **how: seen.append(how) or [dict(loss=1, margin=0)])
     align(model, processor, replace(TINY, **change))
     assert {name: seen[0][name] for name in change} == change
 
@@ -437,7 +434,7 @@ def test_examples_are_answers_with_what_the_judge_said(processor, model, monkeyp
     def answer(model, processor, prompts, n, **how):
         return [["red star.", "blue star top left.", "no idea."][:n] for _ in prompts]
 
-    monkeypatch.setattr(module, "sample_answers", answer)
+    monkeypatch.setattr(_alignment_steps, "sample_answers", answer)
     monkeypatch.setattr(module, "EXAMPLES", 2)
     judge = lively(small()), processor
     config = replace(TINY, answers=3)
@@ -484,7 +481,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(PROFILES, "fast", replace(TINY, labeler="trained"))
+    monkeypatch.setitem(SETTINGS, "fast", replace(TINY, labeler="trained"))
     monkeypatch.setattr(MiniCPMV, "from_pretrained", lambda path: MiniCPMV.seeded(nano))
     folder = tmp_path / "run"
     assert main(["dpo", "--folder", str(folder)]) == 0

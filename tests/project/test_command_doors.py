@@ -44,7 +44,7 @@ class Reached(Exception):
 
 @pytest.fixture(autouse=True)
 def nothing_begins(monkeypatch):
-    import experiments.frame
+    import experiments._frame
     import minicpmv_ref.__main__ as commands
     from minicpmv_ref import MiniCPMV
 
@@ -52,7 +52,7 @@ def nothing_begins(monkeypatch):
         raise Reached
 
     monkeypatch.setattr(MiniCPMV, "from_pretrained", reach)
-    monkeypatch.setattr(experiments.frame, "run", reach)
+    monkeypatch.setattr(experiments._frame, "run", reach)
     monkeypatch.setattr(commands, "run_parts", reach)
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)
 

@@ -16,96 +16,96 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import frame, training
-from experiments.frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Each, Finding
+from experiments import _arms, _frame
+from experiments._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Each, Finding
 from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_5
 from minicpmv_ref import __main__ as commands
 from minicpmv_ref.deploy.sequence import Loading, Peak
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = {"frame", "sizes", "training", "pages", "alignment"}  # in the folder, but no claims
+NO_CLAIM = {"alignment"}  # a script beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
     "sft_order multilingual"
 ).split()
-UNTRAINED = [name for name in frame.NAMES if name not in TRAINED]
+UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
-DONE = [name for name in frame.NAMES if (frame.RESULTS / f"{name}.json").exists()]
+DONE = [name for name in _frame.NAMES if (_frame.RESULTS / f"{name}.json").exists()]
 
 
 def result(name: str) -> dict:
-    return json.loads((frame.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((_frame.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 # ---- the page
 
 
 def test_the_page_is_up_to_date():
-    assert frame.PAGE.read_text(encoding="utf-8") == frame.page()
+    assert _frame.PAGE.read_text(encoding="utf-8") == _frame.page()
 
 
 @pytest.mark.parametrize("name", DONE)
 def test_the_figures_are_those_of_the_scripts_settings(name):
     kept = result(name)
     assert kept["profile"] in ("cpu", "gpu")
-    assert kept["setting"] == frame.as_json(import_module(f"experiments.{name}").SETTINGS[kept["profile"]])
-    assert kept["verdict"] in frame.VERDICTS and kept["machine"] and kept["seconds"] >= 0
+    assert kept["setting"] == _frame.as_json(import_module(f"experiments.{name}").SETTINGS[kept["profile"]])
+    assert kept["verdict"] in _frame.VERDICTS and kept["machine"] and kept["seconds"] >= 0
     assert all(low <= kept["figures"][figure] <= high for figure, (low, high) in kept["intervals"].items())
     assert len({len(row) for row in kept["table"]}) == 1
 
 
 def test_every_script_is_named_and_every_result_has_a_script():
-    scripts = {path.stem for path in (ROOT / "experiments").glob("*.py")} - SHARED
-    assert scripts == set(frame.NAMES) and len(frame.NAMES) == len(scripts)
-    assert {path.stem for path in frame.RESULTS.glob("*.json")} <= scripts
+    scripts = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - NO_CLAIM
+    assert scripts == set(_frame.NAMES) and len(_frame.NAMES) == len(scripts)
+    assert {path.stem for path in _frame.RESULTS.glob("*.json")} <= scripts
     assert set(UNTRAINED) <= set(DONE)
 
 
 def test_a_claim_without_a_result_is_listed_as_not_run():
-    page = frame.PAGE.read_text(encoding="utf-8")
-    for number, name in enumerate(frame.NAMES, start=1):
+    page = _frame.PAGE.read_text(encoding="utf-8")
+    for number, name in enumerate(_frame.NAMES, start=1):
         title = f"{number}. {import_module(f'experiments.{name}').CLAIM.title}"
         assert (f"| {title} | not run yet | |" in page) == (name not in DONE)
         assert (f"## {title}" in page) == (name in DONE)
 
 
 def test_links_of_the_page_resolve():
-    targets = re.findall(r"\]\(([^)#\s]+)\)", frame.PAGE.read_text(encoding="utf-8"))
-    assert len(targets) > 14 and all((frame.PAGE.parent / target).exists() for target in targets)
+    targets = re.findall(r"\]\(([^)#\s]+)\)", _frame.PAGE.read_text(encoding="utf-8"))
+    assert len(targets) > 14 and all((_frame.PAGE.parent / target).exists() for target in targets)
 
 
 def test_a_changed_figure_or_verdict_changes_the_page(tmp_path):
     for name in DONE:
         (tmp_path / f"{name}.json").write_text(json.dumps(result(name)))
-    assert frame.page(tmp_path) == frame.page()
+    assert _frame.page(tmp_path) == _frame.page()
     for key, value in (("verdict", REFUTED), ("found", "?"), ("figures", {"a": 1}), ("seconds", -1), ("machine", "?")):
         changed = {**result("padding"), "intervals": {}, key: value}
         (tmp_path / "padding.json").write_text(json.dumps(changed))
-        assert frame.page(tmp_path) != frame.page(), key
+        assert _frame.page(tmp_path) != _frame.page(), key
     (tmp_path / "padding.json").unlink()
-    assert "not run yet" in frame.page(tmp_path)
+    assert "not run yet" in _frame.page(tmp_path)
 
 
 # ---- the frame
 
 
-@pytest.mark.parametrize("name", frame.NAMES)
+@pytest.mark.parametrize("name", _frame.NAMES)
 def test_the_fast_version_runs(name, tmp_path):
-    before = {path: path.read_bytes() for path in frame.RESULTS.glob("*.json")}
-    found = frame.run(name, "fast", runs=tmp_path, results=tmp_path / "real")
+    before = {path: path.read_bytes() for path in _frame.RESULTS.glob("*.json")}
+    found = _frame.run(name, "fast", runs=tmp_path, results=tmp_path / "real")
     assert json.loads((tmp_path / "fast" / f"{name}.json").read_text(encoding="utf-8")) == found
     assert not (tmp_path / "real").exists()
-    assert {path: path.read_bytes() for path in frame.RESULTS.glob("*.json")} == before
-    assert frame.section("title", import_module(f"experiments.{name}").CLAIM, found)
+    assert {path: path.read_bytes() for path in _frame.RESULTS.glob("*.json")} == before
+    assert _frame.section("title", import_module(f"experiments.{name}").CLAIM, found)
     assert len({len(row) for row in found["table"]}) == 1
     assert all(low <= found["figures"][figure] <= high for figure, (low, high) in found["intervals"].items())
     if name in {*UNTRAINED, "pooling"} - MEASURED:  # one training stands for all
-        again = frame.run(name, "fast", again=True, runs=tmp_path)
+        again = _frame.run(name, "fast", again=True, runs=tmp_path)
         assert {**again, "seconds": 0, "machine": ""} == {**found, "seconds": 0, "machine": ""}
 
 
 def test_a_real_profile_writes_its_result(tmp_path):
-    found = frame.run("q4k_size", "cpu", runs=tmp_path / "runs", results=tmp_path / "real")
+    found = _frame.run("q4k_size", "cpu", runs=tmp_path / "runs", results=tmp_path / "real")
     assert json.loads((tmp_path / "real/q4k_size.json").read_text(encoding="utf-8")) == found
     assert not (tmp_path / "runs/cpu/q4k_size.json").exists()
 
@@ -145,7 +145,7 @@ def test_two_measurements_of_the_same_item_are_kept_apart(tmp_path):
 @pytest.mark.parametrize("n", range(2, 80))
 def test_the_interval_of_the_median_covers_it(n):
     """Exactly, by the binomial distribution, and no narrower one would."""
-    low, high = frame.median_interval(range(1, n + 1))
+    low, high = _frame.median_interval(range(1, n + 1))
     assert low + high == n + 1
 
     def covered(k):
@@ -159,19 +159,19 @@ def test_the_interval_covers_in_a_simulation():
     rng = random.Random(0)
     hits = 0
     for _ in range(2000):
-        low, high = frame.median_interval([rng.expovariate(1) for _ in range(12)])
+        low, high = _frame.median_interval([rng.expovariate(1) for _ in range(12)])
         hits += low <= math.log(2) <= high
     assert hits / 2000 > 0.94
 
 
 def test_median():
-    assert frame.median([3, 1, 2]) == 2 and frame.median([4, 1, 2, 3]) == 2.5
+    assert _frame.median([3, 1, 2]) == 2 and _frame.median([4, 1, 2, 3]) == 2.5
 
 
 @pytest.mark.parametrize(("name", "profile"), [("nothing", "fast"), ("padding", "quick")])
 def test_unknown_names(name, profile):
     with pytest.raises(ValueError, match=f"{name!r}, {profile!r}"):
-        frame.run(name, profile)
+        _frame.run(name, profile)
 
 
 def test_a_finding_is_checked():
@@ -182,15 +182,15 @@ def test_a_finding_is_checked():
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(frame, "RUNS", tmp_path)
-    monkeypatch.setattr(frame, "NAMES", ["q4k_size"])
-    kept = frame.run
-    monkeypatch.setattr(frame, "run", lambda name, profile, again: kept(name, profile, again, tmp_path, tmp_path))
-    monkeypatch.setattr(frame, "PAGE", tmp_path / "claims.md")
+    monkeypatch.setattr(_frame, "RUNS", tmp_path)
+    monkeypatch.setattr(_frame, "NAMES", ["q4k_size"])
+    kept = _frame.run
+    monkeypatch.setattr(_frame, "run", lambda name, profile, again: kept(name, profile, again, tmp_path, tmp_path))
+    monkeypatch.setattr(_frame, "PAGE", tmp_path / "claims.md")
     assert commands.main(["experiment", "all"]) == 0
-    assert "q4k_size: confirmed here" in capsys.readouterr().out and not frame.PAGE.exists()
+    assert "q4k_size: confirmed here" in capsys.readouterr().out and not _frame.PAGE.exists()
     assert commands.main(["experiment", "q4k_size", "--profile", "cpu"]) == 0
-    assert frame.PAGE.read_text(encoding="utf-8") == frame.page()
+    assert _frame.PAGE.read_text(encoding="utf-8") == _frame.page()
     assert commands.main(["experiment", "nothing"]) == 1
     assert "error: an experiment is one of q4k_size" in capsys.readouterr().err
 
@@ -286,7 +286,7 @@ def test_padding():
     padding = import_module("experiments.padding")
     assert padding.padded([3, 1, 2, 5], 2) == 2 * 3 + 2 * 5
     assert padding.padded([3, 1, 2], 2) == 2 * 3 + 2
-    alone, one, many = (padding.draw_lengths(kind, 500, random.Random(0)) for kind in padding.VIEWS)
+    alone, one, many = (padding.lengths_with_views(kind, 500, random.Random(0)) for kind in padding.VIEWS)
     assert min(alone) >= 8 and 30 < sorted(alone)[250] < 37
     assert [a + 66 for a in alone] == one or min(one) >= 74
     assert max(many) > max(one) and min(many) >= 74
@@ -329,7 +329,7 @@ def test_a_verdict_can_be_the_other_one(monkeypatch, tmp_path):
     """Feed each script figures that break its claim: no verdict is a constant."""
 
     def verdict(name):
-        return frame.run(name, "fast", again=True, runs=tmp_path)["verdict"]
+        return _frame.run(name, "fast", again=True, runs=tmp_path)["verdict"]
 
     for name in set(UNTRAINED) - MEASURED:
         assert verdict(name) == result(name)["verdict"]
@@ -567,75 +567,75 @@ def test_the_verdict_on_packing():
 
 def test_gains_are_better_minus_worse_whatever_the_grade():
     arms = {"a": [{"x, nats": [1, 2], "x, right": [0.5]}], "b": [{"x, nats": [4, 3], "x, right": [0.25]}]}
-    assert training.gains(arms, "a", "b", "x, nats", "x, right") == [[3, 1, 0.25]]
-    assert training.gains(arms, "b", "a", "x, nats") == [[-3, -1]]
+    assert _arms.gains(arms, "a", "b", "x, nats", "x, right") == [[3, 1, 0.25]]
+    assert _arms.gains(arms, "b", "a", "x, nats") == [[-3, -1]]
 
 
 def test_a_verdict_needs_every_seed():
     up, down, flat = [1.0, 1.2, 0.9], [-1.0, -1.2, -0.9], [-3.0, 3.0, 0.1]
-    assert training.verdict([up, up]) == CONFIRMED and training.verdict([down, down]) == REFUTED
-    assert training.verdict([up, [-0.1, -0.1, -0.1]]) == NOT_CONFIRMED  # the mean is far above 0, one seed is not
-    assert training.verdict([down, [0.1, 0.1, 0.1]]) == NOT_CONFIRMED
-    assert training.verdict([flat]) == training.verdict([[0.0] * 5]) == NOT_CONFIRMED
-    assert training.weakest(CONFIRMED, NOT_CONFIRMED) == NOT_CONFIRMED
-    assert training.weakest(CONFIRMED, NOT_CONFIRMED, REFUTED) == REFUTED
-    assert training.weakest(CONFIRMED, CONFIRMED) == CONFIRMED
+    assert _arms.verdict([up, up]) == CONFIRMED and _arms.verdict([down, down]) == REFUTED
+    assert _arms.verdict([up, [-0.1, -0.1, -0.1]]) == NOT_CONFIRMED  # the mean is far above 0, one seed is not
+    assert _arms.verdict([down, [0.1, 0.1, 0.1]]) == NOT_CONFIRMED
+    assert _arms.verdict([flat]) == _arms.verdict([[0.0] * 5]) == NOT_CONFIRMED
+    assert _arms.weakest(CONFIRMED, NOT_CONFIRMED) == NOT_CONFIRMED
+    assert _arms.weakest(CONFIRMED, NOT_CONFIRMED, REFUTED) == REFUTED
+    assert _arms.weakest(CONFIRMED, CONFIRMED) == CONFIRMED
 
 
 def test_the_interval_of_the_mean_covers_it():
     rng = random.Random(1)
     hits = 0
     for _ in range(400):
-        _, (low, high) = training.mean_over_items([[rng.expovariate(1) for _ in range(60)] for _ in range(2)])
+        _, (low, high) = _arms.mean_over_items([[rng.expovariate(1) for _ in range(60)] for _ in range(2)])
         hits += low <= 1 <= high
     assert 0.91 < hits / 400 < 0.99  # a bootstrap of 60 skewed items falls a little short of 95 %
 
 
 def test_items_are_averaged_over_the_seeds_first():
     """Items of the same number are the same item: what differs between items is no noise between seeds."""
-    mean, ends = training.mean_over_items([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0]])
+    mean, ends = _arms.mean_over_items([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0]])
     assert mean == 0 and ends == [0, 0]
 
 
 @pytest.fixture(scope="module")
 def random_model():
-    return training.checkpoint("random")
+    return _arms.checkpoint("random")
 
 
 def test_grades_of_items_are_those_of_the_model(random_model):
-    processor = training.processor_of(random_model)
-    samples = training.held_out("crop", 3)
+    processor = _arms.processor_of(random_model)
+    samples = _arms.held_out("crop", 3)
     assert all(sample.held_out for sample in samples) and len({sample.key for sample in samples}) == 3
-    losses = training.nats(random_model, processor, samples)
+    losses = _arms.nats(random_model, processor, samples)
     torch = pytest.importorskip("torch")
     with torch.no_grad():
         alone = [random_model(processor([sample.messages])).loss.item() for sample in samples]
     assert losses == pytest.approx(alone, rel=1e-4)
-    spelled = training.nats(random_model, processor, samples, "spelled")
+    spelled = _arms.nats(random_model, processor, samples, "spelled")
     assert spelled != pytest.approx(losses, rel=1e-3)
     random_model.vpm.requires_grad_(False)
     with torch.no_grad():  # a blind ViT changes nothing where pictures are spelled
         table = random_model.vpm.embeddings.position_embedding.weight
         kept = table.clone()
         table.zero_()
-        assert training.nats(random_model, processor, samples, "spelled") == spelled
-        assert training.nats(random_model, processor, samples) != losses
+        assert _arms.nats(random_model, processor, samples, "spelled") == spelled
+        assert _arms.nats(random_model, processor, samples) != losses
         table.copy_(kept)
 
 
 def test_shares_of_words_are_those_of_each_item(random_model, monkeypatch):
-    samples = training.held_out("read", 2)
+    samples = _arms.held_out("read", 2)
     said = [samples[0].answer, "nothing"]
-    monkeypatch.setattr(training, "answers", lambda *args, **options: said)
-    assert training.right(random_model, None, samples) == [1.0, 0.0]
-    monkeypatch.setattr(training, "nats", lambda *args: [1.0, 2.0])
-    found = training.grades(random_model, None, ["read"], 2)
+    monkeypatch.setattr(_arms, "answers", lambda *args, **options: said)
+    assert _arms.right(random_model, None, samples) == [1.0, 0.0]
+    monkeypatch.setattr(_arms, "nats", lambda *args: [1.0, 2.0])
+    found = _arms.grades(random_model, None, ["read"], 2)
     assert found == {"read, nats": [1.0, 2.0], "read, right": [1.0, 0.0]}
 
 
 def test_one_view_for_training_too(random_model):
-    sample = training.held_out("read", 1)[0]
-    batches = [training.processor_of(random_model, most)([sample.messages]) for most in (9, 1)]
+    sample = _arms.held_out("read", 1)[0]
+    batches = [_arms.processor_of(random_model, most)([sample.messages]) for most in (9, 1)]
     assert len(batches[0].images[0]) > 1 and len(batches[1].images[0]) == 1
 
 
@@ -646,13 +646,13 @@ def test_a_short_training_changes_what_it_is_told(random_model, monkeypatch):
         seen.append((stage, seed, samples))
         return iter([SimpleNamespace(views=3, tokens=40, loss=2.0), SimpleNamespace(views=1, tokens=2, loss=1.0)])
 
-    monkeypatch.setattr(training, "train_steps", train)
-    processor = training.processor_of(random_model)
-    cost = training.learn(random_model, processor, "stage-3", 5, steps=2, data_mix={"noisy": 1})
+    monkeypatch.setattr(_arms, "train_steps", train)
+    processor = _arms.processor_of(random_model)
+    cost = _arms.learn(random_model, processor, "stage-3", 5, steps=2, data_mix={"noisy": 1})
     assert cost == {"steps": 2, "views": 4, "tokens": 42, "losses": [2.0, 1.0]}
     (stage, seed, samples) = seen[0]
     assert (stage.name, stage.steps, stage.data_mix, seed, samples) == ("stage-3", 2, {"noisy": 1}, 5, None)
-    training.learn(random_model, processor, "sft-1", 5, {"fr": 1}, turns=1, data_mix={"question": 1})
+    _arms.learn(random_model, processor, "sft-1", 5, {"fr": 1}, turns=1, data_mix={"question": 1})
     samples = [seen[1][2](number) for number in range(5)]
     assert {sample.language for sample in samples} == {"fr"} and not any(sample.held_out for sample in samples)
 
@@ -677,7 +677,7 @@ def test_shuffled_parts_show_each_kind_as_often():
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 3), (4, 4)])
 def test_letters_of_a_page(grid):
-    pages = import_module("experiments.pages")
+    pages = import_module("experiments._pages")
     image, text = pages.page(0, grid)
     assert image.size == (grid[0] * 112, grid[1] * 112)
     assert text.count(",") == min(3, grid[0] * grid[1]) - 1
@@ -726,7 +726,7 @@ def test_ways_that_differ_are_not_timed(random_model):
     module = import_module("experiments.packing")
     samples = module.draw_samples(4, 3)
     assert len({sample.kind for sample in samples}) > 1
-    calls = module.ways(random_model, training.processor_of(random_model), samples, "cpu")
+    calls = module.ways(random_model, _arms.processor_of(random_model), samples, "cpu")
     random_model.requires_grad_(True)
     module.assert_equal(random_model, calls)
     batches, loss_of = calls[module.PACKED]

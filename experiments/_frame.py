@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from minicpmv_ref.inputs.checks import WrongType, check_type
 from minicpmv_ref.inputs.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +119,7 @@ def run(name: str, profile: str, again: bool = False, runs: Path = RUNS, results
     result = {"experiment": name, "profile": profile, "setting": setting, **asdict(finding)}
     result |= {"seconds": round(each.seconds, 3), "machine": machine(profile)}
     folder = runs / profile if profile == "fast" else results
-    write(folder / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / f"{name}.json", result)
     return as_json(result)
 
 
@@ -219,6 +220,23 @@ def processor() -> str:
 
 def as_json(value):
     return json.loads(json.dumps(value))
+
+
+def write_json(path: str | os.PathLike, data: dict) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        TypeError: not a path, no dict, or one that holds what JSON does not know.
+        OSError: it cannot be written.
+        ValueError: a number that is not finite.
+    """
+    path = Path(check_type("path", path, str, os.PathLike))
+    check_type("data", data, dict)
+    try:
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WrongType(f"data must be JSON: {error}") from None
+    write(path, text)
 
 
 def write(path: Path, text: str) -> None:

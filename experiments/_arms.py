@@ -24,7 +24,7 @@ from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.scale.run import train_steps
 from minicpmv_ref.toy.data import Sample, draw, numbered
 
-from .frame import CONFIRMED, NOT_CONFIRMED, REFUTED
+from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED
 
 Arms = dict[str, list[dict]]  # arm -> what each seed gave: its grades and its cost
 

@@ -1,0 +1,119 @@
+"""The benchmarks' pages say what their JSON files say, and what a benchmark measures reaches its file."""
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
+
+import _report  # noqa: E402
+import figures  # noqa: E402
+from _report import TABLES, arguments, cell, published, report, table  # noqa: E402
+
+from experiments import _fair  # noqa: E402
+
+SCRIPTS = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize(("path", "filled"), [(figures.PAGE, figures.page), (figures.README, figures.readme)])
+def test_pages_are_up_to_date(path, filled):
+    text = path.read_text(encoding="utf-8")
+    assert filled(text) == text
+
+
+def test_every_script_has_a_result_and_a_table():
+    names = [path.stem for path in SCRIPTS]
+    assert names == sorted(TABLES) == sorted(path.stem for path in _report.RESULTS.glob("*.json"))
+    for name in names:
+        found = published(name)
+        assert found["benchmark"] == name and found["machine"] and found["options"]["threads"] and found["unit"]
+        assert all("dtype" in row for row in found["rows"]) or "dtype" in found or name == "native"  # F16 to Q4_K_M
+        assert len({row.count(" | ") for row in table(name, found["rows"]).splitlines()}) == 1
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_reports_under_its_own_name_and_has_no_second_parser(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = {ast.unparse(call.func): call for call in calls}
+    assert named["report"].args[0].value == path.stem and "arguments" in named
+    assert "argparse.ArgumentParser" not in named
+
+
+def test_a_changed_figure_changes_the_pages(tmp_path, monkeypatch):
+    for name in TABLES:
+        (tmp_path / f"{name}.json").write_text(json.dumps(published(name)))
+    monkeypatch.setattr(_report, "RESULTS", tmp_path)
+    page, readme = (path.read_text(encoding="utf-8") for path in (figures.PAGE, figures.README))
+    assert figures.page(page) == page and figures.readme(readme) == readme
+    found = published("dpo")
+    found["rows"][2]["wall"] = 9.99
+    (tmp_path / "dpo.json").write_text(json.dumps(found))
+    assert figures.page(page) == page.replace("3.10 (2.86)", "9.99 (2.86)") != page
+    assert figures.readme(readme) == readme.replace("DPO 1.6 to 3.1", "DPO 1.6 to 10.0") != readme
+
+
+def test_a_page_without_its_markers_is_refused():
+    with pytest.raises(ValueError):
+        figures.between_markers("no markers", "vision", "")
+    assert figures.between_markers("a<!-- x -->old<!-- /x -->b", "x", "new") == "a<!-- x -->\nnew\n<!-- /x -->b"
+
+
+def test_cells():
+    row = {"a": 2.5, "b": 1.25, "low to high": [1, 2.0], "words": "not measured", "count": 1234567}
+    assert cell(row, "a", ".2f") == "2.50" and cell(row, ("a", "b"), ".1f") == "2.5 (1.2)"
+    assert cell(row, ("a", "c"), ".2f") == "2.50" and cell(row, "c", ".2f") == ""
+    assert cell(row, "low to high", ".1f") == "1.0 to 2.0" and cell(row, "words", ".2f") == "not measured"
+    assert cell(row, "count", ",d") == "1,234,567"
+
+
+def test_what_was_measured_is_printed_and_written(tmp_path, capsys):
+    path = tmp_path / "new" / "vision.json"
+    parser = arguments("words", threads=3)
+    parser.add_argument("--folder", default=str(tmp_path))
+    args = parser.parse_args(["--json", str(path), "--rounds", "1"])
+    rows = [{"dtype": "float32", "views": "one", "packed": 2.0, "padded": 3.0, "ours": 1.0, "more": 7}]
+    report("vision", args, rows, unit="milliseconds")
+    assert "| float32 | one | 2 | 3 | 1 |  |  |" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found["rows"] == rows and found["unit"] == "milliseconds" and found["torch"] == torch.__version__
+    assert found["options"] == {"threads": 3, "rounds": 1} and "cores" in found["machine"]
+    assert str(tmp_path) not in path.read_text()  # folders are nobody's business
+    report("vision", argparse.Namespace(threads=1, json=None), rows)  # and nothing is written
+
+
+def test_runs_of_the_decoder_are_joined():
+    import decode
+
+    new = [{"LLM": "nano", "dtype": "float32", "64": [2.0, 2.0], "128": [3.0, 3.0], "512": [1.0, 1.0]}]
+    old = [{"LLM": "nano", "dtype": "float32", "64": [2.1, 2.4], "128": [2.0, 4.0], "512": [0.5, 0.9]}]
+    assert decode.widened(new, old) == [new[0] | {"64": [2.0, 2.4], "128": [2.0, 4.0], "512": [0.5, 1.0]}]
+    with pytest.raises(AssertionError, match="another file"):
+        decode.widened(new, [old[0] | {"dtype": "bfloat16"}])
+
+
+# ---- results that differ are not timed
+
+
+def test_other_losses_gradients_and_outputs_are_found():
+    gradient = torch.ones(4)
+    _fair.assert_same_training({"a": (1.0, gradient), "b": (1.0 + 9e-6, gradient + 9e-5)})
+    with pytest.raises(AssertionError, match=r"b: loss 1.1, a 1.0"):
+        _fair.assert_same_training({"a": (1.0, gradient), "b": (1.1, gradient)})
+    with pytest.raises(AssertionError, match=r"b: gradient differs by 0\.5"):
+        _fair.assert_same_training({"a": (1.0, gradient), "b": (1.0, 1.5 * gradient)})
+    _fair.assert_same_output({"a": gradient, "b": gradient + 0.01}, 0.02)
+    with pytest.raises(AssertionError, match=r"b: differs by 0\.5"):
+        _fair.assert_same_output({"a": gradient, "b": gradient + 0.5}, 0.02)
+
+
+def test_the_equality_check_and_the_lengths_stand_in_one_file():
+    for folder in ("benchmarks", "experiments"):
+        for path in (ROOT / folder).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert ("gradient differs by" in text) == ("lognormvariate(3.5" in text) == (path.name == "_fair.py"), path
