@@ -51,12 +51,14 @@ def ratios(name: str, *keys: str, **wanted: str) -> str:
 
 def speed() -> str:
     vision = {dtype: ratios("vision", "best peer / ours", dtype=dtype) for dtype in ("float32", "bfloat16")}
+    decoding, dpo = ratios("decode", "64", "128", "512", LLM="nano"), ratios("dpo", "wall")
+    q4_k = ratios("kquant", "ours / C", "ours / C, importance", kind="Q4_K")
     return (
         f"In short, on one CPU: slicing and normalizing {ratios('preprocess', 'ours / transformers')} times as fast as "
         f"transformers, the ViT {vision['float32']} in float32 and {vision['bfloat16']} in bfloat16, the resampler "
         f"{ratios('resampler', 'official / fold')} (the official one), packing "
-        f"{ratios('packing', 'ours / best peer')}, DPO {ratios('dpo', 'wall')} (TRL), decoding at nano size "
-        f"{ratios('decode', '64', '128', '512', LLM='nano')}, Q4_K {ratios('kquant', 'ours / C', 'ours / C, importance', kind='Q4_K')} (ggml's C, one thread)."
+        f"{ratios('packing', 'ours / best peer')}, DPO {dpo} (TRL), decoding at nano size {decoding}, "
+        f"Q4_K {q4_k} (ggml's C, one thread)."
     )
 
 

@@ -4,12 +4,11 @@ import argparse
 import ast
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 import _report  # noqa: E402
