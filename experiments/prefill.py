@@ -124,7 +124,7 @@ def run(setting: dict, each) -> Finding:
             through(model, slices, 1, lambda stage: laps.append(counter.get_total_flops() / 1e9))
         return [end - start for start, end in pairwise(laps)]
 
-    found, shares, faster = {}, {}, {}  # (row, slices) -> medians of the stages; shares of the rounds
+    found, shares, faster = {}, {}, {}
     for name, slice_counts, rounds in setting["timed"]:
         measured = each([[name, slice_counts, i] for i in range(rounds)], milliseconds)
         for slices, stages in zip(slice_counts, zip(*measured)):
@@ -136,9 +136,12 @@ def run(setting: dict, each) -> Finding:
     for slices, stages in zip(slice_counts, each(slice_counts, operations)):
         key = f"{name}, 10^9 operations", slices
         found[key], shares[key], faster[key] = stages, [first_token_share(stages)], [first_token_share(stages, NPU)]
+    return conclude(found, shares, faster)
 
-    head = ["what", "slices", *STAGES, "prefill's share", "with an NPU"]
-    table = [head]
+
+def conclude(found: dict, shares: dict, faster: dict) -> Finding:
+    """From, for each (row, slices), the medians of the stages, and the prefill's shares of the rounds."""
+    table = [["what", "slices", *STAGES, "prefill's share", "with an NPU"]]
     for key, stages in found.items():
         table.append([key[0], str(key[1]), *(f"{stage:,.1f}" for stage in stages)])
         table[-1] += [f"{median(shares[key]):.0%}", f"{median(faster[key]):.0%}"]

@@ -50,7 +50,9 @@ def test_every_lesson_is_listed():
     assert listed == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "data_samples/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "tools/README.md", "data_samples/README.md"]
+)
 def test_links_resolve(page):
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
