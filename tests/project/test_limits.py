@@ -31,7 +31,6 @@ EXCEPTIONS = {
     "minicpmv_ref/processor.py": "to be divided into pictures and text",
     "minicpmv_ref/scale/finetune.py:train_on": "one setting each; to become a dataclass",
     "minicpmv_ref/scale/lora.py": "to be divided into adapters and their files",
-    "minicpmv_ref/scale/records.py": "to be divided into reading and checking",
     "minicpmv_ref/scale/run.py": "to be divided with train_stage",
     "minicpmv_ref/scale/run.py:train_steps": "one setting each; to become a dataclass",
     "minicpmv_ref/scale/run.py:train_stage": "the loop with resume, workers and processes; to become a class",
