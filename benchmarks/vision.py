@@ -1,4 +1,4 @@
-"""How fast is the eye? Ours against two towers of transformers, in one process, with equal weights.
+"""How fast is the ViT? Ours against two towers of transformers, in one process, with equal weights.
 
     python benchmarks/vision.py --threads 2 --layers 1 --rounds 5
 
