@@ -80,6 +80,10 @@ def code_problems(cell, is_setup: bool):
             yield f"ends in {output.ename}"
         if tool.WIDGET_VIEW in output.get("data", {}):
             yield "stores a widget view, which shows as an error without its kernel"
+    if "draw.guess(" in cell.source:
+        kinds = [sorted(output.get("data", {"a print": ""})) for output in cell.outputs]
+        if kinds != [["text/html", "text/plain"]]:
+            yield "shows the answer before the click: its guess must be None when the notebook is saved"
 
 
 def count_words(source: str) -> int:
@@ -170,6 +174,8 @@ def test_a_good_notebook_passes(tmp_path):
         ("nbval-skip", [code("# NBVAL_SKIP\nx")]),
         ("writes to stderr", [code("x", stream("warning\n", "stderr"))]),
         ("ends in ValueError", [code("x", ERROR)]),
+        ("before the click", [code("draw.guess(1, 2)", display(**{"image/png": "A"}))]),
+        ("before the click", [code("draw.guess(my, 2)", stream("2\n"), display(**{"text/html": "x"}))]),
         ("words of markdown", [cell("markdown", "word " * 1_901)]),
         ("the link 'no.png'", [cell("markdown", "![picture](no.png)")]),
         ("the link '../no.md'", [cell("markdown", "[text](../no.md#part)")]),
@@ -258,6 +264,30 @@ def test_run_executes_and_check_finds_nothing_more(tmp_path, capsys):
     before = path.stat().st_mtime_ns
     assert tool.main(["run", str(path)]) == 0
     assert path.stat().st_mtime_ns == before, "an unchanged notebook is not written again"
+
+
+GUESS = "from minicpmv_ref.course import draw"
+
+
+def test_what_a_cell_with_a_guess_prints_is_folded_with_the_truth(tmp_path):
+    path = tmp_path / "lesson.ipynb"
+    sources = (
+        *(GUESS, "print('is <7>')\ndraw.guess(None, 7, 'how many?')", "print('is 7')\ndraw.guess(3, 7)"),
+        *("print('is 7')\ndraw.guess(None, 7)\n1 / 0", "print('is 7')\nit = draw.guess(None, 7)", "print('end')"),
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[3].metadata["tags"] = ["raises-exception"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    _, unanswered, answered, failed, unseen, after = (cell.outputs for cell in tool.execute(path)["cells"])
+    assert [sorted(output.data) for output in unanswered] == [["text/html", "text/plain"]]
+    shown, fold = unanswered[0].data["text/html"].split("<details>")
+    assert "7" not in shown
+    assert "is &lt;7&gt;\n" in fold
+    assert [output.get("text", "") for output in answered] == ["is 7\n", ""]
+    assert answered[1].data["text/plain"] == "truth 7, your guess 3"
+    assert [output.output_type for output in failed] == ["error", "stream"], "nothing that was printed is lost"
+    assert [output.text for output in unseen] == ["is 7\n"]
+    assert [output.text for output in after] == ["end\n"]
 
 
 def test_run_leaves_a_failing_notebook_alone(tmp_path, capsys):

@@ -118,7 +118,7 @@ class Root(Panel):
         super().__init__({"number": slider("number", number, -4, 9)})
 
     def draw(self, number):
-        return draw.guess(None, math.sqrt(number))
+        return draw.guess(1, math.sqrt(number))
 
     def describe(self, number):
         return f"<root> of {number}"
@@ -209,18 +209,79 @@ def test_svg_and_pixels_show_the_same_picture():
 def test_guess():
     canvas = draw.guess({"a": 3}, {"a": 4, "b": 8.5}, "which?")
     assert repr(canvas) == "a: truth 4, your guess 3; b: truth 8.5, no guess yet"
-    assert repr(draw.guess(None, 192)) == "truth 192, no guess yet"
+    assert repr(draw.guess(0, 192)) == "truth 192, your guess 0"
     bars = [float(width) for width in re.findall(r'width="([\d.]+)" height="22"', canvas.svg())]
     assert [bar / bars[-1] for bar in bars] == pytest.approx([3 / 8.5, 4 / 8.5, 1], rel=1e-3)
     data, metadata = canvas._repr_mimebundle_()
     assert data["text/plain"] == repr(canvas)
     assert metadata == {"image/png": {"width": canvas.width, "height": canvas.height}}
     for label in ("", "sorted", "average of four"):
-        for kind, shape, _ in draw.guess(None, {label: 1}).shapes:
+        for kind, shape, _ in draw.guess({label: 1}, {label: 1, "b": 2}).shapes:
             if kind == "text" and shape[5] == "left":
                 assert shape[0] + draw.text_width(shape[2], shape[3], shape[6]) <= draw.WIDTH
     with pytest.raises(ValueError, match="must be a number, got '192'"):
         draw.guess("192", 192)
+
+
+@pytest.mark.parametrize("yours", [None, {"a": None}, {}])
+def test_without_a_guess_the_truth_is_folded_away(yours):
+    bundle = draw.guess(yours, {"a": 417, "b": 8.5}, "which <one>?")._repr_mimebundle_()
+    assert bundle.keys() == {"text/plain", "text/html"}, "no picture, for it would show the truth"
+    assert bundle["text/plain"] == "which <one>?: no guess yet"
+    shown, fold = re.fullmatch("(.*)<details>(.*)</details></div>", bundle["text/html"], re.DOTALL).groups()
+    assert "which &lt;one&gt;?" in shown
+    assert not re.search(r"\d|█", shown), "neither the numbers nor their bars"
+    bars = re.findall(r"^(?:<pre>)?(\w)  (█+)░*  ([\d.]+)$", fold, re.MULTILINE)
+    assert [(label, number) for label, _, number in bars] == [("a", "417"), ("b", "8.5")]
+    assert [len(bar) for _, bar, _ in bars] == [40, 1]
+    assert "style" not in bundle["text/html"], "a page that drops styles and scripts shows the same"
+
+
+def test_axes_place_values():
+    canvas = draw.Canvas(200, 100)
+    axes = draw.Axes(canvas, (50, 10, 100, 60), (-1, 3), (0, 6))
+    assert axes.at(-1, 0) == (50, 70)
+    assert axes.at(3, 6) == (150, 10)
+    axes.line([(0, 3), (1, 6)], draw.BLUE)
+    axes.dot(1, 6)
+    axes.level(3, "three")
+    axes.under(1, "one")
+    (line, dot, level, three, one) = (shape for _, shape, _ in canvas.shapes)
+    assert line[:2] == ([(75, 40), (100, 10)], draw.BLUE)
+    assert dot[:2] == (100, 10)
+    assert level[0] == [(50, 40), (150, 40)]
+    assert three[0] < 50 and three[5] == "right" and three[2] == "three"
+    assert one[0] == 100 and one[1] > 70 and one[5] == "middle"
+
+
+def test_parts_of_many_pictures():
+    canvas = draw.Canvas(200, 100)
+    assert canvas.picture(Image.new("RGB", (40, 10)), (5, 20, 80, 80), "title") == (5, 20, 80, 20)
+    assert canvas.stack(5, 50, 10, [(20, draw.BLUE, "a"), (30, draw.RED, None)]) == 55
+    canvas.mesh((0, 0, 60, 30), 3, 2, draw.INK)
+    end = canvas.legend(5, 70, [(draw.BLUE, "a"), (draw.RED, "b")])
+    kinds = [kind for kind, _, _ in canvas.shapes]
+    assert kinds == ["text", "image", "rect", "rect", *["path"] * 3, "rect", "text", "rect", "text"]
+    assert [shape[:4] for kind, shape, _ in canvas.shapes[2:4]] == [(5, 50, 20, 10), (25, 50, 30, 10)]
+    assert [shape[0] for _, shape, _ in canvas.shapes[4:7]] == [
+        [(20, 0), (20, 30)],
+        [(40, 0), (40, 30)],
+        [(0, 15), (60, 15)],
+    ]
+    assert canvas.shapes[-1][1][0] < end
+
+
+@pytest.mark.parametrize("words", ["one two three", "a", "", "Unterschriftenmappenverzeichnis is a long word"])
+def test_wrap(words):
+    lines = draw.wrap(words, 80)
+    assert all(draw.text_width(line) <= 80 for line in lines)
+    assert " ".join(lines).split()[-1:] == words.split()[-1:]
+
+
+@pytest.mark.parametrize(("values", "line"), [({"x": 0}, "x  █"), ({"x": -2}, "x  █"), ({"x": None}, "x  ░")])
+def test_text_bars(values, line):
+    assert draw.text_bars(values).startswith(line)
+    assert len(draw.text_bars(values).split("  ")[1]) == 40
 
 
 # ---- lesson 01
@@ -234,6 +295,8 @@ SIZES = [(448, 448), (449, 448), (1240, 1754), (4096, 1), (1, 4096), (1080, 1080
 def test_playground_shows_the_numbers_of_the_package(size, cfg):
     panel = panels.SlicingPlayground("cat.jpg", *size, cfg.max_slice_nums, cfg.scale_resolution)
     plan, candidates, shown = plan_slices(size, cfg), candidate_grids(size, cfg), texts(panel)
+    scores = {grid: partition_score(size, grid) for grid in candidates}
+    assert panel.draw(**panel.values()).facts == {"scores": scores, "grid": plan.grid}
     for grid in candidates:
         assert f"{grid[0]} x {grid[1]}" in shown
         assert draw.signed(partition_score(size, grid)) in shown
@@ -361,10 +424,12 @@ def test_cliff(size):
         min(a[0], b[0]) - 0.1 <= x <= max(a[0], b[0]) + 0.1 and b[1] == pytest.approx(y, abs=0.01)
         for a, b in pairwise(points)
     )
-    right_aligned = (text for text in svg_of(panel).iter(SVG + "text") if text.attrib["text-anchor"] == "end")
-    axis = [text for text in right_aligned if text.text.isdigit()]
-    (low, bottom), (high, top) = ((int(text.text), float(text.attrib["y"]) - 6) for text in (axis[0], axis[-1]))
-    assert low + (bottom - y) * (high - low) / (bottom - top) == pytest.approx(tokens)
+    facts = panel.draw(**panel.values()).facts
+    assert facts["tokens"] == tokens
+    for (left, low), (right, high) in pairwise(facts["curve"]):
+        assert left == right or low == high, "a step is level or upright"
+        for width in {max(left, 1), right - 1} if low == high and right > left + 1 else ():
+            assert plan_slices((width, size[1])).visual_tokens(64) == low
 
 
 def test_cliff_says_what_one_more_pixel_costs():
@@ -378,6 +443,7 @@ def test_map(size):
     panel = panels.PaperAgainstCode(*size)
     paper, code = paper_grid(size), best_grid(size) or (1, 1)
     assert {"paper {} x {}".format(*paper), "code {} x {}".format(*code)} <= set(texts(panel))
+    assert panel.draw(**panel.values()).facts == {"case": draw.compare_grids(size), "paper": paper, "code": code}
     assert ("They agree." in panel.status) == (paper == code)
     assert ("tie" in panel.status) == (size == (1080, 1080))
     assert ("more than 9 slices" in panel.status) == (size == (3000, 1200))
@@ -387,5 +453,6 @@ def test_map_colors_are_the_cases():
     canvas = draw.paper_map(100, 100)
     pixels = canvas.to_pil(1)
     for size in [(200, 120), (500, 500), (3000, 1200), (1500, 1500), (120, 900)]:
-        place = round(62 + 300 * draw.slicing._on_map(size[0])), round(12 + 300 * (1 - draw.slicing._on_map(size[1])))
+        part = [math.log(side / draw.SMALLEST) / math.log(draw.LARGEST / draw.SMALLEST) for side in size]
+        place = round(62 + 300 * part[0]), round(12 + 300 * (1 - part[1]))
         assert "#{:02X}{:02X}{:02X}".format(*pixels.getpixel(place)) == draw.CASES[draw.compare_grids(size)][1]

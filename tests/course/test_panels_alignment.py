@@ -182,6 +182,9 @@ def test_curve_surface_and_dot_show_the_loss(beta):
     for chosen, rejected in ((-2, -7), (20, -20), (-20, 20), (0, 0)):
         canvas = draw.dpo_landscape(chosen, rejected, beta)
         inside(canvas)
+        facts = canvas.facts
+        assert (facts["margin"], facts["loss"], facts["weight"]) == draw.preference(chosen, rejected, beta)
+        assert facts["curve"] == [(x / 2, draw.preference(x / 2, 0, beta)[1]) for x in range(-80, 81)]
         curve = max((points for points, *_ in shapes(canvas, "path")), key=len)
         (x0, top), (x1, bottom) = curve[0], curve[-1]
         largest, smallest = (draw.preference(x, 0, beta)[1] for x in (-40, 40))
@@ -222,7 +225,7 @@ def test_words_and_formula_of_the_loss():
 def test_curves_are_the_recorded_ones(trait):
     runs = draw.recorded()["runs"]
     for name, run in runs.items():
-        points = draw.alignment._joined(run, "curve")
+        points = draw.joined_rounds(run, "curve")
         for point in (0, len(points) - 1):
             canvas = draw.alignment_curves(name, trait, point)
             inside(canvas)
@@ -230,22 +233,16 @@ def test_curves_are_the_recorded_ones(trait):
             gray = [line for line, color, _ in shapes(canvas, "path") if color == draw.GRAY]
             assert len(blue) == 2 and len(gray) == (0 if name == "main" else 2)
             for line, kind, key in ((blue[0], "training", "margin"), (blue[1], "curve", trait)):
-                wanted = [(p["step"], p[key]) for p in draw.alignment._joined(run, kind) if p[key] is not None]
-                ys, ws = [y for _, y in line], [w for _, w in wanted]
+                wanted = [(p["step"], p[key]) for p in draw.joined_rounds(run, kind) if p[key] is not None]
+                assert canvas.facts[key] == wanted
                 assert len(line) == len(wanted)
-                assert [x for x, _ in line] == sorted(x for x, _ in line)
-                if max(ws) > min(ws):
-                    a, b = ws.index(max(ws)), ws.index(min(ws))
-                    unit = (ws[a] - ws[b]) / (ys[b] - ys[a])
-                    assert [ws[b] + unit * (ys[b] - y) for y in ys] == pytest.approx(ws, abs=1e-4)
             value = points[point][trait]
+            assert canvas.facts["moment"] == (points[point]["step"], value)
             for _, y, *_ in shapes(canvas, "dot"):
                 places = [p["step"] for p in points if p[trait] is not None]
                 assert y == pytest.approx(blue[1][places.index(points[point]["step"])][1])
             assert len(shapes(canvas, "dot")) == (value is not None)
-            most = max(
-                p[trait] for each in {name, "main"} for p in draw.alignment._joined(runs[each], "curve") if p[trait]
-            )
+            most = max(p[trait] for each in {name, "main"} for p in draw.joined_rounds(runs[each], "curve") if p[trait])
             shown = [text for x, _, text, *_, align, _ in shapes(canvas, "text") if align == "right" and 330 < x < 372]
             assert f"{most:.3g}" in shown if trait == "words" else f"{most:.0%}" in shown
             words = panels.AlignmentRuns(point, name, trait).status
@@ -254,8 +251,8 @@ def test_curves_are_the_recorded_ones(trait):
 
 def test_rounds_follow_each_other():
     run = {"curve": [[{"step": 0}, {"step": 4}]] * 2, "training": [[{"step": 1}, {"step": 5}]] * 2}
-    assert [point["step"] for point in draw.alignment._joined(run, "curve")] == [0, 4, 5, 9]
-    assert [point["step"] for point in draw.alignment._joined(run, "training")] == [1, 5, 6, 10]
+    assert [point["step"] for point in draw.joined_rounds(run, "curve")] == [0, 4, 5, 9]
+    assert [point["step"] for point in draw.joined_rounds(run, "training")] == [1, 5, 6, 10]
 
 
 def test_the_slider_ends_with_the_run():

@@ -147,6 +147,8 @@ def test_what_learns_is_green_and_has_its_rate(name):
                 assert words[2] == f"learns, rate {stage.learning_rates[part] * now:.1e}"
             else:
                 assert words[2] == ("frozen" if stage.objective == "answer" else "not in use")
+        assert canvas.facts["rates"] == {part: rate * now for part, rate in stage.learning_rates.items()}
+        assert canvas.facts["schedule"][percent] == (round(percent / 100 * stage.steps), now)
         lengths = [r[2] for r in shapes(canvas, "rect") if r[3] == 12 and r[4] == "white"]
         rates = [stage.learning_rates[part] for part in PARTS if part in stage.learning_rates]
         assert lengths == pytest.approx([170 * rate * now / HIGHEST for rate in rates])
@@ -196,6 +198,7 @@ def test_bars_are_the_shares_of_the_samples(name, whose):
     known = [share for share in shares.values() if share is not None]
     assert sum(known) == pytest.approx(1 if known else 0)
     canvas = draw.stage_picture(name, whose)
+    assert canvas.facts["shares"] == shares
     bars = [r[2] for r in shapes(canvas, "rect") if r[4] == draw.BLUE]
     assert bars == pytest.approx([130 * share for share in known])
     assert set(shares) <= set(texts(canvas))

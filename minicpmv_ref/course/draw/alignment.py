@@ -7,7 +7,7 @@ from PIL import Image
 
 from minicpmv_ref.inputs.files import read_json
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, text_width
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Axes, Canvas, wrap
 
 RECORDED = SAMPLES.parent / "alignment.json"  # the summary of `python3 lab.py dpo --profile cpu --run all`
 CHECKERS = {"the labeler": "labeler", "the truth": "truth"}  # (words in a menu, key)
@@ -68,13 +68,13 @@ def claim_ladder(answer: int, scene: int, checker: str) -> Canvas:
     canvas.image(8, 8, 132, 132, shown["sample"].image, smooth=False)
     canvas.rect(8, 8, 132, 132, stroke=INK)
     canvas.text(154, 22, f"answer {answer}, score {_signed(shown['scores'][chosen])}", bold=True)
-    for row, line in enumerate(_wrap(shown["answers"][chosen] or "(empty)", 478, 14)[:2]):
-        canvas.text(154, 42 + 18 * row, line, 14)
+    canvas.facts = {"claims": claims[:ROWS], "score": shown["scores"][chosen]}
+    canvas.lines(154, 42, wrap(shown["answers"][chosen] or "(empty)", 478, 14)[:2], 18, 14)
     canvas.text(154, 86, "its claims", 14, GRAY)
     canvas.text(404, 86, "p(yes), p(no)", 14, GRAY)
     for row, (claim, p_yes, p_no, verdict, true) in enumerate(claims[:ROWS]):
         y = 94 + 27 * row
-        canvas.text(154, y + 14, _wrap(claim, 244, 14)[0], 14)
+        canvas.text(154, y + 14, wrap(claim, 244, 14)[0], 14)
         if p_yes is None:
             canvas.text(404, y + 14, "no question", 14, GRAY)
         else:
@@ -118,20 +118,6 @@ def _signed(score) -> str:
     return "none" if score is None else f"{score}".replace("-", "\N{MINUS SIGN}")
 
 
-def _wrap(text, width, size):
-    """Lines of at most `width` pixels; a word that is longer is cut."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if text_width(longer, size) <= width:
-            lines[-1] = longer
-            continue
-        while text_width(word, size) > width:
-            word = word[:-1]
-        lines = [*lines, word] if lines[-1] else [word]
-    return lines
-
-
 # ---- the loss
 
 
@@ -143,41 +129,17 @@ def preference(chosen: float, rejected: float, beta: float) -> tuple[float, floa
 
 
 def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
-    """The loss as a curve over the difference of the log-ratios, and as a surface over both."""
+    """The loss as a curve over the difference of the log-ratios, and as a surface over both.
+
+    Its facts: "margin", "loss" and "weight" as of `preference`, and "curve" [(difference, loss), ...].
+    """
     canvas = Canvas()
     margin, loss, weight = preference(chosen, rejected, beta)
-    left, wide, top, high, most = 44, 320, 34, 200, 2 * RATIO
-    largest = max(2.0, preference(-RATIO, RATIO, beta)[1])
-    place = lambda x, value: (left + wide * (x + most) / (2 * most), top + high * (1 - value / largest))  # noqa: E731
-    canvas.text(left, 20, "loss over the difference of log-ratios", 14, bold=True)
-    for value in (0, math.log(2), largest) if largest < 9 else (0, largest):  # log 2 would sit on 0
-        y = place(0, value)[1]
-        canvas.path([(left, y), (left + wide, y)], PALE, 1)
-        canvas.text(left - 6, y + 5, f"{value:.2g}", 14, GRAY, "right")
-    canvas.path([place(0, 0), place(0, largest)], PALE, 1)
-    xs = [most * (i / 80 - 1) for i in range(161)]
-    canvas.path([place(x, preference(x, 0, beta)[1]) for x in xs], BLUE, 3)
-    x = chosen - rejected
-    run = min(14, 0.3 * largest / weight)  # nats to each side, but not out of the plot
-    ends = max(x - run, -most, x - (largest - loss) / weight), min(x + run, most, x + loss / weight)
-    canvas.path([place(end, loss - weight * (end - x)) for end in ends], RED, 2)
-    canvas.dot(*place(x, loss), 8, RED)
-    for value, align in ((-most, "left"), (0, "middle"), (most, "right")):
-        canvas.text(place(value, 0)[0], top + high + 18, _signed(value), 14, GRAY, align)
-    canvas.text(place(0, 0)[0], top + high + 34, "chosen \N{MINUS SIGN} rejected, in nats", 14, GRAY, "middle")
-
-    canvas.text(404, 20, "loss over both log-ratios", 14, bold=True)
-    box = (424, top, 200, 200)
-    canvas.image(*box, _surface(beta), smooth=False)
-    canvas.rect(*box, stroke=INK)
-    spot = (box[0] + 200 * (rejected + RATIO) / (2 * RATIO), box[1] + 200 * (1 - (chosen + RATIO) / (2 * RATIO)))
-    canvas.dot(*spot, 8, RED)
-    canvas.text(418, top + 12, _signed(RATIO), 14, GRAY, "right")
-    canvas.text(418, top + 200, _signed(-RATIO), 14, GRAY, "right")
-    canvas.text(424, top + high + 18, _signed(-RATIO), 14, GRAY)
-    canvas.text(524, top + high + 18, "rejected", 14, GRAY, "middle")
-    canvas.text(624, top + high + 18, _signed(RATIO), 14, GRAY, "right")
-    canvas.text(418, top + 106, "chosen", 14, GRAY, "right")
+    xs = [2 * RATIO * i / 80 for i in range(-80, 81)]
+    curve = [(x, preference(x, 0, beta)[1]) for x in xs]
+    canvas.facts = {"margin": margin, "loss": loss, "weight": weight, "curve": curve}
+    _draw_loss_curve(canvas, chosen - rejected)
+    _draw_loss_surface(canvas, chosen, rejected, beta)
 
     def number(value):
         return f"({_signed(value)})" if value < 0 else f"{value}"
@@ -190,10 +152,41 @@ def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
         f"gradient weight = \N{GREEK SMALL LETTER BETA} \N{GREEK SMALL LETTER SIGMA}(\N{MINUS SIGN}margin) = "
         f"{weight:.3g}",
     )
-    for row, line in enumerate(lines):
-        canvas.text(left, 294 + 26 * row, line)
-    canvas.text(left, 372, "right: blue is below log 2; orange is above, the pair is in the wrong order", 14, GRAY)
+    canvas.lines(44, 294, lines, 26)
+    canvas.text(44, 372, "right: blue is below log 2; orange is above, the pair is in the wrong order", 14, GRAY)
     return canvas
+
+
+def _draw_loss_curve(canvas, x):
+    """The loss against the difference of the log-ratios, with the tangent at `x`."""
+    loss, weight, curve = canvas.facts["loss"], canvas.facts["weight"], canvas.facts["curve"]
+    most, largest = 2 * RATIO, max(2.0, curve[0][1])
+    axes = Axes(canvas, (44, 34, 320, 200), (-most, most), (0, largest))
+    canvas.text(44, 20, "loss over the difference of log-ratios", 14, bold=True)
+    for value in (0, math.log(2), largest) if largest < 9 else (0, largest):  # log 2 would sit on 0
+        axes.level(value, f"{value:.2g}")
+    axes.moment(0)
+    axes.line(curve, BLUE, 3)
+    run = min(14, 0.3 * largest / weight)  # nats to each side, but not out of the plot
+    ends = max(x - run, -most, x - (largest - loss) / weight), min(x + run, most, x + loss / weight)
+    axes.line([(end, loss - weight * (end - x)) for end in ends], RED)
+    axes.dot(x, loss, color=RED)
+    for value, align in ((-most, "left"), (0, "middle"), (most, "right")):
+        axes.under(value, _signed(value), align)
+    axes.under(0, "chosen \N{MINUS SIGN} rejected, in nats", row=1)
+
+
+def _draw_loss_surface(canvas, chosen, rejected, beta):
+    box, ends = (424, 34, 200, 200), (-RATIO, RATIO)
+    axes = Axes(canvas, box, ends, ends)
+    canvas.text(404, 20, "loss over both log-ratios", 14, bold=True)
+    canvas.image(*box, _surface(beta), smooth=False)
+    canvas.rect(*box, stroke=INK)
+    axes.dot(rejected, chosen, color=RED)
+    for y, label in ((46, _signed(RATIO)), (140, "chosen"), (234, _signed(-RATIO))):
+        canvas.text(418, y, label, 14, GRAY, "right")
+    for value, label, align in ((-RATIO, _signed(-RATIO), "left"), (0, "rejected", "middle"), (RATIO, RATIO, "right")):
+        axes.under(value, label, align)
 
 
 @cache
@@ -215,42 +208,44 @@ def _surface(beta, cells=100):
 def alignment_curves(run: str, trait: str, point: int) -> Canvas:
     """Margin of the rewards and a trait of the descriptions against the steps; gray is the main run.
 
-    `point` counts the moments at which descriptions were graded, from 0.
+    `point` counts the moments at which descriptions were graded, from 0. Its facts: "margin" and the trait, each
+    [(step, value), ...] of this run, and "moment" (step, value of the trait).
     """
     canvas, runs = Canvas(), recorded()["runs"]
-    graded = _joined(runs[run], "curve")
-    step, value = graded[min(point, len(graded) - 1)]["step"], graded[min(point, len(graded) - 1)][trait]
+    graded = joined_rounds(runs[run], "curve")
+    moment = graded[min(point, len(graded) - 1)]
+    step, value = moment["step"], moment[trait]
+    canvas.facts = {"moment": (step, value)}
     words = next(words for words, key in TRAITS.items() if key == trait)
-    plots = (
-        (44, f"reward margin, {run}", "training", "margin", None, "{:.2g}".format),
-        (372, f"{words}, {run}", "curve", trait, (step, value), ("{:.3g}" if trait == "words" else "{:.0%}").format),
-    )
-    for left, title, kind, name, mark, label in plots:
-        lines = [(GRAY, runs["main"])] * (run != "main") + [(BLUE, runs[run])]
-        points = [[(p["step"], p[name]) for p in _joined(each, kind) if p[name] is not None] for _, each in lines]
-        flat = [point for line in points for point in line]
-        most = max(1, max(x for x, _ in flat))
-        low, high = min(0.0, *(y for _, y in flat)), max(0.1, *(y for _, y in flat))
-        place = lambda x, y, left=left, most=most, low=low, high=high: (  # noqa: E731
-            left + 240 * x / most,
-            310 - 250 * (y - low) / (high - low),
-        )
-        canvas.text(left, 24, title, 14, bold=True)
-        for level in {low, high, 0.0}:
-            canvas.path([place(0, level), place(most, level)], PALE, 1)
-            if -0.1 * high < level < 0:  # its label would cover that of 0
-                continue
-            canvas.text(left - 10, place(0, level)[1] + 5, _signed(label(level)), 14, GRAY, "right")
-        for (color, _), line in zip(lines, points):
-            canvas.path([place(*each) for each in line], color, 3)
-        canvas.path([place(min(step, most), low), place(min(step, most), high)], ORANGE, 2)
-        if mark and mark[1] is not None:
-            canvas.dot(*place(*mark), 8, RED)
-        canvas.text(left, 330, "0", 14, GRAY)
-        canvas.text(left + 240, 330, f"{most} steps", 14, GRAY, "right")
+    as_text = "{:.3g}".format if trait == "words" else "{:.0%}".format
+    _draw_run(canvas, 44, f"reward margin, {run}", run, ("training", "margin"), step, "{:.2g}".format)
+    axes = _draw_run(canvas, 372, f"{words}, {run}", run, ("curve", trait), step, as_text)
+    if value is not None:
+        axes.dot(step, value, color=RED)
     legend = "blue: main; choose another run to see both" if run == "main" else f"blue: {run}; gray: main"
     canvas.text(44, 364, f"{legend}; orange line: the moment", 14, GRAY)
     return canvas
+
+
+def _draw_run(canvas, left, title, run, what, step, as_text):
+    """One figure of a run over its steps, and of the main run under it."""
+    (kind, name), runs = what, recorded()["runs"]
+    lines = [(GRAY, runs["main"])] * (run != "main") + [(BLUE, runs[run])]
+    points = [[(p["step"], p[name]) for p in joined_rounds(each, kind) if p[name] is not None] for _, each in lines]
+    canvas.facts[name] = points[-1]
+    xs, ys = zip(*(point for line in points for point in line))
+    most, low, high = max(1, *xs), min(0.0, *ys), max(0.1, *ys)
+    axes = Axes(canvas, (left, 60, 240, 250), (0, most), (low, high))
+    canvas.text(left, 24, title, 14, bold=True)
+    for level in {low, high, 0.0}:
+        hidden = -0.1 * high < level < 0  # its label would cover that of 0
+        axes.level(level, "" if hidden else _signed(as_text(level)))
+    for (color, _), line in zip(lines, points):
+        axes.line(line, color, 3)
+    axes.moment(min(step, most), ORANGE, 2)
+    axes.under(0, "0", "left")
+    axes.under(most, f"{most} steps", "right")
+    return axes
 
 
 def last_moment(run: str) -> int:
@@ -258,8 +253,11 @@ def last_moment(run: str) -> int:
     return sum(map(len, recorded()["runs"][run]["curve"])) - 1
 
 
-def _joined(run: dict, kind: str) -> list[dict]:
-    """Rounds one behind the other. Grading may stop before the last step of a round; the log of training has it."""
+def joined_rounds(run: dict, kind: str) -> list[dict]:
+    """The rounds of a run, one after the other.
+
+    Grading may stop before the last step of a round; the log of training has it.
+    """
     points, start = [], 0
     for part, training in zip(run[kind], run["training"], strict=True):
         points += [{**point, "step": start + point["step"]} for point in part]
@@ -269,7 +267,7 @@ def _joined(run: dict, kind: str) -> list[dict]:
 
 def curve_words(run: str, trait: str, point: int) -> str:
     """What `alignment_curves` shows, in words."""
-    graded = _joined(recorded()["runs"][run], "curve")
+    graded = joined_rounds(recorded()["runs"][run], "curve")
     first, here = graded[0], graded[min(point, len(graded) - 1)]
     name = next(words for words, key in TRAITS.items() if key == trait)
 

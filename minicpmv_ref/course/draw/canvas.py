@@ -1,4 +1,4 @@
-"""What all lessons draw with: colors, the `Canvas`, sample pictures, and a guess beside the truth.
+"""What all lessons draw with: colors, the `Canvas` and sample pictures.
 
 A `Canvas` is a list of shapes that can be written in two ways: as SVG for the live panel (sharp on every
 projector, built in a millisecond) and as PNG or JPEG by Pillow for readers without a kernel.
@@ -6,6 +6,7 @@ Colors are Okabe-Ito's, which color-blind people can tell apart.
 """
 
 import io
+import math
 from base64 import b64encode
 from functools import cache
 from html import escape
@@ -33,11 +34,12 @@ TEXT = 16
 class Canvas:
     """Shapes on a white ground. Positions and sizes are pixels from the top left; later shapes cover earlier ones.
 
-    The text of `words` is what a Canvas says where only text can be shown.
+    The text of `words` is what a Canvas says where only text can be shown; `facts` are the values that it shows,
+    for whoever wants to check them without reading a picture.
     """
 
     def __init__(self, width: int = WIDTH, height: int = HEIGHT, words: str = ""):
-        self.width, self.height, self.words = width, height, words
+        self.width, self.height, self.words, self.facts = width, height, words, {}
         self.shapes = []  # (method of the painter, its arguments, its SVG)
 
     def rect(self, x, y, w, h, fill="none", stroke="none", line=1, title=None):
@@ -83,8 +85,68 @@ class Canvas:
             f'href="{data_address(image, photo=smooth)}"/>',
         )
 
+    def svg_only(self, svg: str):
+        """A piece of SVG that pixels leave out."""
+        self._add(("nothing", ()), svg)
+
     def _add(self, shape, svg):
         self.shapes.append((*shape, svg))
+
+    # -- what many pictures have
+
+    def lines(self, x, y, texts, step, size=TEXT, **style):
+        """Lines of text under each other; y is the base line of the first."""
+        for number, text in enumerate(texts):
+            self.text(x, y + step * number, text, size, **style)
+
+    def legend(self, x, y, meanings, step=0, border=GRAY) -> float:
+        """Colored squares with their meanings [(color, words), ...]: in a row, or `step` pixels under each other.
+
+        Returns:
+            x after the last word of a row.
+        """
+        for color, words in meanings:
+            self.rect(x, y, 14, 14, color, border)
+            self.text(x + 19, y + 13, words, 14)
+            if step:
+                y += step
+            else:
+                x += 34 + text_width(words, 14)
+        return x
+
+    def arrow(self, start, end, color=INK):
+        self.path([start, end], color, 2)
+        angle = math.atan2(end[1] - start[1], end[0] - start[0])
+        wings = [(end[0] - 8 * math.cos(angle + turn), end[1] - 8 * math.sin(angle + turn)) for turn in (0.45, -0.45)]
+        self.path([wings[0], end, wings[1]], color, 2)
+
+    def stack(self, x, y, h, parts) -> float:
+        """A bar of parts [(length, color, title), ...], one after the other. Returns where it ends."""
+        for length, color, title in parts:
+            self.rect(x, y, length, h, color, title=title)
+            x += length
+        return x
+
+    def mesh(self, box, cols, rows, color, line=2, border=False):
+        """The lines between the cells of a grid, and around them with `border`."""
+        x, y, w, h = box
+        more = 1 if border else 0
+        for col in range(1 - more, cols + more):
+            self.path([(x + w * col / cols, y), (x + w * col / cols, y + h)], color, line)
+        for row in range(1 - more, rows + more):
+            self.path([(x, y + h * row / rows), (x + w, y + h * row / rows)], color, line)
+
+    def picture(self, image, box, title="", size=None, smooth=True):
+        """An image as large as fits into the upper left of a box, undistorted, or in the shape of `size`.
+
+        Returns:
+            Where it is: (x, y, w, h).
+        """
+        box = (*box[:2], *fit(size or image.size, box)[2:])
+        if title:
+            self.text(box[0], box[1] - 10, title, bold=True)
+        self.image(*box, image, smooth)
+        return box
 
     def svg(self) -> str:
         return (
@@ -121,6 +183,48 @@ class Canvas:
         return {"text/plain": repr(self), kind: b64encode(image).decode()}, {kind: shown}
 
 
+class Axes:
+    """A plot inside a box (x, y, w, h) of a canvas. `xs` and `ys` are (least, most), the values at its borders."""
+
+    def __init__(self, canvas: Canvas, box, xs, ys, size=14, ink=GRAY):
+        self.canvas, self.box, self.xs, self.ys = canvas, box, xs, ys
+        self.size, self.ink = size, ink  # of its labels
+
+    def at(self, x, y):
+        """Where a value stands: (x, y) in pixels."""
+        left, top, wide, high = self.box
+        part = (x - self.xs[0]) / (self.xs[1] - self.xs[0]), (y - self.ys[0]) / (self.ys[1] - self.ys[0])
+        return float(left + wide * part[0]), float(top + high * (1 - part[1]))
+
+    def line(self, points, color=INK, line=2):
+        self.canvas.path([self.at(*point) for point in points], color, line)
+
+    def dot(self, x, y, r=8, color=INK):
+        self.canvas.dot(*self.at(x, y), r, color)
+
+    def level(self, y, label="", color=PALE, line=1):
+        """A line across the plot, with its label to the left."""
+        self.line([(self.xs[0], y), (self.xs[1], y)], color, line)
+        if label != "":
+            self.beside(y, label)
+
+    def beside(self, y, label):
+        """A label to the left of the plot."""
+        self.canvas.text(self.box[0] - 8, self.at(0, y)[1] + 5, label, self.size, self.ink, "right")
+
+    def moment(self, x, color=PALE, line=1):
+        """A line from the bottom of the plot to its top."""
+        self.line([(x, self.ys[0]), (x, self.ys[1])], color, line)
+
+    def under(self, x, label, align="middle", row=0, tick=0):
+        """A label below the plot, in a row of labels; `tick` is the length of the mark above it."""
+        across, bottom = self.at(x, self.ys[0])
+        if tick:
+            self.canvas.path([(across, bottom), (across, bottom + tick)], INK, 1)
+        base = bottom + self.size + 4 + tick * 2 / 3 + (self.size + 2) * row
+        self.canvas.text(across, base, label, self.size, self.ink, align)
+
+
 class _Painter:
     """Draws the shapes of a Canvas with Pillow."""
 
@@ -148,6 +252,9 @@ class _Painter:
         anchor = {"left": "ls", "middle": "ms", "right": "rs"}[align]
         self.pen.text((self.k * x, self.k * y), text, color, _font(round(self.k * size), bold), anchor)
 
+    def nothing(self):
+        pass
+
     def image(self, x, y, w, h, image, smooth):
         size = max(1, round(self.k * w)), max(1, round(self.k * h))
         method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
@@ -164,6 +271,20 @@ def _font(size, bold=False):
 def text_width(text: str, size: float = TEXT, bold: bool = False) -> float:
     """Width of a line of text in pixels."""
     return _font(round(size), bold).getlength(text) * size / round(size)
+
+
+def wrap(text: str, width: float, size: float = TEXT, bold: bool = False) -> list[str]:
+    """Break a text into lines of at most `width` pixels; a word that is longer is cut."""
+    lines = [""]
+    for word in text.split():
+        while text_width(word, size, bold) > width:
+            word = word[:-1]
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer, size, bold) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 # ---- pictures inside pictures
@@ -199,46 +320,3 @@ def fit(size, box):
     x, y, w, h = box
     scale = min(w / size[0], h / size[1])
     return x + (w - size[0] * scale) / 2, y + (h - size[1] * scale) / 2, size[0] * scale, size[1] * scale
-
-
-# ---- a guess beside the truth
-
-
-def guess(yours, truth, title: str = "") -> Canvas:
-    """Bars of the truth, and of your guess beside it.
-
-    Args:
-        yours: None (no guess yet), a number, or {label: number} with some of the truth's labels.
-        truth: a number, or {label: number}.
-    """
-    truth = truth if isinstance(truth, dict) else {"": truth}
-    yours = yours if isinstance(yours, dict) else dict.fromkeys(truth, yours)
-    for value in yours.values():
-        if not isinstance(value, (int, float, type(None))):
-            raise ValueError(f"a guess must be a number, got {value!r}")
-    known = {label: value for label, value in yours.items() if value is not None and label in truth}
-    largest = max([*truth.values(), *known.values(), 1e-9])
-    left = 110 + max([0, *(text_width(label) + 14 for label in truth if label)])
-    none = "none yet: write one above, then run this cell again"
-    if left + text_width(none) > WIDTH:  # long labels leave less room
-        none = "none yet: write one above"
-    canvas = Canvas(WIDTH, 34 + 62 * len(truth))
-    canvas.text(8, 22, title, bold=True)
-    words = []
-    for place, (label, value) in enumerate(truth.items()):
-        y = 38 + 62 * place
-        canvas.text(8, y + 32, label)
-        rows = (("your guess", known.get(label), ORANGE), ("truth", value, BLUE))
-        for row, (who, number, color) in enumerate(rows):
-            base = y + 26 * row
-            canvas.text(left - 10, base + 17, who, align="right")
-            if number is None:
-                canvas.text(left, base + 17, none, color=GRAY)
-            else:
-                length = (WIDTH - 90 - left) * max(number, 0) / largest
-                canvas.rect(left, base, max(length, 2), 22, color)
-                canvas.text(left + length + 8, base + 17, f"{number:g}")
-        mine = f"your guess {known[label]:g}" if label in known else "no guess yet"
-        words.append(f"{label + ': ' if label else ''}truth {value:g}, {mine}")
-    canvas.words = "; ".join(words)
-    return canvas

@@ -19,7 +19,6 @@ from .canvas import (
     WIDTH,
     YELLOW,
     Canvas,
-    fit,
     load_sample,
     preview,
     text_width,
@@ -84,16 +83,15 @@ def token_strip(pictures: tuple, version: str, view: int) -> Canvas:
     top = 268
     canvas.text(8, top - 10, f"image {image}, " + (f"slice {number}" if number else "overview"), 14, bold=True)
     seen = _crop_view(preview(load_sample(name), 400), plan, number)
-    _, _, w, h = fit(seen.size, (8, top, 116, 104))
-    canvas.image(8, top, w, h, seen)
+    w = canvas.picture(seen, (8, top, 116, 104))[2]
     middle = top + 52
-    _draw_arrow(canvas, (14 + w, middle), (206, middle), INK)
+    canvas.arrow((14 + w, middle), (206, middle), INK)
     canvas.text(max(134, (w + 220) / 2), middle - 24, "ViT", 14, align="middle")
     canvas.text(max(134, (w + 220) / 2), middle - 8, "resampler", 14, align="middle")
     for token in range(end - start):
         column = 214 + 24 * token
         left, upper, width, height = places[start + token]
-        _draw_arrow(canvas, (column + 9, top + 8), (left + width / 2, upper + height + 1), RED)
+        canvas.arrow((column + 9, top + 8), (left + width / 2, upper + height + 1), RED)
         canvas.rect(column, top + 10, 18, 82, ORANGE, RED, 2)
     canvas.text(214, top + 110, "visual tokens", 14)
 
@@ -144,13 +142,6 @@ def _crop_view(image, plan, number):
     col, row = (number - 1) % cols, (number - 1) // cols
     w, h = image.width / cols, image.height / rows
     return image.crop((round(col * w), round(row * h), round((col + 1) * w), round((row + 1) * h)))
-
-
-def _draw_arrow(canvas, start, end, color):
-    canvas.path([start, end], color, 2)
-    angle = math.atan2(end[1] - start[1], end[0] - start[0])
-    wings = [(end[0] - 8 * math.cos(angle + turn), end[1] - 8 * math.sin(angle + turn)) for turn in (0.45, -0.45)]
-    canvas.path([wings[0], end, wings[1]], color, 2)
 
 
 @cache
@@ -227,6 +218,10 @@ def answer_attention(picture: str, token: int, layer: int | None = None, stretch
     Args:
         picture, token, layer: see `look`.
         stretch: colors from the least to the most of this state, instead of from 1/4 to 4 times an even look.
+
+    Returns:
+        A Canvas. Its facts: "share", "slots" and "patches" as of `look`, and "colors" {"slots" or "patches":
+        (least, most)}, the values at the ends of the colors.
     """
     import numpy as np
 
@@ -241,21 +236,16 @@ def answer_attention(picture: str, token: int, layer: int | None = None, stretch
     _draw_answer(canvas, watched["words"], token)
 
     heat = lambda array, name: _heat(array, *low_high[name])  # noqa: E731
-    canvas.text(8, 82, "overview", bold=True)
-    _, _, w, h = fit(image.size, (8, 92, 190, 186))
-    canvas.image(8, 92, w, h, _blend(image, heat(seen["patches"][0], "patches")))
+    canvas.facts = {"share": seen["share"], "slots": seen["slots"], "patches": seen["patches"], "colors": low_high}
+    canvas.picture(_blend(image, heat(seen["patches"][0], "patches")), (8, 92, 190, 186), "overview")
     if plan.grid:
         cols, rows = plan.grid
         joined = np.concatenate(
             [np.concatenate(seen["patches"][1 + cols * row : 1 + cols * (row + 1)], axis=1) for row in range(rows)]
         )
-        canvas.text(212, 82, f"slices {cols} x {rows}", bold=True)
-        _, _, w, h = fit(image.size, (212, 92, 280, 186))
-        canvas.image(212, 92, w, h, _blend(image, heat(joined, "patches")))
-        for col in range(1, cols):
-            canvas.path([(212 + w * col / cols, 92), (212 + w * col / cols, 92 + h)], "white", 2)
-        for row in range(1, rows):
-            canvas.path([(212, 92 + h * row / rows), (212 + w, 92 + h * row / rows)], "white", 2)
+        blended = _blend(image, heat(joined, "patches"))
+        box = canvas.picture(blended, (212, 92, 280, 186), f"slices {cols} x {rows}")
+        canvas.mesh(box, cols, rows, "white")
 
     canvas.text(8, 306, f"attention on the {seen['slots'].size} visual tokens, view by view", bold=True)
     wide = min(124, 624 / len(seen["slots"]))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from minicpmv_ref.inputs.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Canvas, fit, preview, text_width
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Axes, Canvas, fit, preview, wrap
 
 WORLD_KINDS = {  # (words in a menu, key)
     "caption": "caption",
@@ -86,21 +86,8 @@ def world_sample(kind: str, seed: int, view: int = 1, words: bool = False) -> Ca
 
     question, answer = sample.messages[0]["content"][1], sample.answer
     canvas.text(8, 326, question, color=BLUE)
-    for line, text in enumerate(_lines(answer, 624)):
-        canvas.text(8, 349 + 21 * line, text, bold=True)
+    canvas.lines(8, 349, wrap(answer, 624, bold=True), 21, bold=True)
     return canvas
-
-
-def _lines(text: str, width: float) -> list[str]:
-    """Break a text into lines of bold words."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if text_width(longer, bold=True) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
 
 
 # ---- the stages
@@ -200,49 +187,81 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
         whose: "ours" or "paper".
         percent: of the samples that are done.
         losses: [(step, loss), ...] of this stage.
+
+    Returns:
+        A Canvas. Its facts: "parts" {part: "learns", "frozen", "not in use" or "taken as released"},
+        "rates" {part: learning rate now}, "shares" as of `stage_shares`, "side" of a view in pixels or None,
+        "schedule" [(step, share of the highest rate), ...], "losses".
     """
     from minicpmv_ref.config import nano
-    from minicpmv_ref.learn.stages import STAGES, stage_named
+    from minicpmv_ref.learn.stages import stage_named
     from minicpmv_ref.learn.train import rate_at
 
-    stage, paper, ours = stage_named(name), PAPER_STAGES[name], whose == "ours"
-    canvas = Canvas()
-    known = not ours and not paper.learns  # the paper begins behind the stages of preparation
-    title = f"the paper starts from {paper.views}" if known else MEANINGS[name]
+    canvas, stage, paper, ours = Canvas(), stage_named(name), PAPER_STAGES[name], whose == "ours"
+    now = rate_at(round(percent / 100 * stage.steps), stage.steps)
+    side, views = _resolution(stage, paper, ours, nano)
+    canvas.facts = {
+        "parts": _roles(stage, paper, ours),
+        "rates": {part: rate * now for part, rate in stage.learning_rates.items()} if ours else {},
+        "shares": stage_shares(name, whose),
+        "side": side,
+        "schedule": [],
+        "losses": [],
+    }
+    title = MEANINGS[name] if ours or paper.learns else f"the paper starts from {paper.views}"
     canvas.text(8, 20, f"{name}: {title}", bold=True)
-    learns = stage.learning_rates if ours else dict.fromkeys(paper.learns)
+    for number, part in enumerate(PART_NAMES):
+        _draw_part(canvas, 8 + 214 * number, part, part_sizes(whose)[part], ours)
+    if not ours and not paper.learns:  # the paper begins after the stages of preparation
+        return canvas
+    _draw_shares(canvas, canvas.facts["shares"])
+    canvas.text(8, 366, _amount(stage, paper, ours, percent), 14)
+    _draw_resolution(canvas, side, views, nano.slicing.scale_resolution if ours else 448)
+    axes = Axes(canvas, (346, 240, 240, 100), (0, 100), (0, 1))
+    canvas.path([axes.at(0, 1), axes.at(0, 0), axes.at(100, 0)], GRAY, 1)
+    axes.under(0, "start", "left")
+    axes.under(100, "end", "right")
+    if ours:
+        _draw_curves(axes, stage, percent, losses)
+    else:
+        canvas.lines(354, 262, ("The paper gives no rates,", "no batch sizes and no steps."), 20, 14, color=GRAY)
+        canvas.dot(*axes.at(percent, 0), fill=GRAY)
+    return canvas
+
+
+def _roles(stage, paper, ours):
+    """What each part does in a stage: {part: words}."""
     blind = ("vpm", "resampler")
     idle = {"raw": blind, "spelled": blind, "contrast": ("resampler", "llm")}.get(stage.objective, ())
-    if known:
-        idle = tuple(PART_NAMES)
-    released = stage.learning_rates if known else ()
-    highest = max(rate for each in STAGES for rate in each.learning_rates.values())
-    now = rate_at(round(percent / 100 * stage.steps), stage.steps)
-    for number, (part, title) in enumerate(PART_NAMES.items()):
-        x, y, w, h = 8 + 214 * number, 34, 190, 92
-        color = GREEN if part in learns else PALE if part not in idle else "white"
-        canvas.rect(x, y, w, h, color, GRAY)
-        ink = "white" if part in learns else INK if part not in idle else GRAY
-        canvas.text(x + 10, y + 24, title, bold=True, color=ink)
-        canvas.text(x + w - 10, y + 24, _short(part_sizes(whose)[part]), 15, color=ink, align="right")
-        if part in learns and ours:
-            rate = learns[part] * now
-            words = f"learns, rate {rate:.1e}"
-            canvas.rect(x + 10, y + 66, w - 20, 12, stroke="white")
-            canvas.rect(x + 10, y + 66, (w - 20) * rate / highest, 12, "white")
-        else:
-            words = "learns, rate not given" if part in learns else "not in use" if part in idle else "frozen"
-            if part in released:
-                words = "taken as released"
-        canvas.text(x + 10, y + 52, words, 15, color=ink)
-        if number < 2:
-            canvas.path([(x + w + 4, y + h / 2), (x + w + 20, y + h / 2)], INK, 2)
-            canvas.path([(x + w + 13, y + h / 2 - 6), (x + w + 20, y + h / 2), (x + w + 13, y + h / 2 + 6)], INK, 2)
+    if not ours and not paper.learns:
+        return {part: "taken as released" if part in stage.learning_rates else "not in use" for part in PART_NAMES}
+    learns = stage.learning_rates if ours else paper.learns
+    return {part: "learns" if part in learns else "not in use" if part in idle else "frozen" for part in PART_NAMES}
 
-    if known:
-        return canvas
+
+def _draw_part(canvas, x, part, size, ours):
+    """A block of the model: green if it learns, white if nothing passes through it."""
+    from minicpmv_ref.learn.stages import STAGES
+
+    y, w, h = 34, 190, 92
+    words, rate = canvas.facts["parts"][part], canvas.facts["rates"].get(part)
+    color, ink = {"learns": (GREEN, "white"), "frozen": (PALE, INK)}.get(words, ("white", GRAY))
+    canvas.rect(x, y, w, h, color, GRAY)
+    canvas.text(x + 10, y + 24, PART_NAMES[part], bold=True, color=ink)
+    canvas.text(x + w - 10, y + 24, _short(size), 15, color=ink, align="right")
+    if words == "learns":
+        words += f", rate {rate:.1e}" if ours else ", rate not given"
+    canvas.text(x + 10, y + 52, words, 15, color=ink)
+    if rate is not None:
+        highest = max(rate for each in STAGES for rate in each.learning_rates.values())
+        canvas.rect(x + 10, y + 66, w - 20, 12, stroke="white")
+        canvas.rect(x + 10, y + 66, (w - 20) * rate / highest, 12, "white")
+    if part != list(PART_NAMES)[-1]:
+        canvas.arrow((x + w + 4, y + h / 2), (x + w + 20, y + h / 2))
+
+
+def _draw_shares(canvas, shares):
     canvas.text(8, 154, "what it practices on", bold=True)
-    shares = stage_shares(name, whose)
     for row, (kind, share) in enumerate(shares.items()):
         y = 164 + 22 * row
         canvas.text(112, y + 14, kind, 14, align="right")
@@ -251,48 +270,38 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
         else:
             canvas.rect(120, y, 130 * share, 17, BLUE)
             canvas.text(126 + 130 * share, y + 14, f"{share:.0%}", 14)
-    canvas.text(8, 366, _amount(stage, paper, ours, percent), 14)
 
-    side, views = _resolution(stage, paper, ours, nano)
+
+def _draw_resolution(canvas, side, views, full):
     canvas.text(330, 154, "resolution", bold=True)
-    if side:
-        full = nano.slicing.scale_resolution if ours else 448
-        canvas.rect(330, 164, 44, 44, stroke=PALE, line=2)
-        canvas.rect(330, 208 - 44 * side / full, 44 * side / full, 44 * side / full, ORANGE)
-        canvas.text(386, 182, f"{side} x {side} pixels", 14)
-        canvas.text(386, 202, views, 14)
-    else:
+    if not side:
         canvas.text(330, 182, "no pixels: pictures come in words", 14)
-    _curves(canvas, stage, ours, percent, losses, rate_at)
-    return canvas
-
-
-def _curves(canvas, stage, ours, percent, losses, rate_at):
-    """The learning rate and, if there is one, the loss, over the steps of a stage."""
-    left, top, wide, high = 346, 240, 240, 100
-    canvas.path([(left, top), (left, top + high), (left + wide, top + high)], GRAY, 1)
-    canvas.text(left + wide, top + high + 20, "end", 14, align="right")
-    canvas.text(left, top + high + 20, "start", 14)
-    if not ours:
-        canvas.text(left + 8, 262, "The paper gives no rates,", 14, GRAY)
-        canvas.text(left + 8, 282, "no batch sizes and no steps.", 14, GRAY)
-        canvas.dot(left + wide * percent / 100, top + high, fill=GRAY)
         return
+    canvas.rect(330, 164, 44, 44, stroke=PALE, line=2)
+    canvas.rect(330, 208 - 44 * side / full, 44 * side / full, 44 * side / full, ORANGE)
+    canvas.lines(386, 182, (f"{side} x {side} pixels", views), 20, 14)
+
+
+def _draw_curves(axes, stage, percent, losses):
+    """The learning rate and, if there is one, the loss, over the steps of a stage."""
+    from minicpmv_ref.learn.train import rate_at
+
+    canvas, steps = axes.canvas, [round(p / 100 * stage.steps) for p in range(101)]
+    schedule = [(step, rate_at(step, stage.steps)) for step in steps]
+    canvas.facts |= {"schedule": schedule, "losses": list(losses)}
     canvas.text(330, 232, "learning rate", 14, ORANGE, bold=True)
-    height = lambda share: top + high * (1 - share)  # noqa: E731
-    rates = [rate_at(round(p / 100 * stage.steps), stage.steps) for p in range(101)]
-    canvas.path([(left + wide * p / 100, height(rate)) for p, rate in enumerate(rates)], ORANGE, 2)
-    canvas.dot(left + wide * percent / 100, height(rates[percent]), fill=ORANGE)
+    axes.line([(p, rate) for p, (_, rate) in enumerate(schedule)], ORANGE)
+    canvas.dot(*axes.at(percent, schedule[percent][1]), fill=ORANGE)
     if losses:
         last, most = max(step for step, _ in losses) or 1, max(loss for _, loss in losses)
         canvas.text(456, 232, f"loss over {last:,} steps", 14, BLUE, bold=True)
-        points = [(left + wide * step / last, height(loss / most)) for step, loss in losses]
-        canvas.path(points, BLUE, 2)
+        axes = Axes(canvas, axes.box, (0, last), (0, most))
+        axes.line(losses, BLUE)
         for x, y, (_, loss), align in (
-            (left - 6, points[0][1], losses[0], "right"),
-            (points[-1][0] + 8, points[-1][1], losses[-1], "left"),
+            (axes.box[0] - 6, axes.at(*losses[0])[1], losses[0], "right"),
+            (axes.at(*losses[-1])[0] + 8, axes.at(*losses[-1])[1], losses[-1], "left"),
         ):
-            canvas.text(x, min(y + 5, top + high), f"{loss:.2f}", 14, BLUE, align)
+            canvas.text(x, min(y + 5, axes.at(0, 0)[1]), f"{loss:.2f}", 14, BLUE, align)
 
 
 def _short(count: int) -> str:

@@ -51,9 +51,14 @@ def in_bytes(count: float) -> str:
 
 
 def memory_bars(preset: str, **controls) -> Canvas:
-    """One bar for each moment, stacked by part, against lines of what devices have: phones above, GPUs below."""
+    """One bar for each moment, stacked by part, against lines of what devices have: phones above, GPUs below.
+
+    Its facts: "moments" {moment: {part: bytes}}, "fullest" moment, "total" bytes in it, "fits" {device: bool}.
+    """
     need, given = plan_memory(preset, **controls)
     canvas, most = Canvas(WIDTH, 366), 1.06 * need.total
+    canvas.facts = {"moments": need.moments, "fullest": need.fullest, "total": need.total}
+    canvas.facts["fits"] = {name: fits(need, name) for name in DEVICES}
     scale = (BAR_RIGHT - BAR_LEFT) / most
     low = 52 + 40 * len(need.moments)
     rooms = sorted((BAR_LEFT + size * share * scale, name) for name, (size, share) in DEVICES.items())
@@ -67,42 +72,40 @@ def memory_bars(preset: str, **controls) -> Canvas:
         for middle, label in labels:
             canvas.text(middle, y, label, 14, GRAY, "middle")
     for place, (moment, parts) in enumerate(need.moments.items()):
-        x, y = BAR_LEFT, 52 + 40 * place
+        y = 52 + 40 * place
         full = moment == need.fullest
         canvas.text(BAR_LEFT - 8, y + 20, moment, align="right", bold=full)
-        for part in MEMORY_COLORS:
-            if part in parts:
-                wide = parts[part] * scale
-                canvas.rect(
-                    x, y, wide, 30, MEMORY_COLORS[part], title=f"{moment}, {_plain(part)}: {in_bytes(parts[part])}"
-                )
-                x += wide
+        bars = [
+            (parts[part] * scale, color, f"{moment}, {_plain(part)}: {in_bytes(parts[part])}")
+            for part, color in MEMORY_COLORS.items()
+            if part in parts
+        ]
+        x = canvas.stack(BAR_LEFT, y, 30, bars)
         canvas.rect(BAR_LEFT, y, x - BAR_LEFT, 30, stroke=INK if full else GRAY, line=2 if full else 1)
 
-    x, used = 8, {part for parts in need.moments.values() for part in parts}
-    for part, color in MEMORY_COLORS.items():
-        if part in used:
-            canvas.rect(x, 203, 14, 14, color, GRAY)
-            canvas.text(x + 19, 216, _plain(part), 14)
-            x += 32 + text_width(_plain(part), 14)
+    used = {part for parts in need.moments.values() for part in parts}
+    canvas.legend(8, 203, [(color, _plain(part)) for part, color in MEMORY_COLORS.items() if part in used])
     canvas.text(8, 20, f"{in_bytes(need.total)} in the fullest moment, “{need.fullest}”", bold=True)
-    for line, formula in enumerate(_formulas(preset, need, given)):
-        canvas.text(8, 242 + 23 * line, formula, 14)
+    canvas.lines(8, 242, _formulas(preset, need, given), 23, 14)
+    _draw_devices(canvas)
+    return canvas
 
+
+def _draw_devices(canvas):
+    """One box for each device: green if the model fits."""
     x = 8
     for kind, title in (("phone", "phones"), ("GPU", "GPUs")):
         canvas.text(x, 354, title)
         x += text_width(title) + 10
         for name in DEVICES:
             if name.endswith(kind):
-                fit = fits(need, name)
+                fit = canvas.facts["fits"][name]
                 canvas.rect(x, 336, 56, 26, GREEN if fit else "white", GREEN if fit else RED, 2)
                 canvas.text(
                     x + 28, 354, name.removesuffix(f" {kind}"), 14, "white" if fit else RED, "middle", bold=True
                 )
                 x += 62
         x += 14
-    return canvas
 
 
 def _labels(lines):

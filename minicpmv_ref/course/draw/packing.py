@@ -9,7 +9,7 @@ from PIL import Image
 
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, GRAY, INK, PALE, SKY, Canvas
+from .canvas import BLUE, GRAY, INK, PALE, SKY, Axes, Canvas
 
 SAMPLE_KINDS = {  # (words in a menu, key)
     "captions": "captions",
@@ -101,8 +101,32 @@ def pairs_used(row) -> float:
 
 
 def packed_rows(kind: str, strategy: str, capacity: int, seed: int, row: int) -> Canvas:
-    """All rows as bars; for row number `row` (from 1) its positions and the pairs that may attend."""
+    """All rows as bars; for row number `row` (from 1) its positions and the pairs that may attend.
+
+    Its facts: "rows" [[(picture tokens, other tokens), ...], ...], "width" of a row in tokens, "fill", "lost",
+    "pairs": share of the row's pairs that are used.
+    """
     canvas, placed = Canvas(), place_samples(kind, strategy, capacity, seed)
+    chosen = placed.rows[row - 1]
+    canvas.facts = {name: getattr(placed, name) for name in ("rows", "width", "fill", "lost")}
+    canvas.facts["pairs"] = pairs_used(chosen)
+    _draw_rows(canvas, placed, row)
+    _draw_positions(canvas, chosen, placed.width, row)
+    canvas.legend(8, 356, ((BLUE, "picture"), (SKY, "other tokens"), (PALE, "padding")))
+
+    box = (424, 30, 208, 208)
+    canvas.text(424, 20, f"mask of row {row}", bold=True)
+    canvas.image(*box, _pairs_image(chosen, placed.width), smooth=False)
+    canvas.rect(*box, stroke=INK)
+    canvas.lines(424, 258, ("down: a token; across: what", "it may look at"), 18, 14)
+    meanings = (BLUE, "picture of its sample"), (SKY, "other tokens of it"), (FORBIDDEN, "another sample: masked")
+    canvas.legend(424, 290, meanings, step=20)
+    canvas.text(424, 369, f"{canvas.facts['pairs']:.1%} of the pairs used", 14)
+    return canvas
+
+
+def _draw_rows(canvas, placed, row):
+    """Every row as a bar of its samples; `row` is framed."""
     left, wide, top, high = 8, 392, 30, 196
     scale, step = wide / placed.width, min(26, high / len(placed.rows))
     count = len(placed.rows)
@@ -112,41 +136,22 @@ def packed_rows(kind: str, strategy: str, capacity: int, seed: int, row: int) ->
         y, bar, x = top + step * (number - 1), step - max(1, 0.15 * step), left
         canvas.rect(left, y, wide, bar, PALE)
         for picture, words in samples:
-            canvas.rect(x, y, picture * scale, bar, BLUE)
-            canvas.rect(x + picture * scale, y, words * scale, bar, SKY)
-            x += (picture + words) * scale
+            x = canvas.stack(x, y, bar, ((picture * scale, BLUE, None), (words * scale, SKY, None)))
             canvas.path([(x, y), (x, y + bar)], "white", 2)
         if number == row:
             canvas.rect(left - 1, y - 1, wide + 2, bar + 2, stroke=INK, line=2)
 
-    chosen = placed.rows[row - 1]
-    lengths = [sum(sample) for sample in chosen]
-    borders = [0, *accumulate(lengths)]
-    low, up = 340, 74 / max(lengths)
-    canvas.text(left, 254, f"row {row}: positions 0 to {max(lengths) - 1}", bold=True)
-    canvas.path([(left, low), (left + wide, low)], GRAY, 1)
-    saw = []
-    for start, end in pairwise(borders):
-        saw += [(left + start * scale, low), (left + end * scale, low - (end - start) * up), (left + end * scale, low)]
-    canvas.path(saw, INK, 2)
-    x = left
-    for color, meaning, far in ((BLUE, "picture", 96), (SKY, "other tokens", 134), (PALE, "padding", 0)):
-        canvas.rect(x, 356, 14, 14, color, GRAY)
-        canvas.text(x + 20, 369, meaning, 14)
-        x += far
 
-    canvas.text(424, 20, f"mask of row {row}", bold=True)
-    canvas.image(424, top, 208, 208, _pairs_image(chosen, placed.width), smooth=False)
-    canvas.rect(424, top, 208, 208, stroke=INK)
-    canvas.text(424, 258, "down: a token; across: what", 14)
-    canvas.text(424, 276, "it may look at", 14)
-    for line, (color, meaning) in enumerate(((BLUE, "picture of its sample"), (SKY, "other tokens of it"))):
-        canvas.rect(424, 290 + 20 * line, 14, 14, color, GRAY)
-        canvas.text(444, 302 + 20 * line, meaning, 14)
-    canvas.rect(424, 330, 14, 14, FORBIDDEN, GRAY)
-    canvas.text(444, 342, "another sample: masked", 14)
-    canvas.text(424, 369, f"{pairs_used(chosen):.1%} of the pairs used", 14)
-    return canvas
+def _draw_positions(canvas, samples, width, row):
+    """The position of each token of a row: it starts again with every sample."""
+    lengths = [sum(sample) for sample in samples]
+    axes = Axes(canvas, (8, 266, 392, 74), (0, width), (0, max(lengths)))
+    canvas.text(8, 254, f"row {row}: positions 0 to {max(lengths) - 1}", bold=True)
+    axes.level(0, color=GRAY)
+    saw = []
+    for start, end in pairwise([0, *accumulate(lengths)]):
+        saw += [(start, 0), (end, end - start), (end, 0)]
+    axes.line(saw)
 
 
 def _pairs_image(row, width, cells=208):

@@ -84,8 +84,18 @@ def at_most(speed: float) -> str:
 
 
 def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool) -> Canvas:
-    """Sizes of the files; memory from moment to moment, in both ways of loading; bounds of four chips."""
+    """Sizes of the files; memory from moment to moment, in both ways of loading; bounds of four chips.
+
+    Its facts: "files" {mixture: bytes}, "moments" as of `Deployed.moments`, "first_token" {chip: seconds} and
+    "speed" {chip: tokens a second}.
+    """
     plan, canvas = deploy(preset, mixture, slices, text), Canvas(WIDTH, 380)
+    canvas.facts = {
+        "files": {name: sum(parts) for name, parts in plan.files.items()},
+        "moments": plan.moments(mixture, in_turns),
+        "first_token": {chip: plan.first_token(chip) for chip in plan.bounds},
+        "speed": {chip: plan.speed(chip) for chip in plan.bounds},
+    }
     _draw_files(canvas, plan, mixture)
     _draw_moments(canvas, plan, mixture, in_turns)
     _draw_chips(canvas, plan)
@@ -96,17 +106,13 @@ def _draw_files(canvas, plan, chosen):
     left, right = 96, WIDTH - 84
     scale = (right - left) / max(map(sum, plan.files.values()))
     canvas.text(8, 18, "Files", bold=True)
-    x = left
-    for part, color in PART_COLORS.items():
-        canvas.rect(x, 6, 14, 14, color, GRAY)
-        canvas.text(x + 19, 18, part, 14)
-        x += 33 + text_width(part, 14)
+    canvas.legend(left, 5, [(color, part) for part, color in PART_COLORS.items()])
     for row, (mixture, parts) in enumerate(plan.files.items()):
-        y, x = 27 + 23 * row, left
+        y = 27 + 23 * row
         canvas.text(left - 8, y + 15, mixture, align="right", bold=mixture == chosen)
-        for (name, color), size in zip(PART_COLORS.items(), parts):
-            canvas.rect(x, y, size * scale, 18, color, title=f"{name}: {in_bytes(size)}")
-            x += size * scale
+        named = zip(PART_COLORS.items(), parts)
+        bars = [(size * scale, color, f"{name}: {in_bytes(size)}") for (name, color), size in named]
+        x = canvas.stack(left, y, 18, bars)
         if mixture == chosen:
             canvas.rect(left, y, x - left, 18, stroke=INK, line=2)
         canvas.text(x + 8, y + 15, in_bytes(sum(parts)), 14, bold=mixture == chosen)
@@ -168,11 +174,7 @@ def error_bars(rows: dict, title: str) -> Canvas:
     high = 11 * len(names) + 10
     canvas = Canvas(WIDTH, 60 + high * len(rows), f"{title}: {', '.join(names)}, for {', '.join(rows)}")
     canvas.text(8, 20, title, bold=True)
-    x = left
-    for name, color in zip(names, SERIES_COLORS):
-        canvas.rect(x, 32, 14, 14, color)
-        canvas.text(x + 19, 45, name, 14)
-        x += 36 + text_width(name, 14)
+    canvas.legend(left, 32, zip(SERIES_COLORS, names), border="none")
     most = max(share for shares in rows.values() for share in shares.values()) or 1
     room = WIDTH - left - 24 - text_width(" / ".join(["00.0"] * len(names)) + " %", 14)
     for place, (label, shares) in enumerate(rows.items()):

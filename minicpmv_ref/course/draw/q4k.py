@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .canvas import BLACK, BLUE, GRAY, GREEN, ORANGE, PALE, RED, SKY, YELLOW, Canvas
+from .canvas import BLACK, BLUE, GRAY, GREEN, ORANGE, PALE, RED, SKY, YELLOW, Axes, Canvas
 
 WEIGHT_KINDS = {  # (words in a menu, key)
     "bell": "bell",
@@ -93,7 +93,8 @@ def error_ratio(seen: Sighted, scale: int, low: int) -> float:
 def q4k_microscope(scale: int, low: int, group: int, kind: str, outlier: bool) -> Canvas:
     """The weights of sub-block `group` on their ladder, the error around the found pair, and the 144 bytes.
 
-    `scale` and `low` are percent of what the file holds.
+    `scale` and `low` are percent of what the file holds. Its facts: "levels" of the 32 weights, "errors"
+    {"scale" or "low": [(percent, error), ...]} and "error", as multiples of the file's own error.
     """
     canvas, seen = Canvas(), sight(kind, outlier, group)
     moved = seen.scale * np.float32(scale / 100), seen.low * np.float32(low / 100)
@@ -115,20 +116,20 @@ def _signed(number) -> str:
 
 def _draw_ladder(canvas, seen, scale, low, group):
     """16 rungs, a dot per weight, and a red stem from each dot to its rung."""
-    left, right, top, bottom = 36, 398, 32, 222
     x, rungs = seen.weights, seen.scale * np.arange(16) + seen.low
-    least, most = min(x.min(), rungs[0]), max(x.max(), rungs[-1], 0)
-    up = lambda value: float(bottom - (bottom - top) * (value - least) / (most - least))  # noqa: E731
+    box = left, top, wide, high = 36, 32, 362, 190
+    axes = Axes(canvas, box, (0, wide), (min(x.min(), rungs[0]), max(x.max(), rungs[-1], 0)))
+    up = lambda value: axes.at(0, value)[1]  # noqa: E731
     canvas.text(8, 20, f"weights {32 * group} to {32 * group + 31} on 16 levels", bold=True)
-    canvas.path([(left, up(0)), (right, up(0))], BLACK, 3)
+    axes.level(0, color=BLACK, line=3)
     for level in range(16):
-        y = up(scale * level + low)
-        if top - 4 <= y <= bottom + 4:
-            canvas.path([(left, y), (right, y)], GRAY, 1)
-            if level % 5 == 0:
-                canvas.text(left - 6, y + 5, level, 14, align="right")
-    for place, (weight, level) in enumerate(zip(x, levels_on(x, scale, low))):
-        across, rung = left + 8 + 11.1 * place, min(max(up(scale * level + low), top - 4), bottom + 4)
+        rung = scale * level + low
+        if top - 4 <= up(rung) <= top + high + 4:
+            axes.level(rung, level if level % 5 == 0 else "", GRAY)
+    levels = levels_on(x, scale, low)
+    canvas.facts["levels"] = levels.astype(int).tolist()
+    for place, (weight, level) in enumerate(zip(x, levels)):
+        across, rung = left + 8 + 11.1 * place, min(max(up(scale * level + low), top - 4), top + high + 4)
         canvas.path([(across, up(weight)), (across, rung)], RED, 3)
         canvas.dot(across, up(weight), 3.5, GREEN)
     canvas.text(8, 246, "thick: weight 0; red: what rounding changes", 14)
@@ -136,26 +137,26 @@ def _draw_ladder(canvas, seen, scale, low, group):
 
 def _draw_errors(canvas, seen, scale, low):
     """Error against the factor of the scale and against that of the low, the other one standing still."""
-    left, right, top, bottom, most = 440, 628, 32, 204, 5
-    across = lambda percent: left + (right - left) * (percent - FACTORS[0]) / (FACTORS[-1] - FACTORS[0])  # noqa: E731
-    up = lambda ratio: bottom - (bottom - top) * min(ratio, most) / most  # noqa: E731
+    most = 5
+    axes = Axes(canvas, (440, 32, 188, 172), (FACTORS[0], FACTORS[-1]), (0, most))
     canvas.text(416, 20, "error (the file's: 1)", bold=True)
     for ratio in range(most + 1):
-        canvas.path([(left, up(ratio)), (right, up(ratio))], PALE, 1)
-        canvas.text(left - 8, up(ratio) + 5, ratio, 14, align="right")
-    for percent in (50, 100, 150):
-        canvas.path([(across(percent), top), (across(percent), bottom)], PALE, 1)
-        canvas.text(min(across(percent), right - 16), bottom + 18, f"{percent} %", 14, align="middle")
-    for color, errors in (
-        (BLUE, [error_ratio(seen, percent, low) for percent in FACTORS]),
-        (ORANGE, [error_ratio(seen, scale, percent) for percent in FACTORS]),
-    ):
-        for shown, points in groupby(zip(FACTORS, errors), key=lambda point: point[1] <= most):
+        axes.level(ratio, ratio)
+    for percent, align in ((50, "middle"), (100, "middle"), (150, "right")):
+        axes.moment(percent)
+        axes.under(percent, f"{percent} %", align)
+    errors = {
+        "scale": [(percent, error_ratio(seen, percent, low)) for percent in FACTORS],
+        "low": [(percent, error_ratio(seen, scale, percent)) for percent in FACTORS],
+    }
+    here = error_ratio(seen, scale, low)
+    canvas.facts |= {"errors": errors, "error": here}
+    for color, curve in zip((BLUE, ORANGE), errors.values()):
+        for shown, points in groupby(curve, key=lambda point: point[1] <= most):
             if shown:
-                canvas.path([(across(percent), up(error)) for percent, error in points], color, 3)
-    here = up(error_ratio(seen, scale, low))
-    canvas.dot(across(scale), here, 8, BLUE)
-    canvas.dot(across(low), here, 6, ORANGE)
+                axes.line(list(points), color, 3)
+    axes.dot(scale, min(here, most), 8, BLUE)
+    axes.dot(low, min(here, most), 6, ORANGE)
     for x, color, word in ((424, BLUE, "scale moves"), (540, ORANGE, "low moves")):
         canvas.dot(x, 241, 6, color)
         canvas.text(x + 10, 246, word, 14)
@@ -164,9 +165,7 @@ def _draw_errors(canvas, seen, scale, low):
 def _draw_block(canvas, seen, group):
     """144 bytes: 16 with their bits side by side, then 128 with the high nibble above the low one."""
     canvas.text(8, 270, "the block: 144 bytes", bold=True)
-    for x, color, word in ((226, BLUE, "its sc"), (306, ORANGE, "its m"), (382, GREEN, "its 32 levels")):
-        canvas.rect(x, 258, 14, 14, color, GRAY)
-        canvas.text(x + 20, 270, word, 14)
+    canvas.legend(226, 257, ((BLUE, "its sc"), (ORANGE, "its m"), (GREEN, "its 32 levels")))
     left, wide, bit = 8, 39, 4.5
     fields = [("d", SKY)] * 2 + [("dmin", YELLOW)] * 2 + [("scales and lows", PALE)] * 12
     for number, (field, color) in enumerate(fields):

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, HEIGHT, ORANGE, PALE, WIDTH, Canvas, fit, load_sample, text_width
+from .canvas import BLUE, HEIGHT, ORANGE, PALE, WIDTH, Canvas, fit, load_sample, text_width, wrap
 
 READERS = {  # whose attention a picture shows
     "places": "built by hand to look at places",
@@ -131,8 +131,7 @@ def attention(image: Image.Image, plan, weights, head="mean", query: int = 5) ->
         x, y = 8 + 44 * (cell % CELLS), 34 + 36 * (cell // CELLS)
         canvas.rect(x, y, 40, 32, ORANGE if cell == query else PALE)
         canvas.text(x + 20, y + 22, cell, align="middle", bold=cell == query)
-    for line, words in enumerate(_wrapped(query_words(weights, head, query), 184)):
-        canvas.text(8, 206 + 23 * line, words)
+    canvas.lines(8, 206, wrap(query_words(weights, head, query), 184), 23)
     left = WIDTH - LOOK_WIDTH
     for title, (x, y, w, h), ground, maps in _looked_at(image, plan, weights, head):
         light = _glow(maps[query], ceiling).convert("RGB").resize(ground.size, Image.Resampling.NEAREST)
@@ -166,8 +165,7 @@ def attention_hover(image: Image.Image, plan, weights, head="mean", query: int =
         canvas.text(x, y - 10, title, bold=True)
         canvas.image(x, y, w, h, ground)
         for i in range(number):
-            canvas._add(
-                ("only in SVG", ()),
+            canvas.svg_only(
                 f'<image class="m m{i}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" '
                 f'preserveAspectRatio="none" href="{_glow_address(maps[i], ceiling)}"/>',
             )
@@ -234,13 +232,8 @@ def _ground(image, box):
 
 
 def _draw_cuts(canvas, plan, title, box):
-    if not title.startswith("slices"):
-        return
-    (x, y, w, h), (cols, rows) = box, plan.grid
-    for col in range(1, cols):
-        canvas.path([(x + w * col / cols, y), (x + w * col / cols, y + h)], "white", 3)
-    for row in range(1, rows):
-        canvas.path([(x, y + h * row / rows), (x + w, y + h * row / rows)], "white", 3)
+    if title.startswith("slices"):
+        canvas.mesh(box, *plan.grid, "white", 3)
 
 
 def _draw_scale(canvas, left, ceiling):
@@ -283,15 +276,3 @@ def _glow_address(weights, ceiling):
     file = io.BytesIO()
     _glow(weights, ceiling).save(file, format="PNG")
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def _wrapped(text, most):
-    """Lines of at most `most` pixels."""
-    line = ""
-    for word in text.split():
-        if line and text_width(f"{line} {word}") > most:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line

@@ -8,16 +8,18 @@ from PIL import Image
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 
-from .canvas import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, TEXT, YELLOW, Canvas, fit
+from .canvas import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, TEXT, YELLOW, Axes, Canvas, fit
 
 
 def playground(size, cfg: SliceConfig, image: Image.Image) -> Canvas:
-    """A picture cut into slices, the score of every candidate grid, and the formula with this size's numbers."""
+    """A picture cut into slices, the score of every candidate grid, and the formula with this size's numbers.
+
+    Its facts: "scores" {grid: score} of the candidates, and "grid", the winner or None.
+    """
     plan, canvas = plan_slices(size, cfg), Canvas()
     _draw_views(canvas, plan, image)
     _draw_scores(canvas, size, cfg)
-    for line, text in enumerate(_formula_lines(size, cfg)):
-        canvas.text(8, 308 + 29 * line, text)
+    canvas.lines(8, 308, _formula_lines(size, cfg), 29)
     return canvas
 
 
@@ -35,10 +37,7 @@ def _draw_views(canvas, plan, image):
     x, y, w, h = _draw_view(canvas, f"slices {cols} x {rows}", plan.refined_size, large, image)
     thin = min(w / cols, h / rows) < 30
     for color, line in ((BLACK, 2 if thin else 5), (YELLOW, 1 if thin else 2)):  # seen on every part of a picture
-        for col in range(cols + 1):
-            canvas.path([(x + w * col / cols, y), (x + w * col / cols, y + h)], color, line)
-        for row in range(rows + 1):
-            canvas.path([(x, y + h * row / rows), (x + w, y + h * row / rows)], color, line)
+        canvas.mesh((x, y, w, h), cols, rows, color, line, border=True)
     for number in range(0 if thin else cols * rows):
         left, top = x + w / cols * (number % cols), y + h / rows * (number // cols)
         canvas.rect(left + 2, top + 2, 24 if number > 8 else 16, 18, YELLOW)
@@ -47,11 +46,7 @@ def _draw_views(canvas, plan, image):
 
 def _draw_view(canvas, title, size, box, image):
     """A picture of this size with its title above it. Returns where it is."""
-    x, y = box[:2]
-    _, _, w, h = fit(size, box)
-    canvas.text(x, y - 10, title, bold=True)
-    canvas.image(x, y, w, h, _as_seen(image, size, 2 * max(w, h)))
-    return x, y, w, h
+    return canvas.picture(_as_seen(image, size, 2 * max(fit(size, box)[2:])), box, title, size)
 
 
 def _as_seen(image, size, most):
@@ -63,11 +58,12 @@ def _as_seen(image, size, most):
 def _draw_scores(canvas, size, cfg):
     """One bar per candidate: the longer, the further its shape is from the image's. The shortest wins."""
     candidates, winner = candidate_grids(size, cfg), best_grid(size, cfg)
+    scores = {grid: partition_score(size, grid) for grid in candidates}
+    canvas.facts = {"scores": scores, "grid": winner}
     canvas.text(384, 20, "score S(cols, rows)", bold=True)
     if not candidates:
         canvas.text(384, 60, "no candidates: N = 1", color=GRAY)
         return
-    scores = {grid: partition_score(size, grid) for grid in candidates}
     zero, longest, step = 556, 104, min(28, 234 / len(scores))
     worst = max(1e-9, *(-score for score in scores.values()))
     size_of_text = min(TEXT, step - 2)
@@ -106,30 +102,32 @@ def signed(number: float) -> str:
 
 
 def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int, widest: int = 1800) -> Canvas:
-    """Visual tokens against the image's width at one height, with a moving point."""
-    canvas, tokens = Canvas(), _tokens_by_width(height, cfg, widest)
-    left, right, top, bottom = 62, 610, 44, 316
-    most = 1 + cfg.max_slice_nums
-    across = lambda pixels: left + (right - left) * pixels / widest  # noqa: E731
-    up = lambda views: bottom - (bottom - top) * views / most  # noqa: E731
+    """Visual tokens against the image's width at one height, with a moving point.
+
+    Its facts: "tokens" of this size, and "curve" [(width, tokens), ...], the corners of the steps.
+    """
+    canvas, views = Canvas(), _tokens_by_width(height, cfg, widest)
+    most = (1 + cfg.max_slice_nums) * num_queries
+    axes = Axes(canvas, (62, 44, 548, 272), (0, widest), (0, most), TEXT, INK)
     canvas.text(8, 22, f"visual tokens of width x {height}", bold=True)
-    for views in range(0, most + 1, max(1, math.ceil(most / 5))):
-        canvas.path([(left, up(views)), (right, up(views))], PALE, 1)
-        canvas.text(left - 8, up(views) + 6, views * num_queries, align="right")
+    for tokens in range(0, most + 1, num_queries * max(1, math.ceil((1 + cfg.max_slice_nums) / 5))):
+        axes.level(tokens, tokens)
     for pixels in range(0, widest + 1, 300):
-        canvas.path([(across(pixels), bottom), (across(pixels), bottom + 6)], INK, 1)
-        canvas.text(across(pixels), bottom + 24, pixels, align="middle")
-    canvas.text(right, bottom + 52, "width in pixels", align="right")
-    steps = [(left, up(tokens[0]))]
+        axes.under(pixels, pixels, tick=6)
+    axes.under(widest, "width in pixels", "right", row=2)
+    curve = [(0, views[0] * num_queries)]
     for pixels in range(2, widest + 1):
-        if tokens[pixels - 1] != tokens[pixels - 2]:
-            steps += [(across(pixels), up(tokens[pixels - 2])), (across(pixels), up(tokens[pixels - 1]))]
-    canvas.path([*steps, (right, up(tokens[-1]))], BLUE, 3)
-    x, y = across(width), up(tokens[width - 1])
-    canvas.path([(x, bottom), (x, y)], RED, 2)
-    canvas.dot(x, y, 8, RED)
+        if views[pixels - 1] != views[pixels - 2]:
+            curve += [(pixels, views[pixels - 2] * num_queries), (pixels, views[pixels - 1] * num_queries)]
+    curve.append((widest, views[-1] * num_queries))
+    tokens = views[width - 1] * num_queries
+    canvas.facts = {"tokens": tokens, "curve": curve}
+    axes.line(curve, BLUE, 3)
+    axes.line([(width, 0), (width, tokens)], RED)
+    axes.dot(width, tokens, color=RED)
+    x, y = axes.at(width, tokens)
     where = "left" if x < 420 else "right"
-    label = f"{width} x {height}: {tokens[width - 1] * num_queries}"
+    label = f"{width} x {height}: {tokens}"
     canvas.text(x + (14 if where == "left" else -14), max(y - 14, 40), label, 18, RED, where, bold=True)
     return canvas
 
@@ -161,24 +159,22 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
     """A map of all sizes, colored by how the paper's equations and the code differ; one size's two grids beside it.
 
     Both axes are logarithmic, as the score is: equal shapes lie on lines that rise, equal areas on lines that fall.
+    Its facts: "case", a key of CASES, and the grids "paper" and "code".
     """
-    canvas, (left, top, side) = Canvas(), (62, 12, 300)
-    case = compare_grids((width, height), cfg)
-    canvas.image(left, top, side, side, _map_image(cfg), smooth=False)
-    canvas.rect(left, top, side, side, stroke=INK)
+    canvas, box, ends = Canvas(), (62, 12, 300, 300), (math.log(SMALLEST), math.log(LARGEST))
+    axes, case = Axes(canvas, box, ends, ends, TEXT, INK), compare_grids((width, height), cfg)
+    grids = {"paper": paper_grid((width, height), cfg), "code": best_grid((width, height), cfg) or (1, 1)}
+    canvas.facts = {"case": case, **grids}
+    canvas.image(*box, _map_image(cfg), smooth=False)
+    canvas.rect(*box, stroke=INK)
     for pixels in (100, 448, 1000, 4000):
-        at = side * _on_map(pixels)
-        canvas.path([(left + at, top + side), (left + at, top + side + 6)], INK, 1)
-        canvas.path([(left - 6, top + side - at), (left, top + side - at)], INK, 1)
-        canvas.text(left + at, top + side + 22, pixels, align="middle")
-        canvas.text(left - 9, top + side - at + 6, pixels, align="right")
-    canvas.text(left + side / 2, top + side + 46, "width", align="middle")
-    canvas.text(4, top + 80, "height")
-    canvas.dot(left + side * _on_map(width), top + side * (1 - _on_map(height)), 7, RED)
-
-    grids = (("paper", paper_grid((width, height), cfg)), ("code", best_grid((width, height), cfg)))
-    for place, (name, grid) in enumerate(grids):
-        _draw_mesh(canvas, 388 + 130 * place, name, (width, height), grid or (1, 1))
+        axes.under(math.log(pixels), pixels, tick=6)
+        axes.beside(math.log(pixels), pixels)
+    axes.under(sum(ends) / 2, "width", row=2)
+    canvas.text(4, 92, "height")
+    axes.dot(*(math.log(min(max(side, SMALLEST), LARGEST)) for side in (width, height)), 7, RED)
+    for place, (name, grid) in enumerate(grids.items()):
+        _draw_mesh(canvas, 388 + 130 * place, name, (width, height), grid)
     for line, (key, (meaning, color)) in enumerate(CASES.items()):
         y = 214 + 32 * line
         canvas.rect(388, y, 20, 20, color, INK if key == case else "none", 2)
@@ -188,17 +184,9 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
 
 def _draw_mesh(canvas, x, name, size, grid):
     canvas.text(x, 28, f"{name} {grid[0]} x {grid[1]}", bold=True)
-    y, (_, _, w, h) = 40, fit(size, (0, 0, 112, 150))
-    canvas.rect(x, y, w, h, "#F5F5F5", INK, 2)
-    for col in range(1, grid[0]):
-        canvas.path([(x + w * col / grid[0], y), (x + w * col / grid[0], y + h)], INK, 2)
-    for row in range(1, grid[1]):
-        canvas.path([(x, y + h * row / grid[1]), (x + w, y + h * row / grid[1])], INK, 2)
-
-
-def _on_map(pixels):
-    """0 at SMALLEST, 1 at LARGEST, logarithmic between."""
-    return math.log(min(max(pixels, SMALLEST), LARGEST) / SMALLEST) / math.log(LARGEST / SMALLEST)
+    box = (x, 40, *fit(size, (0, 0, 112, 150))[2:])
+    canvas.rect(*box, "#F5F5F5", INK, 2)
+    canvas.mesh(box, *grid, INK)
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from .canvas import BLUE, GRAY, INK, ORANGE, PALE, RED, SKY, WIDTH, Canvas, fit, text_width
+from .canvas import BLUE, INK, ORANGE, PALE, RED, SKY, WIDTH, Canvas, fit, text_width
 
 LOOK_UPS = {  # how a patch finds its position: (words in a menu, key)
     "buckets (2.6)": "bucket",
@@ -79,16 +79,12 @@ def position_explorer(rows: int, cols: int, method: str, side: int = 70) -> Canv
     legend = [(SKY, "mixed into several patches")]
     if reads is not None:
         legend = [(BLUE, "read by one patch"), (PALE, "by none")] + [(ORANGE, "by several")] * bool(reads.max() > 1)
-    x = 8
-    for color, meaning in legend:
-        canvas.rect(x, 242, 14, 14, color, GRAY)
-        canvas.text(x + 19, 255, meaning, 14)
-        x += 34 + text_width(meaning, 14)
+    canvas.legend(8, 242, legend)
     canvas.text(445, 255, "0", 14, align="right")
     canvas.image(450, 242, 80, 14, _error_image([[WORST * step / 79 for step in range(80)]]), smooth=False)
     canvas.text(535, 255, f"{WORST} or more", 14)
-    for line, (name, n) in enumerate((("rows", rows), ("columns", cols))):
-        canvas.text(8, 290 + 28 * line, f"{name} read:  {_shortened(lines_read(n, method, side))}")
+    said = {name: _shortened(lines_read(n, method, side)) for name, n in (("rows", rows), ("columns", cols))}
+    canvas.lines(8, 290, [f"{name} read:  {lines}" for name, lines in said.items()], 28)
     return canvas
 
 
@@ -96,10 +92,7 @@ def _draw_corner(canvas, place, cells, rows, cols):
     """Cells with the patches over them: outlines and centers. `rows` and `cols` count the patches in the corner."""
     x, y, size = place
     canvas.image(x, y, size, size, cells, smooth=False)
-    for cell in range(1, cells.width):
-        at = size * cell / cells.width
-        canvas.path([(x + at, y), (x + at, y + size)], "white", 1)
-        canvas.path([(x, y + at), (x + size, y + at)], "white", 1)
+    canvas.mesh((x, y, size, size), cells.width, cells.height, "white", 1)
     for row in range(1, math.ceil(rows) if rows < 30 else 1):  # more would only be a gray surface
         canvas.path([(x, y + size * row / rows), (x + size, y + size * row / rows)], INK, 1.5)
     for col in range(1, math.ceil(cols) if cols < 30 else 1):
