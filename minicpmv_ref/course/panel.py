@@ -62,11 +62,11 @@ class Panel(widgets.VBox):
         self.controls = dict(controls)
         self.error = None  # the exception that the panel shows now
         self._held = 0
-        self._picture, self._status, self._alert = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        for part, name in ((self._picture, "picture"), (self._status, "status"), (self._alert, "alert")):
+        self.picture_box, self._status, self._alert = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        for part, name in ((self.picture_box, "picture"), (self._status, "status"), (self._alert, "alert")):
             part.add_class(f"mcv-{name}")
         column = widgets.VBox([*self.controls.values(), *extras]).add_class("mcv-controls")
-        row = widgets.HBox([column, self._picture]).add_class("mcv-row")
+        row = widgets.HBox([column, self.picture_box]).add_class("mcv-row")
         super().__init__([widgets.HTML(STYLE), row, self._status, self._alert])
         self.add_class("mcv-panel")
         for name, control in self.controls.items():
@@ -130,7 +130,7 @@ class Panel(widgets.VBox):
         else:
             self.error = None
             self._alert.value = ""
-            self._picture.value = picture
+            self.picture_box.value = picture
             self._status.value = f'<div role="status">{escape(words)}</div>'
 
     def _show(self, error):

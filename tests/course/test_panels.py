@@ -70,7 +70,7 @@ def test_every_control_moves_the_picture(name):
             assert panel._alert.value == ""
             assert 'role="status"' in panel._status.value
             assert panel.status in html.unescape(re.sub("<[^>]+>", "", panel._status.value))
-            seen.add(panel._picture.value)
+            seen.add(panel.picture_box.value)
         assert len(seen) > 1, f"{control.description} changes nothing"
 
 
@@ -100,13 +100,15 @@ def test_what_a_saved_notebook_holds(name):
 @pytest.mark.parametrize("name", PANELS)
 def test_pictures_say_in_words_what_they_show(name):
     panel = PANELS[name]()
-    assert f'aria-label="{panel.status}"' in panel._picture.value or f'alt="{panel.status}"' in panel._picture.value
+    assert (
+        f'aria-label="{panel.status}"' in panel.picture_box.value or f'alt="{panel.status}"' in panel.picture_box.value
+    )
 
 
 @pytest.mark.parametrize("name", PANELS)
 def test_text_is_large_enough(name):
     """In a picture of the normal width, which is shown one to one on a small projector."""
-    for element in re.findall(r'font-size="([\d.]+)"', PANELS[name]()._picture.value):
+    for element in re.findall(r'font-size="([\d.]+)"', PANELS[name]().picture_box.value):
         assert float(element) >= 14
 
 
@@ -126,18 +128,18 @@ class Root(Panel):
 
 def test_an_error_is_shown_and_raised_and_then_forgotten():
     panel = Root()
-    picture = panel._picture.value
+    picture = panel.picture_box.value
     with pytest.raises(ValueError, match=r"math domain|nonnegative"):
         panel.controls["number"].value = -1
     assert 'role="alert"' in panel._alert.value
     assert "ValueError" in panel._alert.value
     assert panel.status == panel._status.value == ""
-    assert panel._picture.value == picture
+    assert panel.picture_box.value == picture
     assert not {"image/png", "image/jpeg"} & panel._repr_mimebundle_().keys()
     panel.controls["number"].value = 9
     assert panel.error is None
     assert panel._alert.value == ""
-    assert panel._picture.value != picture
+    assert panel.picture_box.value != picture
     assert panel._status.value == '<div role="status">&lt;root&gt; of 9</div>'
 
 

@@ -312,7 +312,7 @@ def test_words_and_numbers():
         f"stage-3: {draw.MEANINGS['stage-3']}. Here the ViT and the resampler learn, {share:.1%} of all parameters; "
         f"after 50 percent of the steps at {rate:.2f} times the highest rate."
     )
-    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+    svg = ET.fromstring(re.search(r"<svg.*</svg>", panel.picture_box.value, re.DOTALL)[0])
     assert "2.50" in [element.text for element in svg.iter(SVG + "text")]
     panel.controls["whose"].value = "paper"
     assert panel.status.endswith("In the paper the ViT and the resampler learn, 5.9% of all parameters.")

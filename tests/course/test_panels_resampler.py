@@ -45,9 +45,9 @@ def maps(panel):
 
 def said(panel):
     """What the names of the queries say to a screen reader; the page shows the same words."""
-    names = [unescape(name) for name in re.findall(r'<input [^>]*aria-label="([^"]+)"', panel._picture.value)]
+    names = [unescape(name) for name in re.findall(r'<input [^>]*aria-label="([^"]+)"', panel.picture_box.value)]
     assert names == [
-        unescape(words) for words in re.findall(r'<p class="m m\d+"[^>]*>([^<]+)</p>', panel._picture.value)
+        unescape(words) for words in re.findall(r'<p class="m m\d+"[^>]*>([^<]+)</p>', panel.picture_box.value)
     ]
     return names
 
@@ -133,7 +133,7 @@ def test_spread():
 
 
 def test_one_chosen_query_and_no_script():
-    html = panels.AttentionByHover(query=9)._picture.value
+    html = panels.AttentionByHover(query=9).picture_box.value
     assert html.count(" checked") == 1
     assert re.search(r'<label class="q q9"><input [^>]* checked ', html)
     assert "<script" not in html
@@ -146,7 +146,7 @@ def test_one_chosen_query_and_no_script():
 
 
 def test_small_enough_to_send():
-    assert len(panels.AttentionByHover()._picture.value) < 120_000
+    assert len(panels.AttentionByHover().picture_box.value) < 120_000
 
 
 def test_the_saved_picture_shows_the_chosen_query():

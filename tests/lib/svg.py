@@ -7,7 +7,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def svg_of(panel) -> ET.Element:
-    return ET.fromstring(re.search(r"<svg.*</svg>", panel._picture.value, re.DOTALL)[0])
+    return ET.fromstring(re.search(r"<svg.*</svg>", panel.picture_box.value, re.DOTALL)[0])
 
 
 def shapes(panel, kind: str) -> list[ET.Element]:

@@ -29,10 +29,10 @@ class AttentionByHover(Panel):
         )
 
     def redraw(self):
-        with self._picture.hold_sync():
+        with self.picture_box.hold_sync():
             super().redraw()
             # "img" would hide the radio buttons from screen readers
-            self._picture.value = self._picture.value.replace('role="img"', 'role="group"', 1)
+            self.picture_box.value = self.picture_box.value.replace('role="img"', 'role="group"', 1)
 
     def draw(self, picture, reader, head):
         return draw.attention_hover(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
