@@ -28,7 +28,7 @@ from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 from minicpmv_ref.scale.finetune import in_order, loss_on, words_right
 from minicpmv_ref.scale.lora import (
-    WHOLE,
+    MODULES_TO_SAVE,
     add_lora,
     learning,
     load_lora,
@@ -54,7 +54,7 @@ def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, hel
     if way == "full":
         optimizer = optimizer_for(model, stage)
     else:
-        add_lora(model, args.rank, whole=WHOLE if way == "official" else ())
+        add_lora(model, args.rank, modules_to_save=MODULES_TO_SAVE if way == "official" else ())
         optimizer = lora_optimizer(model, args.lora_rate, args.rate)
     expected = training_bytes(model)
     began = time.process_time()

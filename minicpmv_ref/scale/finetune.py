@@ -252,7 +252,7 @@ def train_on(
         if lora is not None:
             from .lora import add_lora, lora_optimizer  # peft takes seconds to import
 
-            optimizer = lora_optimizer(add_lora(model, lora, whole=(), seed=seed), rates["llm"])
+            optimizer = lora_optimizer(add_lora(model, lora, modules_to_save=(), seed=seed), rates["llm"])
         result = train_stage(
             model,
             processor,

@@ -6,8 +6,9 @@ B starts at zero, so a fresh adapter changes nothing. Merging adds (alpha / rank
 ordinary one again. `peft` does the work; its layers are put into a MiniCPMV, which stays a MiniCPMV: it chats,
 generates and trains as before. Left out: quantized bases (QLoRA), several adapters at a time, and the official
 script's dropout of 5 %, without which a resumed training is exactly the one that was never interrupted.
-An adapter's files may come from a stranger: they are checked, and compared with a copy of the model that has no
-weights, before the model is touched.
+An adapter's files are those of `peft`, and may come from a stranger: they are checked, and compared with a copy of the
+model that has no weights, before the model is touched. `PeftModel.from_pretrained` does none of that: it reads pickle
+files, imports what the settings name, takes a missing tensor with a warning, and looks for a missing folder on the Hub.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import copy
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,25 +29,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..counts import state_bytes
-from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, printable, shown
-from ..inputs.files import plain_file, read_json, replacing
+from ..inputs.checks import check_choice, check_int, check_list, check_number, check_type, printable, shown
+from ..inputs.files import plain_file, replacing
 from ..model import MiniCPMV
+from .lora_settings import ADAPTED, MODULES_TO_SAVE, lora_settings, named, read_settings
+from .trainable import learning, table, training_bytes  # noqa: F401  lessons take them from here
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 PREFIX = "base_model.model."  # of every tensor in peft's files
-ADAPTED = r"llm\..*layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|o_proj)"
-WHOLE = ("embed_tokens", "resampler", "vpm")  # what the official script trains in full beside the adapters
 
 
 def add_lora(
-    model: MiniCPMV, rank: int = 64, alpha: float | None = None, whole: tuple[str, ...] = WHOLE, seed: int = 0
+    model: MiniCPMV,
+    rank: int = 64,
+    alpha: float | None = None,
+    modules_to_save: tuple[str, ...] = MODULES_TO_SAVE,
+    seed: int = 0,
+    *,
+    whole: tuple[str, ...] | None = None,
 ) -> MiniCPMV:
     """Put LoRA adapters into the attention of the LLM and freeze everything that does not learn.
 
-    Who runs the official script with `--use_lora` trains more than LoRA: the word embeddings, the resampler and, unless
-    `tune_vision` is switched off, the whole ViT learn in full, and a frozen second copy of each stays in memory. That
-    is the default here, too, so it is in plain sight; `whole=()` is LoRA alone.
+    The official script with `--use_lora` trains more than LoRA: the word embeddings, the resampler and, unless
+    `tune_vision` is off, the ViT learn in full, and a frozen second copy of each stays in memory. That is the default
+    here, too; `modules_to_save=()` is LoRA alone.
 
     Where input and output embeddings are one tensor (nano), they stay one. `peft` by itself would train a copy of the
     input side, and saving the merged model as a tied one would then change its answers.
@@ -56,8 +61,9 @@ def add_lora(
         model: changed in place. Give it its dtype and device first; the adapters follow.
         rank: of the corrections.
         alpha: their scale is alpha / rank; None: alpha = rank.
-        whole: modules that learn in full, some of "embed_tokens", "resampler", "vpm".
+        modules_to_save: modules that learn in full, some of "embed_tokens", "resampler", "vpm" (peft's name for them).
         seed: of A, from 0. B is zero.
+        whole: the old name of `modules_to_save`.
 
     Returns:
         The model. Exactly what learns has `requires_grad`.
@@ -68,21 +74,22 @@ def add_lora(
             model with adapters.
 
     Example:
-        >>> model = add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=())
+        >>> model = add_lora(MiniCPMV.from_pretrained("nano"), rank=4, modules_to_save=())
         >>> type(model.llm.model.layers[0].self_attn.q_proj).__module__
         'peft.tuners.lora.layer'
 
     Source: finetune/finetune.py and finetune_lora.sh of OpenBMB/MiniCPM-V; LoRA, arXiv 2106.09685, section 4.1.
     """
     _check_bare(model)
-    for name in check_list("whole", whole, str):
-        check_choice("each of whole", name, WHOLE)
+    in_full = modules_to_save if whole is None else whole
+    for name in check_list("modules_to_save", in_full, str):
+        check_choice("each of modules_to_save", name, MODULES_TO_SAVE)
     seed = check_int("seed", seed, least=0)
-    settings = _settings(
+    settings = lora_settings(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
         target_modules=ADAPTED,
-        modules_to_save=list(whole) or None,
+        modules_to_save=list(in_full) or None,
     )
     _inject(model, settings, seed)
     return model
@@ -139,13 +146,13 @@ def _check_adapted(model: MiniCPMV, otherwise: str) -> None:
         raise ValueError("the model's adapters are not called 'default', so neither add_lora nor load_lora made them")
 
 
-def lora_optimizer(model: MiniCPMV, rate: float, whole_rate: float | None = None) -> torch.optim.AdamW:
+def lora_optimizer(model: MiniCPMV, rate: float, full_rate: float | None = None) -> torch.optim.AdamW:
     """Make the optimizer of what learns, for `train(..., optimizer=...)`, which then leaves all the rest alone.
 
     Args:
         model: with adapters.
         rate: the highest learning rate of the adapters.
-        whole_rate: that of the modules that learn in full; None: the same, as in the official script.
+        full_rate: that of the modules that learn in full; None: the same, as in the official script.
 
     Returns:
         An AdamW.
@@ -154,19 +161,19 @@ def lora_optimizer(model: MiniCPMV, rate: float, whole_rate: float | None = None
         ValueError: a model without adapters, a rate below 0.
 
     Example:
-        >>> model = add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=("resampler",))
+        >>> model = add_lora(MiniCPMV.from_pretrained("nano"), rank=4, modules_to_save=("resampler",))
         >>> [group["lr"] for group in lora_optimizer(model, 1e-3, 1e-4).param_groups]
         [0.001, 0.0001]
     """
     _check_adapted(model, "")
     rate = check_number("rate", rate, least=0)
-    whole_rate = rate if whole_rate is None else check_number("whole_rate", whole_rate, least=0)
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    adapters = [p for name, p in learning.items() if "lora_" in name]
-    whole = [p for name, p in learning.items() if "lora_" not in name]
+    full_rate = rate if full_rate is None else check_number("full_rate", full_rate, least=0)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapters = [p for name, p in trained.items() if "lora_" in name]
+    in_full = [p for name, p in trained.items() if "lora_" not in name]
     groups = [{"params": adapters, "lr": rate}]
-    if whole:
-        groups.append({"params": whole, "lr": whole_rate})
+    if in_full:
+        groups.append({"params": in_full, "lr": full_rate})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, foreach=True)
 
 
@@ -235,16 +242,16 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
 
     Raises:
         ValueError: a model without adapters; word embeddings that `peft` itself untied from the LM head.
-        OSError: the folder cannot be written; an adapter that was there before stays whole.
+        OSError: the folder cannot be written; an adapter that was there before stays as it was.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> save_lora(add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=()), folder)
+        >>> save_lora(add_lora(MiniCPMV.from_pretrained("nano"), rank=4, modules_to_save=()), folder)
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    _check_adapted(model, " to save; save_pretrained writes a whole model")
+    _check_adapted(model, " to save; save_pretrained writes a model without adapters")
     _check_one_table(model)
     folder = _folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,15 +266,11 @@ def save_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
             first.write_text(settings, encoding="utf-8")
             save_file(tensors, second, metadata=metadata)
     except SafetensorError as error:
-        raise OSError(f"could not write {_named(folder)}/{WEIGHTS}: {error}") from error
+        raise OSError(f"could not write {named(folder)}/{WEIGHTS}: {error}") from error
 
 
 def _folder(folder: str | os.PathLike) -> Path:
     return Path(check_type("folder", folder, str, os.PathLike, what="a path"))
-
-
-def _named(path: Path) -> str:
-    return printable(str(path)[:300])
 
 
 def _tensors(model: MiniCPMV) -> dict[str, torch.Tensor]:
@@ -296,13 +299,13 @@ def _fingerprint(model: MiniCPMV) -> str:
 
 
 def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
-    """Put a saved adapter onto the base that it was trained on, to use it, to train it further or to merge it.
+    """Put a saved adapter onto the base that it was trained on: to use it, to train it further or to merge it.
 
     Args:
         model: a fresh base; changed in place, and only if nothing is wrong.
-        folder: from `save_lora`, or an adapter that `peft` has saved. Such a one does not say which weights it belongs
-            to, so only names and shapes can be compared. A pattern of names may be of the simple form that the official
-            script writes; an expression that may take for ever is refused.
+        folder: from `save_lora`, or from `peft` itself, which does not write down which weights an adapter belongs to:
+            then only names and shapes are compared. A pattern of names must be as simple as that of the official
+            script; an expression that may take for ever is refused.
 
     Returns:
         The model.
@@ -310,8 +313,8 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
     Raises:
         OSError: a file is not there.
         ValueError: a damaged file, weights that are not finite or do not belong to the settings beside them, another
-            base (as one that this adapter was merged into), settings out of range, a kind of adapter that is not known
-            here or does not fit embeddings that are the LM head, too; a model with adapters.
+            base (also one that this adapter was merged into), settings out of range, an unknown kind of adapter or one
+            on embeddings that are the LM head, too; a model with adapters.
 
     Example:
         >>> import tempfile
@@ -322,7 +325,7 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
     """
     _check_bare(model)
     folder = _folder(folder)
-    where = _named(folder)
+    where = named(folder)
     with _opened(folder) as (settings, file):
         metadata = file.metadata() or {}
         if metadata.get("base", _base(model)) != _base(model):
@@ -354,7 +357,7 @@ def _rehearse(model: MiniCPMV, settings: LoraConfig) -> dict[str, torch.Tensor]:
 
 
 def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
-    """Give the adapters that a model has the numbers of a saved one, as when a training goes on.
+    """Load the weights of a saved adapter into the adapters that a model has, as when a training goes on.
 
     Args:
         model: with adapters; changed in place, and only if nothing is wrong.
@@ -381,7 +384,7 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         for key in ("r", "lora_alpha", "use_rslora", "lora_dropout"):
             if getattr(settings, key) != getattr(ours, key):
                 what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
-                raise ValueError(f"{_named(folder)} holds another kind of adapter: {what}")
+                raise ValueError(f"{named(folder)} holds another kind of adapter: {what}")
         tensors = _read_tensors(file, _tensors(model), folder)
     set_peft_model_state_dict(model, tensors)
 
@@ -389,10 +392,10 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
 @contextmanager
 def _opened(folder: Path) -> Iterator[tuple[LoraConfig, safe_open]]:
     """The settings of a saved adapter, checked, and the file of its weights, of which nothing is read yet."""
-    settings, file, where = folder / SETTINGS, folder / WEIGHTS, _named(folder)
+    settings, file, where = folder / SETTINGS, folder / WEIGHTS, named(folder)
     if not os.path.exists(settings):  # Path's own raises for a name that is too long
         raise FileNotFoundError(f"no {SETTINGS} in {where}")
-    checked = _read_settings(settings)
+    checked = read_settings(settings)
     if not file.exists():
         hint = "; adapter_model.bin is a pickle file, which is not read" * (folder / "adapter_model.bin").is_file()
         raise FileNotFoundError(f"no {WEIGHTS} in {where}{hint}")
@@ -406,72 +409,9 @@ def _opened(folder: Path) -> Iterator[tuple[LoraConfig, safe_open]]:
         raise ValueError(f"{where}/{WEIGHTS} is damaged: {printable(str(error))}") from error
 
 
-# Fields of adapter_config.json that say what the adapter computes, and those that say where it came from. A file that
-# sets any other is refused: peft would import a module that a stranger's file may name, or change the base's weights.
-MEANING = {"r", "lora_alpha", "target_modules", "modules_to_save", "lora_dropout", "use_rslora"}
-ORIGIN = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type", "peft_version"}
-
-
-def _read_settings(file: Path) -> LoraConfig:
-    fields, where = read_json(file), _named(file)
-    if fields.pop("peft_type", None) != "LORA":
-        raise ValueError(f"{where} is not of a LoRA adapter")
-    plain = json.loads(json.dumps(LoraConfig().to_dict(), default=str))
-    odd = sorted(k for k in fields.keys() - MEANING - ORIGIN if fields[k] != plain.get(k))
-    if odd:
-        raise ValueError(f"{where}: {printable(odd[0])} = {shown(fields[odd[0]])} is not supported")
-    missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in fields]
-    if missing:
-        raise ValueError(f"{where} does not say {missing[0]}")
-    try:
-        return _settings(**{key: fields[key] for key in MEANING & fields.keys()})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _settings(r, lora_alpha, target_modules, modules_to_save=None, lora_dropout=0.0, use_rslora=False) -> LoraConfig:
-    """The settings of an adapter, whether a caller or a stranger's file wants them: here they are checked."""
-    r = check_int("r (the rank, a positive number)", r, most=LIMITS["lora_rank"])
-    name = "lora_alpha (divided by the rank it is the scale)"
-    alpha = check_number(name, lora_alpha, above=0, most=LIMITS["lora_alpha"])
-    for name in check_list("modules_to_save", modules_to_save or [], str):
-        check_choice("each of modules_to_save", name, (*WHOLE, "lm_head"))
-    return LoraConfig(
-        r=r,
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-        target_modules=_targets(target_modules),
-        modules_to_save=modules_to_save or None,
-        lora_dropout=check_number("lora_dropout", lora_dropout, least=0, most=0.99),
-        use_rslora=check_type("use_rslora", use_rslora, bool),
-    )
-
-
-# What an expression over module names may consist of: letters, dots, digits, any text, a choice of names. Nothing
-# repeats inside of what repeats, so a name is matched or not in a moment.
-_PART = r"\w|\.\*|\\?\.|\\d\+|\(\?=\\\.\)|\((?:\?:)?\w[\w.]*(?:\|\w[\w.]*)*\)"
-_EXPRESSION = re.compile(rf"\^?(?:(?:{_PART})+|\((?:{_PART})+\))\$?", re.ASCII)
-
-
-def _targets(targets: str | list[str]) -> str | list[str]:
-    """The layers to adapt: names (a name also stands for all that end with it), "all-linear", or an expression."""
-    if isinstance(targets, str):
-        few = len(targets) <= 500 and all(targets.count(c) <= most for c, most in (("*", 2), ("(", 3), ("|", 30)))
-        if targets != "all-linear" and not (few and _EXPRESSION.fullmatch(targets)):
-            allowed = f"a list of names, all-linear, or a simple expression such as {ADAPTED}"
-            raise ValueError(f"target_modules must be {allowed}; got {shown(targets)}")
-        return targets
-    names = check_list("target_modules", targets, str, empty=False)
-    if len(names) > LIMITS["lora_targets"]:
-        raise ValueError(f"target_modules must be at most {LIMITS['lora_targets']:,} names, got {len(names):,}")
-    odd = [name for name in names if not re.fullmatch(r"[\w.]+", name, re.ASCII)]
-    if odd:
-        raise ValueError(f"target_modules must be names of modules, got {shown(odd[0])}")
-    return names
-
-
 def _read_tensors(file: safe_open, wanted: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """Compare a file's names and shapes with what is wanted, then read its tensors and look at their numbers."""
-    where = _named(folder)
+    where = named(folder)
     stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118
     if len(stored) < len(file.keys()):
         raise ValueError(f"{where}/{WEIGHTS} has a tensor twice, with and without {PREFIX}")
@@ -489,68 +429,3 @@ def _read_tensors(file: safe_open, wanted: dict[str, torch.Tensor], folder: Path
         if not tensors[name].isfinite().all():
             raise ValueError(f"{where}/{WEIGHTS}: {name} is not finite as {wanted[name].dtype}")
     return tensors
-
-
-# ---- what learns, and what that costs
-
-
-def learning(model: MiniCPMV) -> dict[str, tuple[int, int]]:
-    """Count the parameters of each part: those that learn, and all.
-
-    Args:
-        model: with or without adapters.
-
-    Returns:
-        {part: (learning, all)}. "frozen copies" are what `peft` keeps of modules that learn in full.
-
-    Example:
-        >>> counts = learning(add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=()))
-        >>> counts["adapters"], counts["resampler"][0]
-        ((28672, 28672), 0)
-    """
-    check_type("model", model, nn.Module)
-    counts = dict.fromkeys(("vpm", "resampler", "embed_tokens", "llm", "adapters", "frozen copies"), (0, 0))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            part = "adapters"
-        elif ".original_module." in name:
-            part = "frozen copies"
-        else:
-            part = "embed_tokens" if "embed_tokens" in name else name.split(".")[0]
-        some, total = counts[part]
-        counts[part] = some + parameter.numel() * parameter.requires_grad, total + parameter.numel()
-    return counts
-
-
-def training_bytes(model: MiniCPMV) -> dict[str, int]:
-    """Estimate what training takes whatever the batch: weights, gradients, and AdamW's two means of each gradient.
-
-    Args:
-        model: with or without adapters; its `requires_grad` says what learns.
-
-    Returns:
-        {"weights": bytes, "gradients": bytes, "optimizer": bytes}.
-
-    Example:
-        >>> model = MiniCPMV.from_pretrained("nano")
-        >>> whole, lora = training_bytes(model), training_bytes(add_lora(model, rank=4, whole=()))
-        >>> whole["optimizer"] == 2 * whole["weights"], lora["optimizer"] * 50 < whole["optimizer"]
-        (True, True)
-    """
-    check_type("model", model, nn.Module)
-    return state_bytes(model.parameters())
-
-
-def table(model: MiniCPMV) -> str:
-    """Write `learning` and `training_bytes` as text.
-
-    Example:
-        >>> print(table(add_lora(MiniCPMV.from_pretrained("nano"), rank=4, whole=("resampler",))).splitlines()[0])
-        part                 learn          all
-    """
-    rows = [("part", "learn", "all")]
-    counts = learning(model) | {"together": tuple(map(sum, zip(*learning(model).values())))}
-    rows += [(part, f"{some:,}", f"{total:,}") for part, (some, total) in counts.items() if total]
-    lines = [f"{part:<14}{some:>12} {total:>12}" for part, some, total in rows]
-    lines += [f"{what:<14}{size / 1e6:>9.2f} MB" for what, size in training_bytes(model).items()]
-    return "\n".join(lines)

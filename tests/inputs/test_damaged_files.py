@@ -65,7 +65,7 @@ def answers(folder) -> bool:
 
 
 def make_adapter(folder):
-    model = add_lora(MiniCPMV.seeded(tiny_config("2.6")), 2, whole=())
+    model = add_lora(MiniCPMV.seeded(tiny_config("2.6")), 2, modules_to_save=())
     save_lora(model, folder)
 
 

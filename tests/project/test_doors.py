@@ -538,7 +538,7 @@ DOORS = {
     ),
     "scale.lora.add_lora": Door(
         lambda **given: lora.add_lora(copy.deepcopy(tiny()[0]), **given),
-        lambda: {"rank": 4, "whole": (), "seed": 0},
+        lambda: {"rank": 4, "modules_to_save": (), "seed": 0},
         words="adapter",
     ),
     "scale.lora.load_lora": Door(

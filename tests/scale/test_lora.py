@@ -20,9 +20,9 @@ from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.scale.finetune import in_order
 from minicpmv_ref.scale.lora import (
     ADAPTED,
+    MODULES_TO_SAVE,
     SETTINGS,
     WEIGHTS,
-    WHOLE,
     add_lora,
     has_lora,
     learning,
@@ -88,11 +88,11 @@ def signature(model):
 # ---- the same logits everywhere
 
 
-@pytest.mark.parametrize("whole", [WHOLE, ()], ids=["official", "lora alone"])
+@pytest.mark.parametrize("modules", [MODULES_TO_SAVE, ()], ids=["official", "lora alone"])
 @pytest.mark.parametrize("version", ["2.0", "2.5", "2.6"])
-def test_adapted_saved_loaded_merged_and_reloaded_are_one_model(version, whole, tmp_path):
+def test_adapted_saved_loaded_merged_and_reloaded_are_one_model(version, modules, tmp_path):
     base = logits(tiny_model(version), version)
-    model = add_lora(tiny_model(version), rank=3, alpha=5, whole=whole)
+    model = add_lora(tiny_model(version), rank=3, alpha=5, modules_to_save=modules)
     assert torch.equal(logits(model, version), base)  # B is zero
     wanted = logits(stir(model), version)
     assert (wanted - base).abs().max() > 0.1
@@ -112,7 +112,7 @@ def test_adapted_saved_loaded_merged_and_reloaded_are_one_model(version, whole, 
 
 def test_a_layer_merges_exactly():
     """In float64, against the formula. (Whole models cannot show it: transformers' norms compute in float32.)"""
-    model = stir(add_lora(tiny_model("2.6").double(), rank=3, alpha=5, whole=()))
+    model = stir(add_lora(tiny_model("2.6").double(), rank=3, alpha=5, modules_to_save=()))
     layer = model.llm.model.layers[1].self_attn.v_proj
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
     weight, bias = layer.base_layer.weight.detach().clone(), layer.base_layer.bias.detach()
@@ -180,6 +180,11 @@ def test_what_learns_is_what_the_official_script_trains():
     assert {n for n, p in ours.named_parameters() if p.requires_grad} == {
         n for n, p in theirs.named_parameters() if p.requires_grad
     }
+
+
+def test_the_old_name_of_modules_to_save():
+    old, new = (add_lora(tiny_model("2.6"), rank=3, **{name: ("vpm",)}) for name in ("whole", "modules_to_save"))
+    assert learning(old) == learning(new) != learning(add_lora(tiny_model("2.6"), rank=3))
 
 
 def test_the_adapters_are_the_same_every_time():
@@ -298,7 +303,7 @@ def test_it_chats_generates_and_scores_as_before():
 
 def test_training_changes_what_learns_and_nothing_else():
     records, _ = read_records(RECORDS)
-    model, processor = add_lora(start(), rank=4, whole=("resampler",)), Processor.from_pretrained("nano")
+    model, processor = add_lora(start(), rank=4, modules_to_save=("resampler",)), Processor.from_pretrained("nano")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = lora_optimizer(model, 1e-2, 1e-3)
     steps = list(train(model, processor, STAGE, samples=in_order(records), optimizer=optimizer))
@@ -330,9 +335,9 @@ def test_a_resumed_training_is_the_same(tmp_path):
             if step.step == until:
                 return
 
-    whole = add_lora(start(), rank=4, whole=())
-    go(whole, lora_optimizer(whole, 1e-2), 4)
-    first = add_lora(start(), rank=4, whole=())
+    straight = add_lora(start(), rank=4, modules_to_save=())
+    go(straight, lora_optimizer(straight, 1e-2), 4)
+    first = add_lora(start(), rank=4, modules_to_save=())
     optimizer = lora_optimizer(first, 1e-2)
     go(first, optimizer, 2)
     save_lora(first, tmp_path)
@@ -340,7 +345,7 @@ def test_a_resumed_training_is_the_same(tmp_path):
     resumed = lora_optimizer(second, 1e-2)
     resumed.load_state_dict(optimizer.state_dict())
     go(second, resumed, 4, done=2)
-    ours, theirs = second.state_dict(), whole.state_dict()
+    ours, theirs = second.state_dict(), straight.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -380,7 +385,7 @@ def test_parameters_by_part():
     together = sum(some for some, _ in counts.values())
     assert text[7].split() == ["together", f"{together:,}", f"{sum(total for _, total in counts.values()):,}"]
     assert text[10].split() == ["optimizer", f"{8 * together / 1e6:.2f}", "MB"]
-    assert "frozen copies" not in table(add_lora(tiny_model("2.6"), rank=3, whole=()))
+    assert "frozen copies" not in table(add_lora(tiny_model("2.6"), rank=3, modules_to_save=()))
 
 
 # ---- what is refused
@@ -400,14 +405,14 @@ def test_parameters_by_part():
         dict(rank=2, alpha=10**400),
         dict(rank=3_000_000),
         dict(rank=10**30),
-        dict(rank=2, whole="vpm"),
-        dict(rank=2, whole=("llm",)),
+        dict(rank=2, modules_to_save="vpm"),
+        dict(rank=2, modules_to_save=("llm",)),
     ],
     ids=str,
 )
 def test_impossible_settings(options):
     model = tiny_model("2.6")
-    with pytest.raises(ValueError, match=r"rank|whole"):
+    with pytest.raises(ValueError, match=r"rank|modules_to_save"):
         add_lora(model, **options)
     assert not has_lora(model)
 
@@ -529,7 +534,7 @@ def test_names_from_a_file_do_not_reach_the_terminal(copy):
 
 
 def test_adapters_that_are_not_finite_are_not_merged():
-    model = stir(add_lora(tiny_model("2.6"), rank=2, whole=()))
+    model = stir(add_lora(tiny_model("2.6"), rank=2, modules_to_save=()))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layer = model.llm.model.layers[2].self_attn.v_proj
     for value, words in ((float("nan"), r"lora_A.default.weight is not finite"), (3e38, "v_proj: weights and adapter")):
@@ -656,7 +661,7 @@ def test_an_adapter_is_restored_into_its_own_kind(adapter, copy):
     for other, words in (
         (add_lora(tiny_model("2.6"), rank=3, alpha=6), "lora_alpha is 5, that of the model's adapters 6"),
         (add_lora(tiny_model("2.6"), rank=2, alpha=5), "r is 3, that of the model's adapters 2"),
-        (add_lora(tiny_model("2.6"), rank=3, alpha=5, whole=()), "tensors are wrong"),
+        (add_lora(tiny_model("2.6"), rank=3, alpha=5, modules_to_save=()), "tensors are wrong"),
     ):
         before = logits(other, "2.6")
         with pytest.raises(ValueError, match=words):
@@ -709,7 +714,7 @@ def test_word_embeddings_that_learned_alone(tmp_path):
     for wrong in (merge_lora, lambda model: save_lora(model, tmp_path)):
         with pytest.raises(ValueError, match="embed_tokens learned without the LM head"):
             wrong(made)
-    save_lora(stir(add_lora(MiniCPMV.from_pretrained("nano"), rank=2, whole=("embed_tokens",))), tmp_path)
+    save_lora(stir(add_lora(MiniCPMV.from_pretrained("nano"), rank=2, modules_to_save=("embed_tokens",))), tmp_path)
     assert has_lora(load_lora(MiniCPMV.from_pretrained("nano"), tmp_path))
     edit(tmp_path)  # as peft writes it
     base = MiniCPMV.from_pretrained("nano")
@@ -727,8 +732,8 @@ def test_wrong_types(adapter, tmp_path):
         lambda: add_lora(None),
         lambda: add_lora(tiny_model("2.6"), "3"),
         lambda: add_lora(tiny_model("2.6"), 3, alpha="5"),
-        lambda: add_lora(tiny_model("2.6"), 3, whole=None),
-        lambda: add_lora(tiny_model("2.6"), 3, whole=({},)),
+        lambda: add_lora(tiny_model("2.6"), 3, modules_to_save=None),
+        lambda: add_lora(tiny_model("2.6"), 3, modules_to_save=({},)),
         lambda: add_lora(tiny_model("2.6"), 3, seed=0.5),
         lambda: load_lora(None, adapter[0]),
         lambda: load_lora(tiny_model("2.6"), None),
@@ -744,7 +749,10 @@ def test_wrong_types(adapter, tmp_path):
         lambda: lora_optimizer(model, "fast"),
         lambda: lora_optimizer(model, 1e-3, [1]),
     ):
-        with pytest.raises(TypeError, match=r"^(model|r|lora_alpha|whole|whole\[0\]|seed|folder|(whole_)?rate) .*must"):
+        with pytest.raises(
+            TypeError,
+            match=r"^(model|r|lora_alpha|modules_to_save|modules_to_save\[0\]|seed|folder|(full_)?rate) .*must",
+        ):
             wrong()
     for wrong in (float("nan"), -1, float("inf")):
         with pytest.raises(ValueError, match="rate must be"):
