@@ -73,7 +73,7 @@ class Resampler(nn.Module):
             TypeError: no list of tensors, or no list of pairs of integers.
             ValueError: features and grids that do not fit each other.
         """
-        _check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg)
         if not features:
             return self.query.new_empty(0, *self.query.shape)
         q = self._queries()
@@ -98,7 +98,7 @@ class Resampler(nn.Module):
             TypeError: no list of tensors, or no list of pairs of integers.
             ValueError: features and grids that do not fit each other.
         """
-        _check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg)
         if not features:
             return self.forward(features, patch_grids), []
         q = self._queries()
@@ -183,7 +183,7 @@ class FoldedResampler(nn.Module):
     @torch.no_grad()
     def forward(self, features: list[torch.Tensor], patch_grids: Grids) -> torch.Tensor:
         """As `Resampler.forward`, without gradients."""
-        _check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg)
         if not features:
             return self.last.new_empty(0, self.cfg.num_queries, self.cfg.width)
         groups = _equal_lengths(features)
@@ -276,7 +276,7 @@ def _inverse(groups: list[list[int]]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def _check_features(features, patch_grids, cfg: ResamplerConfig) -> None:
+def check_features(features, patch_grids, cfg: ResamplerConfig) -> None:
     check_list("features", features, torch.Tensor)
     check_list("patch_grids", patch_grids)
     if len(features) != len(patch_grids):

@@ -1,6 +1,11 @@
 """The systems that MiniCPM-V is compared with, and its own later versions: how each of them sees a picture.
 
-    sizes: what a picture of any size becomes in each of them, by arithmetic alone
+    sizes     what a picture of any size becomes in each of them, by arithmetic alone
+    llava     MLP, AnyRes tiles and their merge         video    pooled frames, scaled positions, several pictures
+    internvl  tiles and pixel shuffle                   qllama   queries inside a language model, three losses
+    vila      four patches in one token                 cogvlm   a second set of weights for image tokens
+    cambrian  queries that read their own region        later    4.5's resampler of frames, 4.6's mergers
+    canvas    4.7's positions of slices in the picture
 
 Names load on first use, so `from minicpmv_ref.peers import plan` imports neither torch nor transformers.
 """

@@ -26,7 +26,7 @@ from minicpmv_ref.inputs.pictures import load_image, to_rgb
 from minicpmv_ref.learn import dpo, packing, rlaif, stages
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.model import decode_answer, decode_stream
-from minicpmv_ref.peers import sizes
+from minicpmv_ref.peers import cambrian, canvas, cogvlm, internvl, later, llava, qllama, sizes, video, vila
 from minicpmv_ref.prompt import (
     answer_labels,
     image_bounds,
@@ -77,6 +77,10 @@ INSIDE = {
     "scale.entries.": "the same",
     "scale.shards.": "test_shards.py damages its files",
     "learn.packing.packed_attention": "called by transformers, never by a user",
+    "peers.shapes.": "these are the checks themselves",
+    "peers.later.Resampler3D.forward": "checked as the resampler's; test_later.py",
+    "peers.later.WindowMerger.forward": "a layer of a network; test_later.py",
+    "peers.cambrian.SVA.forward": "a layer of a network; test_mechanisms.py",
 }
 
 
@@ -141,6 +145,7 @@ def rows(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+MARKERS = canvas.Markers(1, 2, 3, 4, 5)
 GRID = dict(right=lambda answer, **_: answer is None or all(n >= 1 for n in answer), words="size grid")
 DOORS = {
     # the way of an image
@@ -197,6 +202,107 @@ DOORS = {
         sizes.plan,
         lambda: dict(system="llava-onevision", size=(640, 480), pictures=1, frames=0, max_tiles=None, ties="public"),
         lambda made, **_: made.views >= 1 and made.visual_tokens > 0 and 0 <= made.padding < 1 <= made.bend,
+    ),
+    "peers.llava.pad_to_square": Door(
+        llava.pad_to_square, lambda: {"image": picture(4, 3)}, lambda made, **_: made.width == made.height, "picture"
+    ),
+    "peers.llava.anyres_views": Door(
+        llava.anyres_views,
+        lambda: {"image": picture(40, 30), "side": 28, "ties": "public"},
+        lambda views, side, **_: {view.size for view in views} == {(side, side)},
+        "picture",
+        share=0.3,
+    ),
+    "peers.llava.cut_padding": Door(
+        llava.cut_padding,
+        lambda: {"features": rows(4, 4, 2), "size": (200, 100)},
+        lambda made, features, **_: len(made) <= len(features),
+    ),
+    "peers.llava.merge": Door(
+        llava.merge,
+        lambda: dict(base=rows(9, 2), tiles=rows(2, 9, 2), grid=(2, 1), size=(60, 30), newline=rows(2), max_tiles=None),
+        lambda made, base, **_: len(made) >= len(base),
+        "features size",
+    ),
+    "peers.video.pool_frames": Door(
+        video.pool_frames, lambda: {"features": rows(2, 16, 3), "stride": 2}, lambda made, **_: made.ndim == 3
+    ),
+    "peers.video.rope_factor": Door(
+        video.rope_factor,
+        lambda: dict(frames=32, tokens_a_frame=144, trained=4096, text=1000),
+        lambda factor, **_: factor >= 1,
+    ),
+    "peers.video.scaled_frequencies": Door(
+        video.scaled_frequencies,
+        lambda: dict(head_width=8, base=10000.0, factor=2.0),
+        lambda made, **_: finite(made) and made.max() <= 1,
+    ),
+    "peers.video.place_pictures": Door(
+        video.place_pictures,
+        lambda: {"parts": ["a", 1, "b"], "order": "in_front"},
+        lambda made, parts, **_: len(made) == len(parts),
+    ),
+    "peers.internvl.tile": Door(
+        internvl.tile,
+        lambda: {"image": picture(40, 30), "max_num": 6, "side": 14},
+        lambda tiles, side, **_: {tile.size for tile in tiles} == {(side, side)},
+        "picture",
+        share=0.3,
+    ),
+    "peers.internvl.pixel_shuffle": Door(
+        internvl.pixel_shuffle,
+        lambda: {"x": rows(1, 4, 6, 2), "version": "v2"},
+        lambda made, x, **_: made.numel() == x.numel(),
+    ),
+    "peers.qllama.stage2_mask": Door(
+        qllama.stage2_mask,
+        lambda: dict(task="itc", num_queries=3, text=torch.ones(2, 4, dtype=torch.long)),
+        lambda made, **_: made.dtype == torch.bool,
+    ),
+    "peers.vila.downsample": Door(
+        vila.downsample, lambda: dict(x=rows(1, 25, 2), order="rows", factor=2), lambda made, **_: made.ndim == 3
+    ),
+    "peers.vila.interleaved_sample": Door(
+        vila.interleaved_sample,
+        lambda: dict(sentences=["a", "b"], pictures=[(1, 0), (2, 1)], pairs=False),
+        lambda made, sentences, **_: len(made) >= len(sentences),
+        "picture sentence",
+    ),
+    "peers.cogvlm.expert_mask": Door(
+        cogvlm.expert_mask,
+        lambda: {"types": torch.tensor([[0, 1, 1, 0]])},
+        lambda made, types: made.shape == types.shape,
+    ),
+    "peers.cogvlm.expert_position_ids": Door(
+        cogvlm.expert_position_ids,
+        lambda: {"types": torch.tensor([[0, 1, 1, 1, 0]])},
+        lambda made, types: bool((made >= 0).all()),
+    ),
+    "peers.cambrian.regions": Door(
+        cambrian.regions, lambda: {"features": rows(1, 16, 2), "queries": 2}, lambda made, **_: made.ndim == 3
+    ),
+    "peers.cambrian.seen_regions": Door(
+        cambrian.seen_regions,
+        lambda: dict(sizes=[(40, 20)], side=4, queries=2),
+        lambda made, **_: bool(made.any(dim=1).all()),
+        "size",
+    ),
+    "peers.cambrian.tokens_with_newlines": Door(
+        cambrian.tokens_with_newlines,
+        lambda: dict(tokens=rows(16, 2), size=(40, 20), newline=rows(2)),
+        lambda made, **_: made.ndim == 2,
+        "features",
+    ),
+    "peers.later.time_embedding": Door(
+        later.time_embedding, lambda: {"width": 8, "time": 3}, lambda made, width, **_: len(made) == width
+    ),
+    "peers.canvas.canvas_position_ids": Door(
+        canvas.canvas_position_ids,
+        lambda: dict(
+            ids=[9, 1, 0, 0, 0, 0, 2, 9], visual=[0, 0, 1, 1, 1, 1, 0, 0], grids=[(8, 8)], markers=MARKERS, merge=4
+        ),
+        lambda made, ids, **_: made[0].shape == (3, len(ids)),
+        "view prompt",
     ),
     "positions.bucket_position_ids": Door(
         minicpmv_ref.bucket_position_ids,

@@ -60,14 +60,6 @@ def test_links_resolve(page):
             assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
-def test_every_room_and_every_file_of_the_core_is_listed():
-    package = ROOT / "minicpmv_ref"
-    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
-    files = {path.name for path in package.glob("[!_]*.py")}
-    listed = set(re.findall(r"\]\(minicpmv_ref/([\w.]+)", README))
-    assert rooms | files == listed
-
-
 def test_the_slicing_rule_is_found_at_once():
     """A visitor looks for "slicing" in the README and in the folder of the package."""
     assert "[`slicing.py`](minicpmv_ref/slicing.py) | **the slicing rule**" in README

@@ -1,0 +1,106 @@
+"""4.5's 3-D resampler against golden vectors of its published code, and 4.6's mergers against transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minicpmv_ref import Resampler, ResamplerConfig
+from minicpmv_ref.peers.later import Merger, Resampler3D, WindowMerger, time_embedding
+
+with np.load(Path(__file__).parent / "golden" / "minicpmv45_resampler3d.npz") as file:
+    GOLDEN = {key: torch.from_numpy(np.array(file[key])) for key in file.files}
+CASES = sorted({key.split("/")[0] for key in GOLDEN if key.endswith("/patches")})
+
+
+def resampler3d() -> Resampler3D:
+    resampler = Resampler3D(ResamplerConfig(num_queries=4, width=16, kv_width=12, heads=2))
+    weights = {key.removeprefix("weights/"): value for key, value in GOLDEN.items() if key.startswith("weights/")}
+    resampler.load_state_dict(weights, strict=True)
+    return resampler
+
+
+def inputs(name: str):
+    case = {key.split("/")[1]: value for key, value in GOLDEN.items() if key.startswith(f"{name}/")}
+    grids = [tuple(grid) for grid in case["sizes"].tolist()]
+    features = list(case["patches"].split([rows * cols for rows, cols in grids]))
+    lengths = case["group_lengths"].tolist()
+    ids = [part.tolist() for part in case["temporal_flat"].split(lengths)] if lengths else None
+    return features, grids, ids, case
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CASES)
+def test_the_published_resampler(name):
+    features, grids, ids, case = inputs(name)
+    torch.testing.assert_close(resampler3d()(features, grids, ids), case["out_batch"], atol=2e-5, rtol=1e-5)
+
+
+def test_times():
+    for time, row in zip(GOLDEN["pos_temporal_ids"].tolist(), GOLDEN["pos_temporal_0_199"]):
+        assert torch.equal(time_embedding(16, time), row)
+
+
+@torch.no_grad()
+def test_a_group_of_one_frame_cannot_know_its_time():
+    """A time adds one constant to all keys of a frame; softmax over one frame cancels it."""
+    features, grids, _, _ = inputs("one_video_3_frames")
+    alone = [resampler3d()(features, grids, [[t] for t in times]) for times in ((2, 6, 9), (20, 60, 900))]
+    torch.testing.assert_close(*alone, atol=2e-6, rtol=0)
+    together = [resampler3d()(features, grids, [list(times)]) for times in ((2, 6, 9), (20, 60, 900))]
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_without_times_it_is_the_resampler_of_2_6():
+    features, grids, _, _ = inputs("images_no_ids")
+    ours = resampler3d()
+    plain = Resampler(ours.cfg)
+    plain.load_state_dict(ours.state_dict(), strict=True)
+    assert torch.equal(ours(features, grids), plain(features, grids))
+    torch.testing.assert_close(ours(features, grids, [[-1]] * 3), plain(features, grids), atol=2e-6, rtol=1e-5)
+
+
+def test_bad_times():
+    features, grids, _, _ = inputs("one_video_3_frames")
+    for ids, message in (([[2, 6]], "2 times"), ([[2, 6, 72000]], "temporal id"), ([[2, 6, 9], []], "group")):
+        with pytest.raises(ValueError, match=message):
+            resampler3d()(features, grids, ids)
+
+
+def parts_of_4_6():
+    from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_6Config, MiniCPMV4_6VisionConfig
+    from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import (
+        MiniCPMV4_6Merger,
+        MiniCPMV4_6ViTWindowAttentionMerger,
+    )
+
+    vision = MiniCPMV4_6VisionConfig(hidden_size=16, num_attention_heads=2, intermediate_size=24, num_hidden_layers=2)
+    vision._attn_implementation = "sdpa"
+    config = MiniCPMV4_6Config(vision_config=vision)
+    config.text_config.hidden_size = 20
+    torch.manual_seed(0)
+    return MiniCPMV4_6ViTWindowAttentionMerger(vision).eval(), MiniCPMV4_6Merger(config).eval()
+
+
+@torch.no_grad()
+def test_mergers_are_transformers():
+    window, final = parts_of_4_6()
+    grids = [(4, 8), (8, 4), (12, 4)]
+    features = [torch.randn(rows * cols, 16) for rows, cols in grids]
+    ours = WindowMerger(width=16, heads=2, mlp_width=24)
+    ours.load_state_dict(window.state_dict(), strict=True)
+    merged = ours(features, grids)
+    theirs = window(torch.cat(features)[None], torch.tensor(grids))[0]
+    last, halves = Merger(width=16, out_width=20), [(rows // 2, cols // 2) for rows, cols in grids]
+    last.load_state_dict(final.state_dict(), strict=True)
+    tokens = final(theirs[None], torch.tensor(halves))
+    for a, b in zip(last(theirs.split([len(each) for each in merged]), halves), tokens):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(merged), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_an_odd_grid_is_refused():
+    with pytest.raises(ValueError, match="even rows and cols"):
+        Merger(8, 16)([torch.zeros(15, 8)], [(3, 5)])
