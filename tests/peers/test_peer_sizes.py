@@ -141,6 +141,12 @@ def test_other_canvases(canvases):
                    for size in SIZES[:3000])  # fmt: skip
 
 
+def test_of_equal_canvases_the_smallest_wins_wherever_it_stands():
+    backward = ONEVISION_CANVASES[::-1]
+    for size in SIZES[:3000]:
+        assert best_resolution(size, canvases=backward) == select_best_resolution(size, backward)
+
+
 def test_tokens_of_llava_next():
     peer = SimpleNamespace(image_processor=PEER_NEXT, patch_size=14, num_additional_image_tokens=0)
     peer._get_unpadded_features = lambda *given: LlavaNextProcessor._get_unpadded_features(peer, *given)
