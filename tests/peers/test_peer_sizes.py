@@ -303,6 +303,7 @@ def test_later_versions_and_their_frames(size):
 def test_groups_of_4_5(frames, packing, groups, tokens):
     """By the published demo: 10, 60, 61, 120 and 180 seconds at three frames a second."""
     assert frame_groups(frames) == (packing, groups)
+    assert (frame_groups(181), frame_groups(361)) == ((2, 91), (3, 121))  # one more than fits
     made = plan("minicpm-v-4.5", (1280, 720), frames=frames)
     assert (made.views, made.visual_tokens) == (frames, tokens)
     assert plan("minicpm-v-4.5", (1280, 720), frames=frames, max_tiles=2).visual_tokens == 3 * tokens
