@@ -23,6 +23,7 @@ from .inputs.checks import LIMITS, printable
 
 ROOT = Path(__file__).resolve().parent.parent
 COVERAGE_FLOOR = 95  # percent of the lines in the files directly in minicpmv_ref/
+MOST_TEST_PROCESSES = 4  # each takes up to 2 GB
 
 
 class CommandError(Exception):
@@ -433,22 +434,24 @@ def phone(args):
 
 def test(args):
     notebooks = sorted(notebooks_folder().glob("*.ipynb"))
-    for module in ("ruff", "pytest", "pytest_cov", "nbval"):
+    for module in ("ruff", "pytest", "pytest_cov", "xdist", "nbval"):
         need(module, "the tests")
     chosen = args.pytest_args
     core = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "minicpmv_ref").glob("*.py"))]
 
-    tests = ["pytest", "--cov=minicpmv_ref", "--cov-report="]
-    if args.fast:
-        tests += ["-m", "not browser"]
+    tests = ["pytest", "--fast"] if args.fast else ["pytest", "--cov=minicpmv_ref", "--cov-report="]
+    if not chosen:  # each file of tests goes to one of the processes
+        processes = min(os.cpu_count() or 1, MOST_TEST_PROCESSES)
+        tests += [f"--numprocesses={processes}", "--dist=loadfile", "--no-loadscope-reorder"]
     coverage = ["coverage", "report", f"--include={','.join(core)}", f"--fail-under={COVERAGE_FLOOR}"]
     nbval = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider"]
 
+    no_coverage = "--fast" if args.fast else "you chose the tests" if chosen else None
     parts = [  # (name, Python module and its arguments, why it is left out)
         ("lint", ["ruff", "check", "."], None),
         ("format", ["ruff", "format", "--check", "."], None),
         ("tests", tests + chosen, None),
-        ("coverage", coverage, "you chose the tests" if chosen else None),
+        ("coverage", coverage, no_coverage),
         *((f"nbval {path.stem}", [*nbval, str(path)], "--fast" if args.fast else None) for path in notebooks),
     ]
     return run_parts(parts)
@@ -698,7 +701,11 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         "test",
         test,
         "Run every check: lint, tests, coverage, notebooks. What follows -- goes to pytest.",
-        option("--fast", action="store_true", help="leave out the browser and the run of the notebooks"),
+        option(
+            "--fast",
+            action="store_true",
+            help="under a minute: no notebooks, browser, coverage, nor the slow tests (tests/slow.txt)",
+        ),
     ),
 ]
 

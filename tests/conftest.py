@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see minicpmv_ref/__main__.py
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores have workers of their own
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "tools"):
@@ -18,8 +20,33 @@ for folder in (ROOT, ROOT / "tools"):
 MUST_RUN_IN_CI = {"browser", "llamacpp"}
 
 
+# For `--fast`: the test functions that take long, one a line as "file.py::function". `pytest --record-slow` writes it.
+SLOW = Path(__file__).with_name("slow.txt")
+SLOW_SECONDS = 1.0  # of CPU time, all parameters of a function together
+
+
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, metavar="N", help="odd inputs for each public function (usually 60)")
+    parser.addoption("--fast", action="store_true", help="without the tests that tests/slow.txt lists")
+    parser.addoption("--record-slow", action="store_true", help="measure the tests that run, and renew tests/slow.txt")
+
+
+def pytest_configure(config):
+    if config.getoption("--record-slow"):
+        from slow import Recorder
+
+        config.pluginmanager.register(Recorder(SLOW, SLOW_SECONDS))
+
+
+def function_of(item) -> str:
+    return f"{item.path.name}::{item.originalname}"
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fast"):
+        slow = set(SLOW.read_text(encoding="utf-8").split())
+        config.hook.pytest_deselected(items=[item for item in items if function_of(item) in slow])
+        items[:] = [item for item in items if function_of(item) not in slow]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -36,6 +63,13 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"CI is set, so a test marked {sorted(marks)} must run, but: {reason}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests measure and do not judge: each `record_property`."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")

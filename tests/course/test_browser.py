@@ -1,4 +1,4 @@
-"""Every notebook runs in JupyterLab, in a browser, without an error and without leaving this machine."""
+"""The browser's harness on planted notebooks: it sees what is right, and it can fail."""
 
 import os
 import shutil
@@ -12,7 +12,6 @@ import pytest
 import notebooks  # tools/notebooks.py
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 SLIDER = """
 import ipywidgets as widgets
@@ -31,14 +30,12 @@ def plant(server, name, *sources):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["planted_good.ipynb", *NOTEBOOKS])
-def test_notebook_runs(lab_server, name):
-    if name == "planted_good.ipynb":
-        plant(lab_server, name, "from minicpmv_ref import best_grid\nprint(best_grid((1920, 1080)))", "1 + 1")
+def test_a_good_notebook(lab_server):
+    name = plant(lab_server, "planted_good.ipynb", "from minicpmv_ref import best_grid\nprint(best_grid((1920, 1080)))")
     with lab_server.open(name) as lab:
         lab.run_all()
         assert lab.errors() == []
-        assert any(lab.outputs())
+        assert lab.outputs()[0][0]["text"] == "(4, 2)\n"
         assert lab.outside == []
 
 

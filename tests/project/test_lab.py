@@ -527,15 +527,24 @@ def test_the_whole_check(parts):
     assert all(left_out is None for _, _, left_out in parts)
     command = {name: words for name, words, _ in parts}
     assert "--fail-under=95" in command["coverage"]
+    assert "--cov=minicpmv_ref" in command["tests"] and "--fast" not in command["tests"]
     assert f"--include={Path('minicpmv_ref', 'model.py')}" in command["coverage"]
     assert {"--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"} < set(command["nbval 01_next"])
 
 
-def test_the_fast_check_and_chosen_tests(parts):
-    assert commands.main(["test", "--fast", "--", "-k", "slicing", "--", "-x"]) == 0
-    left_out = {name: reason for name, _, reason in parts if reason}
-    assert left_out == {"coverage": "you chose the tests", "nbval 00_start": "--fast", "nbval 01_next": "--fast"}
-    assert parts[2][1][-6:] == ["-m", "not browser", "-k", "slicing", "--", "-x"]
+def test_the_fast_check(parts):
+    assert commands.main(["test", "--fast"]) == 0
+    left_out = [name for name, _, reason in parts if reason == "--fast"]
+    assert left_out == ["coverage", "nbval 00_start", "nbval 01_next"]
+    assert {"--fast", "--dist=loadfile"} < set(parts[2][1])
+    assert not any(word.startswith("--cov") for word in parts[2][1])
+
+
+def test_chosen_tests(parts):
+    assert commands.main(["test", "--", "-k", "slicing", "--", "-x"]) == 0
+    assert {name: reason for name, _, reason in parts if reason} == {"coverage": "you chose the tests"}
+    assert parts[2][1][-4:] == ["-k", "slicing", "--", "-x"]
+    assert not any(word.startswith("--numprocesses") for word in parts[2][1])  # the debugger works
 
 
 def test_every_part_runs_and_the_summary_counts(tmp_path, monkeypatch, capfd):

@@ -1,0 +1,210 @@
+"""Every lesson in a real JupyterLab: it runs without an error and without leaving this machine, and its panels work.
+
+Each lesson is opened once: the saved file first, then all cells, what is special in this lesson, and every control of
+every panel, moved by keyboard. The time from key press to picture is measured and printed, not judged: test machines
+are busy.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from minicpmv_ref.course import draw
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+# Resolves with the milliseconds between the next key press and the frame that shows another picture.
+WATCH = """cell => {
+    const panel = document.querySelectorAll('.jp-Notebook .jp-Cell')[cell].querySelector('.mcv-panel');
+    window.latency = new Promise(done => {
+        let start = 0;
+        document.addEventListener('keydown', () => { start = performance.now(); }, {capture: true, once: true});
+        const watcher = new MutationObserver(() => {
+            watcher.disconnect();
+            requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));
+        });
+        watcher.observe(panel.querySelector('.mcv-picture'), {childList: true, subtree: true, attributes: true});
+    });
+}"""
+CHANGED = "([cell, part, old]) => document.querySelectorAll('.jp-Notebook .jp-Cell')[cell]" + (
+    ".querySelector(part).innerHTML !== old"
+)
+COUNT_MESSAGES = """() => {
+    window.messages = 0;
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (...data) { window.messages++; return send.apply(this, data); };
+}"""
+SHOWN = """form => [...form.querySelectorAll('image.m')].filter(map => getComputedStyle(map).visibility === 'visible')
+    .map(map => map.className.baseVal)"""
+WORDS = """form => [...form.querySelectorAll('p.m')].filter(words => getComputedStyle(words).visibility === 'visible')
+    .map(words => words.textContent)"""
+
+
+def find(name, words):
+    """The numbers of the cells of code with these words."""
+    cells = nbformat.read(NOTEBOOKS / name, as_version=4).cells
+    return [number for number, cell in enumerate(cells) if cell.cell_type == "code" and words in cell.source]
+
+
+def contents(lab, cell, part):
+    return lab.cell(cell).locator(part).first.evaluate("element => element.innerHTML")
+
+
+def move(lab, cell, control, *keys):
+    """Press keys; returns whether the picture and whether the status line changed."""
+    before = contents(lab, cell, ".mcv-picture"), contents(lab, cell, ".mcv-status")
+    control.focus()
+    for key in keys:
+        lab.page.keyboard.press(key)
+    try:
+        lab.page.wait_for_function(CHANGED, arg=[cell, ".mcv-picture", before[0]], timeout=10_000)
+    except Exception as error:
+        if type(error).__name__ != "TimeoutError":
+            raise
+    lab.wait_idle()
+    return contents(lab, cell, ".mcv-picture") != before[0], contents(lab, cell, ".mcv-status") != before[1]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
+def test_a_lesson(lab_server, tmp_path, record_property, name):
+    cells = find(name, "panels.")
+    with lab_server.open(name) as lab:
+        for cell in cells:
+            a_reader_without_a_kernel_sees_the_panel(lab, cell)
+        lab.run_all()
+        assert lab.errors() == []
+        assert any(lab.outputs())
+        if name == "01_slicing.ipynb":
+            play_steps_the_slider(lab)
+        if name == "03_resampler.ipynb":
+            hover_and_arrow_keys_need_no_kernel(lab)
+        for cell in cells:
+            panel_follows_the_keyboard(lab, cell, record_property)
+        if name == "01_slicing.ipynb":
+            own_picture_and_a_broken_one(lab, tmp_path)
+        assert lab.errors() == []
+        assert lab.outside == []
+
+
+def a_reader_without_a_kernel_sees_the_panel(lab, cell):
+    """The saved file shows each panel as a picture: JupyterLab draws it when it does not find a widget."""
+    assert lab.cell(cell).locator("img").first.evaluate("image => image.naturalWidth") >= 600
+    assert json.dumps(lab.outputs()[cell]).count("widget-view") == 0
+
+
+def panel_follows_the_keyboard(lab, cell, record_property):
+    assert lab.cell(cell).locator(".mcv-panel").count() == 1, f"no panel in cell {cell}"
+    words = set()
+    sliders = lab.sliders(cell)
+    for number in range(sliders.count()):
+        handle = sliders.nth(number)
+        at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+        picture, status = move(lab, cell, handle, "ArrowLeft" if at_end else "ArrowRight")
+        assert picture, f"cell {cell}: slider {number} leaves the picture as it is"
+        words.add(status)
+    menus = lab.cell(cell).locator("select")
+    for number in range(menus.count()):
+        last = menus.nth(number).evaluate("menu => menu.selectedIndex === menu.options.length - 1")
+        keys = "Alt+ArrowDown", "ArrowUp" if last else "ArrowDown", "Enter"
+        picture, status = move(lab, cell, menus.nth(number), *keys)
+        assert picture, f"cell {cell}: menu {number} leaves the picture as it is"
+        words.add(status)
+    groups = lab.cell(cell).locator(".widget-toggle-buttons")
+    for number in range(groups.count()):
+        other = groups.nth(number).locator("button:not(.mod-active)").first
+        picture, status = move(lab, cell, other, "Space")
+        assert picture, f"cell {cell}: group of buttons {number} leaves the picture as it is"
+        words.add(status)
+    boxes = lab.cell(cell).locator(".mcv-controls input[type=checkbox]")
+    for number in range(boxes.count()):
+        picture, status = move(lab, cell, boxes.nth(number), "Space")
+        assert picture, f"cell {cell}: checkbox {number} leaves the picture as it is"
+        words.add(status)
+    assert True in words, f"cell {cell}: no control changes the status line"
+    if sliders.count():
+        record_property(*latency(lab, cell, sliders.first))
+
+
+def latency(lab, cell, slider, presses=9):
+    times = []
+    for _ in range(presses):
+        lab.page.evaluate(WATCH, cell)
+        lab.press(slider, "ArrowRight")
+        times.append(lab.page.evaluate("() => Promise.race([latency, new Promise(r => setTimeout(r, 5000, NaN))])"))
+        lab.wait_idle()
+    kind = lab.outputs()[cell][-1]["data"]["text/plain"].split("(")[0]
+    return kind, f"key to picture {statistics.median(times):.0f} ms (largest {max(times):.0f})"
+
+
+# ---- what is special in a lesson
+
+
+def play_steps_the_slider(lab):
+    """The link lives in the browser; the kernel only hears of the slider."""
+    (cell,) = find("01_slicing.ipynb", "panels.OnePixelCliff")
+    button = lab.cell(cell).locator(".widget-play button").first
+    lab.press(button, "Enter")
+    lab.page.wait_for_function(
+        "cell => +document.querySelectorAll('.jp-Notebook .jp-Cell')[cell]"
+        ".querySelector('[role=slider]').getAttribute('aria-valuenow') > 452",
+        arg=cell,
+    )
+    lab.cell(cell).get_by_text(re.compile(r"4[5-9]\d x 448 costs 192 tokens")).first.wait_for()
+    lab.press(button, "Enter")  # and stop
+    lab.wait_idle()
+
+
+def own_picture_and_a_broken_one(lab, tmp_path):
+    (cell,) = find("01_slicing.ipynb", "panels.SlicingPlayground")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    draw.load_sample("banner.png").save(tmp_path / "mine.png")
+    for file, words in (("mine.png", "mine.png, 2400 x 300: 5 x 1 slices"), ("broken.jpg", "broken.jpg is not a")):
+        with lab.page.expect_file_chooser() as chooser:
+            lab.cell(cell).get_by_role("button", name="own picture").click()
+        chooser.value.set_files(str(tmp_path / file))
+        lab.wait_for_text(cell, words)
+    assert [error.split(":")[0] for error in lab.errors()] == ["alert"]
+    lab.press(lab.sliders(cell).first, "ArrowRight")  # the panel works on
+    lab.wait_for_text(cell, "mine.png, 2401 x 300")
+    assert lab.errors() == []
+
+
+def hover_and_arrow_keys_need_no_kernel(lab):
+    """The map follows the mouse and the keyboard, and the kernel hears nothing."""
+    (cell,) = find("03_resampler.ipynb", "panels.AttentionByHover")
+    form = lab.cell(cell).locator(".mcv-look")
+    form.locator(".q0").scroll_into_view_if_needed()
+    lab.page.mouse.move(5, 5)
+
+    def sees(query):
+        assert form.evaluate(SHOWN) == [f"m m{query}"] * 2, "the overview and the slices, and nothing else"
+        (words,) = form.evaluate(WORDS)
+        assert words.startswith(f"Query {query}. Overview: spread over ")
+
+    sees(5)
+    lab.page.evaluate(COUNT_MESSAGES)
+    for query in (0, 10, 15):
+        form.locator(f".q{query}").hover()
+        sees(query)
+    lab.page.mouse.move(5, 5)
+    sees(5)  # the chosen one again
+    form.locator(".q6").click()
+    lab.page.mouse.move(5, 5)
+    sees(6)
+    lab.cell(cell).locator(".widget-toggle-button").last.focus()
+    lab.page.keyboard.press("Tab")  # from the last control to the chosen query
+    for key, query in (("ArrowRight", 7), ("ArrowDown", 8), ("ArrowLeft", 7), ("ArrowUp", 6)):
+        lab.page.keyboard.press(key)
+        sees(query)
+    lab.page.keyboard.press("Enter")  # sends no form, leaves no page
+    radio = form.get_by_role("radio", name="Query 6. Overview: spread over")
+    assert radio.is_checked(), "screen readers hear the numbers"
+    assert lab.page.evaluate("() => messages") == 0
+    lab.cell(cell).get_by_role("button", name="nano model").click()
+    lab.wait_for_text(cell, "Resampler of the nano model")
+    assert lab.page.evaluate("() => messages") > 0, "the counter works"
