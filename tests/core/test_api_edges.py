@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import picture, tiny_model, tiny_processor
+from tiny import ask, picture, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor, SliceConfig, image_bounds, image_layout, load_image, plan_slices
 from minicpmv_ref.config import MiniCPMVConfig
@@ -23,10 +23,6 @@ from minicpmv_ref.vision import VisionTransformer
 @pytest.fixture(scope="module")
 def nano_pair():
     return MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
-
-
-def ask(*content):
-    return [{"role": "user", "content": list(content)}]
 
 
 def test_swapped_rows_and_columns_are_noticed(nano_pair):

@@ -13,7 +13,9 @@ import pytest
 import torch
 from einops import rearrange
 from PIL import Image
+from places import ROOT
 from standins import byte_tokenizer
+from tiny import ask, picture
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
@@ -23,8 +25,7 @@ from minicpmv_ref.processor import Batch, Processor, check_slots, load_image, no
 from minicpmv_ref.prompt import image_layout
 from minicpmv_ref.slicing import plan_slices, slice_image
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-PIXELS = json.loads((GOLDEN / "preprocess.json").read_text())["items"]
+PIXELS = json.loads((ROOT / "tests/golden/preprocess.json").read_text())["items"]
 SLOT = "(<image>./</image>)"
 TENSORS = ("input_ids", "attention_mask", "position_ids", "labels")
 
@@ -40,15 +41,7 @@ def processor(version: str = "2.6", **llm) -> Processor:
     return Processor(byte_tokenizer(version), small(version, **llm))
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
-
-
 ONE, SLICED = picture(100, 90), picture(300, 100, 1)  # nano's slices: none, and 3 x 1
-
-
-def ask(*content):
-    return [{"role": "user", "content": list(content)}]
 
 
 def text_of(batch: Batch, tokenizer, row: int = 0) -> str:
@@ -267,7 +260,10 @@ def test_the_official_multi_image_string():
         {"role": "assistant", "content": "ok"},
     ]
     text = p.tokenizer.decode(p(messages).input_ids[0])
-    assert text.replace("<image_id>1</image_id>", "") == json.loads((GOLDEN / "sft_labels.json").read_text())["multi"]
+    assert (
+        text.replace("<image_id>1</image_id>", "")
+        == json.loads((ROOT / "tests/golden/sft_labels.json").read_text())["multi"]
+    )
 
 
 def test_to_moves_tensors_and_casts_pictures_only():

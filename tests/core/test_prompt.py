@@ -3,10 +3,10 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from standins import SPECIAL, byte_tokenizer, word_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -29,9 +29,8 @@ from minicpmv_ref.prompt import (
 )
 from minicpmv_ref.slicing import plan_slices
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-LAYOUTS = json.loads((GOLDEN / "text_layout.json").read_text())
-SFT = json.loads((GOLDEN / "sft_labels.json").read_text())
+LAYOUTS = json.loads((ROOT / "tests/golden/text_layout.json").read_text())
+SFT = json.loads((ROOT / "tests/golden/sft_labels.json").read_text())
 SAMPLES = {name: SFT[name] for name in ("640x480", "300x200")}
 TALK = [
     {"role": "user", "content": "What is this?"},

@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange, repeat
+from places import ROOT
 from torch.nn.utils.parametrize import register_parametrization
 
 from minicpmv_ref.config import ResamplerConfig, v2_0, v2_5, v2_6
 from minicpmv_ref.positions import sincos_2d
 from minicpmv_ref.resampler import Resampler, fold
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "modules.npz"
+GOLDEN = ROOT / "tests/golden/modules.npz"
 V2_6 = ResamplerConfig(num_queries=6, width=64, kv_width=40, heads=4)
 V2_0 = ResamplerConfig(num_queries=9, width=64, kv_width=40, heads=2, version="2.0")
 WIDE_EYE = ResamplerConfig(num_queries=5, width=32, kv_width=48, heads=2)  # kv_width > width

@@ -4,7 +4,6 @@ Oracles run with attn_implementation="eager", so not even the attention kernel i
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from places import ROOT
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionConfig, Idefics2VisionTransformer
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import (
     MiniCPMV4_6VisionConfig,
@@ -25,7 +25,7 @@ from minicpmv_ref.linear import Linear, is_plain, linear
 from minicpmv_ref.positions import bucket_position_ids
 from minicpmv_ref.vision import VisionTransformer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "modules.npz"
+GOLDEN = ROOT / "tests/golden/modules.npz"
 BUCKET = VisionConfig(width=48, layers=2, heads=4, mlp_width=80)
 INTERPOLATE = replace(BUCKET, table_side=9, position="interpolate", act="gelu")
 RELEASED_2_5 = replace(BUCKET, position="released_2_5")

@@ -4,14 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
+from places import ROOT
 
 import notebooks  # tools/notebooks.py
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SLIDER = """
 import ipywidgets as widgets

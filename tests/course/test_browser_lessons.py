@@ -8,14 +8,14 @@ are busy.
 import json
 import re
 import statistics
-from pathlib import Path
 
 import nbformat
 import pytest
+from places import ROOT
 
 from minicpmv_ref.course import draw
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = ROOT / "notebooks"
 
 # Resolves with the milliseconds between the next key press and the frame that shows another picture.
 WATCH = """cell => {

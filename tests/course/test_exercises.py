@@ -9,12 +9,12 @@ import ast
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
 from minicpmv_ref import best_grid, plan_slices
 from minicpmv_ref.course import check
@@ -22,7 +22,7 @@ from minicpmv_ref.course.check import Case, same, verdict
 from minicpmv_ref.deploy.memory import estimate
 from minicpmv_ref.positions import sincos_2d
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def forgets_the_values(size, config):

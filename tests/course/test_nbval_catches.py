@@ -8,11 +8,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from places import ROOT
 
 import notebooks  # tools/notebooks.py
 from minicpmv_ref import best_grid
 
-ROOT = Path(__file__).resolve().parents[2]
 FIRST = min((ROOT / "notebooks").glob("00_*.ipynb"), default=None)
 
 

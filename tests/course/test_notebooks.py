@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
+from places import ROOT
 
 import notebooks as tool  # tools/notebooks.py
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from places import ROOT
 from svg import SVG, svg_of, texts
+from svg import canvas_shapes as shapes
 
 from experiments._alignment_run import CURVE
 from experiments.alignment import RUNS
@@ -19,10 +20,6 @@ pytestmark = pytest.mark.usefixtures("strict_panels")
 SCENES = range(1, len(draw.recorded()["examples"]) + 1)
 CHECKERS = list(draw.CHECKERS.values())
 MINUS = "\N{MINUS SIGN}"
-
-
-def shapes(canvas, kind):
-    return [shape for name, shape, _ in canvas.shapes if name == kind]
 
 
 def inside(canvas):

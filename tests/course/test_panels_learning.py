@@ -5,6 +5,8 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from svg import canvas_shapes as shapes
+from svg import canvas_texts as texts
 
 from minicpmv_ref import nano, plan_slices, slice_image, v2_5
 from minicpmv_ref.course import draw, panels
@@ -28,14 +30,6 @@ def strict(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_shipped_metrics(monkeypatch, tmp_path):
     monkeypatch.setattr(draw.learning, "SAMPLES", tmp_path / "images")
-
-
-def shapes(canvas, kind):
-    return [shape for name, shape, _ in canvas.shapes if name == kind]
-
-
-def texts(canvas):
-    return [text for _, _, text, *_ in shapes(canvas, "text")]
 
 
 # ---- the world

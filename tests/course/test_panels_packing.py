@@ -1,26 +1,22 @@
 """The packing panel of lesson 06: bars, saw-tooth and mask are the plans of the package."""
 
 import json
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from places import ROOT
 from svg import SVG, svg_of
+from svg import canvas_shapes as shapes
 
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.learn.packing import first_fit, pack, pack_truncate
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS, STRATEGIES = list(draw.SAMPLE_KINDS.values()), list(draw.STRATEGIES.values())
 LEFT, WIDE = 8, 392  # of the bars
 MASK = (424, 30, 208)  # left, top, side
-
-
-def shapes(canvas, kind):
-    return [shape for name, shape, _ in canvas.shapes if name == kind]
 
 
 def bars(canvas, color):

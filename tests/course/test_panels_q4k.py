@@ -3,31 +3,24 @@
 import html
 import re
 from itertools import product
-from pathlib import Path
 
 import gguf
 import nbformat
 import numpy as np
 import pytest
+from places import ROOT
 from svg import SVG, svg_of
+from svg import canvas_shapes as shapes
+from svg import canvas_texts as texts
 
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.deploy.kquant import dequantize, quantize
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS = list(draw.WEIGHT_KINDS.values())
 STATES = list(product(KINDS, (False, True)))
 LADDER, ERRORS = (36, 398, 32, 222), (440, 628, 32, 204)  # left, right, top, bottom
-
-
-def shapes(canvas, kind):
-    return [shape for name, shape, _ in canvas.shapes if name == kind]
-
-
-def texts(canvas):
-    return [text for _, _, text, *_ in shapes(canvas, "text")]
 
 
 # ---- the weights and their block

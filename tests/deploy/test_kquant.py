@@ -14,12 +14,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
 from minicpmv_ref.deploy import kquant
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 
 F32 = np.float32
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "kquant_sha256.json").read_text())
+GOLDEN = json.loads((ROOT / "tests/golden/kquant_sha256.json").read_text())
 BITS = {"Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8, "Q5_0": 5}
 WITH_IMPORTANCE = [kind for kind in FORMATS if kind != "Q8_0"]
 

@@ -4,12 +4,12 @@ import copy
 import json
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from places import ROOT
 from tiny import VERSIONS, ask, picture, tiny_model, tiny_processor
 
 from minicpmv_ref.learn import dpo
@@ -26,7 +26,7 @@ from minicpmv_ref.learn.dpo import (
     train_dpo,
 )
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dpo.json").read_text())
+GOLDEN = json.loads((ROOT / "tests/golden/dpo.json").read_text())
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -5,11 +5,11 @@ import math
 import os
 import random
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from tiny import ask, picture
 
 from minicpmv_ref.learn import rlaif
@@ -39,7 +39,7 @@ from minicpmv_ref.learn.rlaif import (
 from minicpmv_ref.toy.data import PAINT, PLACES, SHAPES, Scene, Thing, caption, draw, long_caption
 from minicpmv_ref.toy.words import LANGUAGES
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rlaif.json").read_text())
+GOLDEN = json.loads((ROOT / "tests/golden/rlaif.json").read_text())
 pytestmark = pytest.mark.usefixtures("one_thread")
 everywhere = pytest.mark.parametrize("language", LANGUAGES)
 

@@ -30,7 +30,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-ROOT = Path(__file__).resolve().parents[2]
+from places import ROOT
+
 TIMEOUT = 180  # seconds, for every wait: the machines that run tests are often busy
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from places import ROOT
 
 if sys.platform != "win32":
     import resource
 
-ROOT = Path(__file__).resolve().parents[2]
 GIGABYTES = 4  # that one call may take
 SECONDS = 20  # for one call, each of which takes milliseconds: a hang, not a slow machine
 

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from places import ROOT
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = json.loads((ROOT / "tests/golden/published_layouts.json").read_text(encoding="utf-8"))
 TOKENIZER = ROOT / "data_samples/checkpoints/nano/tokenizer.json"
 VERSIONS = ("2.0", "2.5", "2.6")

@@ -1,4 +1,4 @@
-"""What a panel shows: its picture is an SVG, so a test can ask for its shapes and its words."""
+"""What a panel shows: its picture is an SVG, so a test can ask for its shapes and its words. A canvas has both too."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -16,3 +16,11 @@ def shapes(panel, kind: str) -> list[ET.Element]:
 
 def texts(panel) -> list[str]:
     return [element.text for element in shapes(panel, "text")]
+
+
+def canvas_shapes(canvas, kind: str) -> list[tuple]:
+    return [shape for name, shape, _ in canvas.shapes if name == kind]
+
+
+def canvas_texts(canvas) -> list[str]:
+    return [text for _, _, text, *_ in canvas_shapes(canvas, "text")]

@@ -123,3 +123,17 @@ def several() -> list[list[dict]]:
         ask(picture(50, 60, 2), "and", picture(170, 60, 3), "Which one is larger, the first or the second?"),
         ask(picture(56, 42, 4), "Describe it."),
     ]
+
+
+def talk(*texts: str) -> list[dict]:
+    """A conversation in which the user begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of its parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same_weights(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

@@ -11,10 +11,10 @@ import re
 from importlib import import_module
 from itertools import product
 from operator import itemgetter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from places import ROOT
 
 from experiments import _arms, _frame
 from experiments._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Each, Finding
@@ -22,7 +22,6 @@ from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_5
 from minicpmv_ref import __main__ as commands
 from minicpmv_ref.deploy.sequence import Loading, Peak
 
-ROOT = Path(__file__).resolve().parents[2]
 NO_CLAIM = {"alignment"}  # a script beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "

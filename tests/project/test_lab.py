@@ -18,10 +18,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from places import ROOT
 
 from minicpmv_ref import __main__ as commands
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

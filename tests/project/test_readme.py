@@ -1,15 +1,14 @@
 """What the README says is true: its numbers, its code, its commands, its links."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_FILE = 9_000_000  # bytes: nano in bfloat16 is the largest
 MAX_TREE = 60_000_000
 NOT_OURS = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "runs", "build"}

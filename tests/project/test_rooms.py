@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "minicpmv_ref"
 CORE = "config counts slicing positions linear vision resampler prompt processor model __main__".split()
 # room -> other rooms that it may import; and course, which may import all. inputs is what the core itself stands on.

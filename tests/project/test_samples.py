@@ -1,16 +1,15 @@
 """The table in data_samples/README.md tells the truth, and tools/make_samples.py still draws the pictures."""
 
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
+from places import ROOT
 
 from minicpmv_ref import SliceConfig, plan_slices
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "data_samples" / "images"
 README = (ROOT / "data_samples" / "README.md").read_text("utf-8")
 COLUMNS = ["File", "Pixels", "Grid", "Tokens", "What it shows", "Origin", "License"]

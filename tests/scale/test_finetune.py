@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from places import LIB, ROOT
-from tiny import picture, tiny_model, tiny_processor
+from tiny import picture, same_weights, tiny_model, tiny_processor, weights
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
@@ -81,14 +81,6 @@ def test_every_epoch_shows_every_record_once_in_a_new_order():
             sample_at(index, n)
 
 
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(one, two):
-    return all(torch.equal(one[name], two[name]) for name in one)
-
-
 def fine_tuned(records, stage=STAGE, **options):
     model, options = tiny_model("2.6"), {"half_precision": False, "samples": in_order(records), **options}
     return model, list(train(model, tiny_processor("2.6"), stage, **options))
@@ -129,7 +121,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(small, monkeypatch):
     assert [step.step for step in rest] == [4, 5, 6]
     assert losses + [step.loss for step in rest] == [step.loss for step in steps]
     assert [step.rate for step in rest] == [step.rate for step in steps[3:]]
-    assert same(weights(whole), weights(again))
+    assert same_weights(weights(whole), weights(again))
     assert shown == uninterrupted == [small[sample_at(i, 5, 0)].id for i in range(12)]
 
 
@@ -378,7 +370,7 @@ def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, m
     assert command(files, checkpoint, tmp_path / "cut", *options) == 0
     assert "records: goes on after step 4, from " in capsys.readouterr().out
     whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
-    assert same(weights(whole), weights(cut))
+    assert same_weights(weights(whole), weights(cut))
 
 
 def test_the_same_command_again_says_that_it_is_done(files, checkpoint, tmp_path, capsys):
@@ -419,7 +411,7 @@ def test_half_a_checkpoint_is_none(files, checkpoint, tmp_path, lost):
     if lost == "config.json":
         (out / "training.json").unlink()
     assert command(files, checkpoint, out, *options) == 0
-    assert same(weights(MiniCPMV.from_pretrained(out)), whole)
+    assert same_weights(weights(MiniCPMV.from_pretrained(out)), whole)
 
 
 def test_two_trainings_in_one_folder_are_noticed(files, checkpoint, tmp_path, capsys):
@@ -539,7 +531,7 @@ def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypat
     assert command(files, checkpoint, tmp_path / "cut", *options) == 0
     assert "records: goes on after step 4, from " in capsys.readouterr().out
     whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
-    assert same(weights(whole), weights(cut))
+    assert same_weights(weights(whole), weights(cut))
 
 
 def test_adapters_that_cannot_be(files, checkpoint, tmp_path, capsys):
@@ -597,7 +589,7 @@ def test_the_command_trains_on_shards(shards, files, checkpoint, tmp_path, monke
     assert command((shards, shards), checkpoint, tmp_path / "twice", *options) == 0
     assert "5 of the held-out records are in the training data, too" in capsys.readouterr().out
     whole, twice = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "twice"))
-    assert same(weights(whole), weights(twice)) and not same(weights(whole), weights(tiny_model("2.6")))
+    assert same_weights(weights(whole), weights(twice)) and not same_weights(weights(whole), weights(tiny_model("2.6")))
     assert command((shards, files[1]), checkpoint, tmp_path / "out", "--root", str(tmp_path)) == 1
     assert "holds its pictures; a root belongs to a JSON file" in capsys.readouterr().err
     damaged = bytearray((shards / "shard-000001.tar").read_bytes())
@@ -622,7 +614,7 @@ def test_workers_change_nothing(files, small, shards):
     for records in (small, open_shards(shards)[0]):
         (mine, steps), random = fine_tuned(records), torch.get_rng_state()
         yours, others = fine_tuned(records, workers=2)
-        assert same(weights(mine), weights(yours)) and [s[:5] for s in steps] == [s[:5] for s in others]
+        assert same_weights(weights(mine), weights(yours)) and [s[:5] for s in steps] == [s[:5] for s in others]
         assert torch.equal(torch.get_rng_state(), random)
 
 

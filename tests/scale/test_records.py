@@ -12,7 +12,7 @@ import pytest
 from make_records import main as make_records
 from PIL import Image
 from standins import byte_tokenizer, word_tokenizer
-from tiny import picture, tiny_processor
+from tiny import picture, talk, tiny_processor
 
 from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import ROOT, main
@@ -33,10 +33,6 @@ from minicpmv_ref.toy.data import is_held_out
 GOLDEN = json.loads((ROOT / "tests/golden/sft_labels.json").read_text())
 EXAMPLE = ROOT / "data_samples" / "records"
 TALK = [("user", "What is this?"), ("assistant", "A cat."), ("user", "Color?"), ("assistant", "Black.")]
-
-
-def talk(*texts):
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def good(**changes):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from places import LIB, ROOT
 from safetensors.torch import load_file, save_file
-from tiny import picture, tiny_model, tiny_processor
+from tiny import picture, same_weights, tiny_model, tiny_processor, weights
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
@@ -74,14 +74,6 @@ def trained(folder, sample, stage=ANSWER, every=2, held_out=lambda objective: 1.
         progress=False,
     )
     return model, result, lines
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def curve(folder):
@@ -155,7 +147,7 @@ def test_a_signal_saves_after_its_step(samples, whole, tmp_path, number, code, s
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     model, _, lines = trained(tmp_path, samples.__getitem__)
     assert f"mine: goes on after step {step}, from " in lines[1]
-    assert same(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
+    assert same_weights(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
 
 
 def test_the_second_signal_is_obeyed_at_once():
@@ -192,7 +184,7 @@ def test_scaffolding_is_saved_too(tmp_path):
     with pytest.raises(Stopped):
         trained(tmp_path / "cut", lambda index: sample(index, stop=True), CONTRAST, held_out=None)
     model, _, _ = trained(tmp_path / "cut", sample, CONTRAST, held_out=None)
-    assert same(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert same_weights(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert (result["held_out_before"], result["held_out_after"]) == (None, None)
 
 
@@ -219,7 +211,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_ids_and_a_saved_state(
     assert steps_of(tmp_path) == [2, 3]
     assert all(p.isfinite().all() for p in MiniCPMV.from_pretrained(tmp_path / "saves/step-000003").parameters())
     monkeypatch.undo()
-    assert same(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
+    assert same_weights(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
 
 
 def test_a_picture_that_vanished_stops_with_a_saved_state(samples, whole, tmp_path):
@@ -229,7 +221,7 @@ def test_a_picture_that_vanished_stops_with_a_saved_state(samples, whole, tmp_pa
     with pytest.raises(OSError, match=r"no\.png"):
         trained(tmp_path, sample)
     assert steps_of(tmp_path) == [2, 3]
-    assert same(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
+    assert same_weights(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
 
 
 # ---- the disk is full
@@ -260,7 +252,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_save_before_it_whole(samples, w
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in (tmp_path / "saves").iterdir()) == ["step-000002"]
-    assert same(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
+    assert same_weights(weights(trained(tmp_path, samples.__getitem__)[0]), whole[1])
 
 
 def test_no_step_of_writing_leaves_half_a_save(tmp_path, monkeypatch):
@@ -361,7 +353,7 @@ def test_each_save_is_a_checkpoint(whole):
     for path in saves_in(whole[0] / "saves"):
         model, processor = MiniCPMV.from_pretrained(path), Processor.from_pretrained(path)
         model.chat([{"role": "user", "content": [picture(60, 40), "What?"]}], processor, max_new_tokens=2)
-    assert same(weights(model), whole[1])
+    assert same_weights(weights(model), whole[1])
 
 
 def test_what_a_dead_process_left_goes_with_the_next_save(tmp_path):
@@ -390,9 +382,9 @@ def test_reading_a_save_restores_everything(samples, tmp_path):
     torch.manual_seed(99)
     assert read_save(path, again, optimizer, settings={"b": (1, 2)}) == (3, {"a": [1.5]})
     state = optimizer.state_dict()["state"]
-    assert same(weights(again), want[0]) and torch.equal(torch.get_rng_state(), want[2])
+    assert same_weights(weights(again), want[0]) and torch.equal(torch.get_rng_state(), want[2])
     assert state.keys() == want[1].keys() and len(state) == len(list(model.parameters()))
-    assert all(same(state[i], want[1][i]) for i in state)
+    assert all(same_weights(state[i], want[1][i]) for i in state)
     assert torch.equal(again.llm.lm_head.weight, model.llm.lm_head.weight)
 
 
@@ -483,7 +475,7 @@ def attempt(source, tmp_path):
         try:
             return read_save(path, model, optimizer, settings={"a": 1}), state_of(model, optimizer)
         except ValueError:
-            assert all(same(*pair) for pair in zip(before, state_of(model, optimizer)))
+            assert all(same_weights(*pair) for pair in zip(before, state_of(model, optimizer)))
             raise
 
     return attempt
@@ -525,7 +517,7 @@ def test_fields_that_cannot_be_are_refused(attempt, field, values, checksum):
 
 def test_saves_from_before_there_were_checksums_are_read(attempt, source):
     told, found = attempt(lambda path: rewritten(path, checksum=False))
-    assert told == (3, {"b": 2}) and all(same(*pair) for pair in zip(found, source[1]))
+    assert told == (3, {"b": 2}) and all(same_weights(*pair) for pair in zip(found, source[1]))
 
 
 def test_going_on_from_a_save_without_checksums_is_told(samples, whole, tmp_path):
@@ -534,7 +526,7 @@ def test_going_on_from_a_save_without_checksums_is_told(samples, whole, tmp_path
     rewritten(tmp_path / "saves/step-000004", checksum=False)
     model, _, lines = trained(tmp_path, samples.__getitem__)
     assert lines[1].endswith("step-000004, which has no checksums: what was damaged there is not noticed")
-    assert same(weights(model), whole[1])
+    assert same_weights(weights(model), whole[1])
     assert not any("no checksums" in line for line in trained(tmp_path, samples.__getitem__)[2])
 
 
@@ -596,7 +588,7 @@ def test_the_save_before_a_damaged_one_is_taken(samples, whole, tmp_path):
     assert lines[1].endswith("It is called step-000006.damaged now, and does not count")
     assert "step-000002 is damaged: " in lines[2] and "training.json is not JSON" in lines[2]
     assert lines[3].startswith("mine: goes on after step 4, from ")
-    assert same(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
+    assert same_weights(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
     assert (tmp_path / "saves/step-000006.damaged").is_dir()
     for path in saves_in(tmp_path / "saves"):
         (path / "model.safetensors").unlink()
@@ -628,7 +620,7 @@ def test_what_was_read_does_not_hang_on_the_file(source, tmp_path):
     for name in ("model.safetensors", "training.safetensors"):
         with open(path / name, "r+b") as file:
             file.write(bytes([7]) * (path / name).stat().st_size)
-    assert all(same(*pair) for pair in zip(state_of(model, optimizer), source[1]))
+    assert all(same_weights(*pair) for pair in zip(state_of(model, optimizer), source[1]))
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
@@ -753,7 +745,7 @@ def test_a_crash_while_grading_loses_nothing(two_stages, tmp_path, monkeypatch):
     assert not (tmp_path / "cut/stage-1/model.safetensors").exists()  # it does not count as done
     model, lines = quick_run(tmp_path / "cut")
     assert lines[1].startswith("stage-1: goes on after step 2, from ") and "read 0.50" in lines[4]
-    assert same(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert same_weights(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
 def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
@@ -776,7 +768,7 @@ def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
             quick_run(tmp_path / "cut")
     model, lines = quick_run(tmp_path / "cut")
     assert lines[0].startswith("stage-1: done before") and lines[2].startswith("sft-1: goes on after step 1")
-    assert same(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert same_weights(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
     with monkeypatch.context() as context:  # the stage once more, and interrupted: it does not count as done
         context.setattr(trainer, "draw_samples", interrupted)
         with pytest.raises(Stopped):

@@ -16,6 +16,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from tiny import talk
 
 from minicpmv_ref import Processor, load_image
 from minicpmv_ref.__main__ import ROOT, main
@@ -446,10 +447,6 @@ def test_an_index_that_is_none(folder, text):
 
 
 # ---- shards from strangers
-
-
-def talk(*texts):
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def header(name, size, kind=b"0", sparse=b""):

@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
+from places import ROOT
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data_samples" / "checkpoints" / "nano"
 FILE = FOLDER / "tokenizer.json"
 
