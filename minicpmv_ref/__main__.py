@@ -704,7 +704,7 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         option(
             "--fast",
             action="store_true",
-            help="under a minute: no notebooks, browser, coverage, nor the slow tests (tests/slow.txt)",
+            help="quick: no notebooks, browser, coverage, nor the slow tests (tests/slow.txt)",
         ),
     ),
 ]

@@ -21,9 +21,9 @@ from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.learn.stages import Stage
 from minicpmv_ref.learn.train import optimizer_for
+from minicpmv_ref.scale import entries as reading
 from minicpmv_ref.scale import finetune as room
 from minicpmv_ref.scale import loader
-from minicpmv_ref.scale import records as reading
 from minicpmv_ref.scale import run as trainer
 from minicpmv_ref.scale.finetune import digest, in_order, loss_on, read_any, sample_at, train_on, words_right
 from minicpmv_ref.scale.lora import load_lora
