@@ -29,7 +29,7 @@ from _report import arguments, report
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.deploy import llamacpp
 from minicpmv_ref.deploy.gguf import export
-from minicpmv_ref.learn.stages import larger
+from minicpmv_ref.scale.profiles import larger
 
 MIXTURES = ("F16", "Q8_0", "Q4_K_M")
 TOKENS = 64

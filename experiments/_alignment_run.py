@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from minicpmv_ref.inputs.checkpoint import WEIGHTS, write_checkpoint
 from minicpmv_ref.inputs.checks import check_list, check_type, shown
 from minicpmv_ref.inputs.files import plain_file, read_json
-from minicpmv_ref.learn.dpo import check_model, prepare, train_dpo
-from minicpmv_ref.learn.rlaif import agreement
+from minicpmv_ref.learn.dpo import check_model, prepare
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 from minicpmv_ref.toy.data import TOPICS
 
-from ._alignment_steps import Alignment, choose_pairs, collect, describe, digest, measure, pictures
+from ._alignment_steps import Alignment, choose_pairs, collect, describe, fingerprint, measure_model, pictures
+from ._controls import agreement, train_on_pairs
 from ._frame import write_json
 
 REPORT = "report.json"
@@ -47,15 +47,16 @@ def align(
         folder: where report and changed tensors go; None writes nothing. What changed is rounded to bfloat16 there,
             and measured like that.
         report: takes one line of text at a time.
-        before: figures of `measure` for this model and config, if you have them; None measures.
+        before: figures of `measure_model` for this model and config, if you have them; None measures.
         answers: a folder for the sampled answers. A run that finds answers of the same model there goes on with them.
         root: (the model whose changes are written, the name of the folder beside `folder` that will hold it or None,
             see `write_checkpoint`); None is the model as it comes.
 
     Returns:
         A dict: "base" and "policy" name `root` and the model as it came by their weights; "before" and "after", see
-        `measure`, on held-out pictures; "rounds", and for each of them "labeler" with its agreement with the truth,
-        "pairs" with counts, "training" with the figures of each step, and "curve" with greedy figures while it trained.
+        `measure_model`, on held-out pictures; "rounds", and for each of them "labeler" with its agreement with the
+        truth, "pairs" with counts, "training" with the figures of each step, and "curve" with greedy figures while it
+        trained.
 
     Raises:
         TypeError: no MiniCPMV, no Processor, no Alignment.
@@ -81,8 +82,8 @@ def align(
         raise ValueError('labeler "trained" needs a judge: train_labeler makes one')
     root, base = root or (model, None)
     held_out = pictures(config, "test", model)
-    figures: dict = {"config": asdict(config), "base": digest(root), "policy": digest(model), "rounds": []}
-    figures["before"] = before or measure(model, processor, held_out, config)
+    figures: dict = {"config": asdict(config), "base": fingerprint(root), "policy": fingerprint(model), "rounds": []}
+    figures["before"] = before or measure_model(model, processor, held_out, config)
     report(f"before: {short(figures['before'])} ({on(config)})")
     tensors = model._own_tensors()
     original = {name: tensor.clone() for name, tensor in root._own_tensors().items()}
@@ -93,7 +94,7 @@ def align(
     if folder is not None:
         for tensor in changed.values():
             tensor.copy_(tensor.bfloat16())
-    figures["after"] = measure(model, processor, held_out, config)
+    figures["after"] = measure_model(model, processor, held_out, config)
     report(f"after: {short(figures['after'])} ({on(config)})")
     if folder is not None:
         write_checkpoint(folder, model.config, {name: t.bfloat16() for name, t in changed.items()}, base)
@@ -119,9 +120,7 @@ def _round(model, processor, config, judge, report, folder, held_out, number) ->
             graded = describe(model, processor, held_out[: config.watched], config)[1]
             found["curve"].append({"step": step, **{name: graded[name].value for name in CURVE}})
 
-    settings = dict(steps=config.steps, batch_size=config.batch, lr=config.lr, beta=config.beta, seed=config.seed)
-    settings |= dict(vision=config.vision, sft=config.sft, watch=watch)
-    found["training"] = train_dpo(model, prepare(model, processor, pairs), **settings)
+    found["training"] = train_on_pairs(model, prepare(model, processor, pairs), config, watch)
     first, last = found["training"][0], found["training"][-1]
     batch = min(config.batch, len(pairs))
     figures = f"loss {first['loss']:.3f} -> {last['loss']:.3f}, margin {last['margin']:.3f}"
@@ -133,8 +132,8 @@ def answers_path(folder, model, config, judge) -> Path | None:
     """Named by who answers, who checks, the seed, and how many pictures: runs that share all four share the file."""
     if folder is None:
         return None
-    checker = digest(judge[0]) if config.labeler == "trained" else config.labeler
-    return Path(folder) / f"{digest(model)}-{checker}-{config.seed}-{config.pictures}.jsonl"
+    checker = fingerprint(judge[0]) if config.labeler == "trained" else config.labeler
+    return Path(folder) / f"{fingerprint(model)}-{checker}-{config.seed}-{config.pictures}.jsonl"
 
 
 def listed(figures: dict) -> str:
@@ -142,7 +141,7 @@ def listed(figures: dict) -> str:
 
 
 def on(config: Alignment) -> str:
-    """What `measure` asks."""
+    """What `measure_model` asks."""
     questions = len(TOPICS) * config.questions
     return f"{config.test_pictures} held-out pictures and {questions} questions about others"
 
@@ -169,8 +168,8 @@ def apply_changes(model: MiniCPMV, folder: str | os.PathLike) -> None:
     check_type("model", model, MiniCPMV)
     folder = Path(check_type("folder", folder, str, os.PathLike))
     base = read_json(folder / REPORT).get("base")
-    if base != digest(model):
-        raise ValueError(f"{folder} changes the model {shown(base)}, and this one is {digest(model)}")
+    if base != fingerprint(model):
+        raise ValueError(f"{folder} changes the model {shown(base)}, and this one is {fingerprint(model)}")
     own = model._own_tensors()
     plain_file(folder / WEIGHTS)
     try:

@@ -18,30 +18,30 @@ from functools import partial
 import torch
 
 from minicpmv_ref.inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
+from minicpmv_ref.inputs.jsonl import append_jsonl, read_jsonl
 from minicpmv_ref.learn.dpo import Pair
 from minicpmv_ref.learn.evaluate import answers as answer_all
 from minicpmv_ref.learn.rlaif import (
     Labeler,
-    append_records,
     balance_lengths,
     build_pairs,
     count_words,
     hallucination,
     label_by_model,
     label_by_truth,
-    read_records,
     sample_answers,
     score_response,
-    score_share,
     split_claims,
-    wilson,
 )
 from minicpmv_ref.learn.stages import Stage
+from minicpmv_ref.learn.statistics import wilson
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 from minicpmv_ref.scale.run import train_steps
 from minicpmv_ref.toy.data import TOPICS, Sample, draw
 from minicpmv_ref.toy.words import LANGUAGES
+
+from ._controls import score_share
 
 CHUNK = 16  # pictures whose answers are sampled in one batch and written together
 FIELDS = ("key", "answers", "claims", "verdicts", "truths")  # of a line of answers
@@ -109,7 +109,7 @@ class Alignment:
             )
 
 
-def digest(model: MiniCPMV) -> str:
+def fingerprint(model: MiniCPMV) -> str:
     """Name a model by its weights: 16 hexadecimal digits."""
     check_type("model", model, MiniCPMV)
     state = hashlib.blake2b(digest_size=8)
@@ -150,11 +150,11 @@ def describe(
     return said, hallucination(said, [sample.facts for sample in samples], config.seed)
 
 
-def measure(model: MiniCPMV, processor: Processor, samples: Sequence[Sample], config: Alignment) -> dict:
+def measure_model(model: MiniCPMV, processor: Processor, samples: Sequence[Sample], config: Alignment) -> dict:
     """Measure a model: its descriptions, greedy and sampled as the config says, and its answers to questions.
 
     Returns:
-        {"greedy": figures, "sampled": figures, "questions": Estimate, "said": {"greedy": answers, "sampled": answers}};
+        {"greedy": figures, "sampled": figures, "questions": Interval, "said": {"greedy": answers, "sampled": answers}};
         figures are those of `hallucination`, and questions are the share answered right, over all topics alike.
     """
     figures: dict = {"said": {}}
@@ -179,9 +179,9 @@ def make_careless(model: MiniCPMV, processor: Processor, config: Alignment) -> t
         config: how many steps, which seed, and what to measure.
 
     Returns:
-        (the careless model, {"before": figures of `measure`}): what the model could do when it was still careful.
+        (the careless model, {"before": figures of `measure_model`}): what the model could do when it was still careful.
     """
-    figures = measure(model, processor, pictures(config, "test", model), config)
+    figures = measure_model(model, processor, pictures(config, "test", model), config)
     policy = copy.deepcopy(model)
     stage = replace(CARELESS, steps=config.careless_steps)
     for _ in train_steps(policy, processor, stage, config.seed):
@@ -199,7 +199,7 @@ def train_labeler(model: MiniCPMV, processor: Processor, config: Alignment) -> t
         config: how many steps, and which seed.
 
     Returns:
-        (the labeler, {"before": Estimate, "after": Estimate}): the share of held-out questions answered right.
+        (the labeler, {"before": Interval, "after": Interval}): the share of held-out questions answered right.
     """
     judge = copy.deepcopy(model)
     view = model.config.slicing.scale_resolution
@@ -243,13 +243,13 @@ def collect(
     """
     name, label = _labeler(model, processor, config.labeler, judge)
     sampling = {**_sampling(config), "max_new_tokens": config.max_new_tokens}
-    run = {"policy": digest(model), "labeler": name, "answers": config.answers, "seed": config.seed, **sampling}
+    run = {"policy": fingerprint(model), "labeler": name, "answers": config.answers, "seed": config.seed, **sampling}
     run |= {"kind": config.kind, "language": config.language}
-    done = read_records(path) if path is not None else []
+    done = read_jsonl(path) if path is not None else []
     if done and done[0] != {"run": run}:
         raise ValueError(f"{path} holds the answers of another run: {done[0]}, and this one is {run}")
     if path is not None and not done:
-        append_records(path, [{"run": run}])
+        append_jsonl(path, [{"run": run}])
     done = done[1:]
     for number, record in enumerate(done):
         whole = number < len(samples) and _is_whole(record, config.answers)
@@ -266,7 +266,7 @@ def collect(
         fresh = [dict(zip(FIELDS, row)) for row in rows]
         fresh = fresh[max(0, len(done) - start) :]  # of a chunk that was cut, the same answers come again
         if path is not None:
-            append_records(path, fresh)
+            append_jsonl(path, fresh)
         done += fresh
     return done
 
@@ -329,7 +329,7 @@ def _labeler(model, processor, labeler: str, judge) -> tuple[str, Labeler]:
     if labeler == "truth":
         return "truth", label_by_truth
     judge = (model, processor) if labeler == "self" else judge
-    return digest(judge[0]), partial(label_by_model, *judge)
+    return fingerprint(judge[0]), partial(label_by_model, *judge)
 
 
 def _sampling(config: Alignment) -> dict:

@@ -20,6 +20,7 @@ from minicpmv_ref.config import nano
 from minicpmv_ref.learn.evaluate import answers, share_of_words
 from minicpmv_ref.learn.objectives import objective_for
 from minicpmv_ref.learn.stages import stage_named, start
+from minicpmv_ref.learn.statistics import bootstrap_mean
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.scale.run import train_steps
 from minicpmv_ref.toy.data import Sample, draw, numbered
@@ -110,9 +111,8 @@ def gains(arms: Arms, better: str, worse: str, *names: str) -> list[list[float]]
 
 def mean_over_items(gained: list[list[float]]) -> tuple[float, list[float]]:
     """The mean gain, and an interval of 95 % for it: the bootstrap over items, each with its mean over the seeds."""
-    items = np.mean(gained, axis=0)
-    drawn = np.random.default_rng(0).choice(items, (4000, len(items))).mean(axis=1)
-    return float(items.mean()), [float(end) for end in np.quantile(drawn, (0.025, 0.975))]
+    mean, *ends = bootstrap_mean(np.mean(gained, axis=0))
+    return mean, ends
 
 
 def verdict(gained: list[list[float]]) -> str:

@@ -13,7 +13,6 @@ cpu and gpu write experiments/results/NAME.json and the page; fast writes below 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from minicpmv_ref.inputs.checks import WrongType, check_type
 from minicpmv_ref.inputs.files import replacing
+from minicpmv_ref.learn.statistics import median, median_interval  # noqa: F401  for the experiments
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, RUNS = ROOT / "experiments/results", ROOT / "docs/claims.md", ROOT / "runs/experiments"
@@ -173,29 +173,6 @@ lengths are measured, of the mean over held-out items where models are.
 
 
 # ---- what several experiments need
-
-
-def median(values: Iterable[float]) -> float:
-    values = sorted(values)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-
-
-def median_interval(values: Iterable[float], confidence: float = 0.95) -> list[float]:
-    """An interval that holds the true median with at least this confidence, whatever the distribution is.
-
-    The k-th smallest and k-th largest of n values miss the median only if fewer than k of n fair coins fall on one
-    side. Five values or fewer cannot reach 95 %: they give smallest and largest, with confidence 1 - 2^(1 - n).
-
-    Example:
-        >>> median_interval(range(1, 16))  # 15 values: the 4th from below and from above
-        [4, 12]
-    """
-    values = sorted(values)
-    n, k, missed = len(values), 1, 2.0 ** (1 - len(values))
-    while k < n // 2 and missed + 2 * math.comb(n, k) / 2**n <= 1 - confidence:
-        missed += 2 * math.comb(n, k) / 2**n
-        k += 1
-    return [values[k - 1], values[n - k]]
 
 
 def machine(profile: str) -> str:

@@ -22,13 +22,14 @@ from pathlib import Path
 from minicpmv_ref.inputs.checks import check_int, check_list, check_type, printable, shown
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.learn.dpo import check_model
-from minicpmv_ref.learn.rlaif import ask_claim, ask_yes_no, hallucination, wilson
+from minicpmv_ref.learn.rlaif import ask_claim, ask_yes_no, hallucination
+from minicpmv_ref.learn.statistics import wilson
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 from minicpmv_ref.toy.data import TOPICS
 
 from ._alignment_run import REPORT, align, answers_path, listed, on, short
-from ._alignment_steps import Alignment, choose_pairs, collect, digest, make_careless, pictures, train_labeler
+from ._alignment_steps import Alignment, choose_pairs, collect, fingerprint, make_careless, pictures, train_labeler
 from ._frame import write_json
 
 SUMMARY = "summary.json"
@@ -107,7 +108,7 @@ def experiment(
         raise ValueError(f"no run {shown(only)}; there are {', '.join(RUNS)}")
     for number, seed in enumerate(check_list("seeds", seeds, int, empty=False)):
         check_int(f"seeds[{number}]", seed, 0)
-    folder, start = Path(folder), digest(model)
+    folder, start = Path(folder), fingerprint(model)
     policy = _kept(make_careless, model, processor, config, folder / "careless", report)
     judge = judge or (_kept(train_labeler, model, processor, config, folder / "labeler", report), processor)
     for name in RUNS if only is None else [only]:
@@ -151,7 +152,7 @@ def _check(path: Path, config: Alignment, base: str) -> dict:
 
 def _kept(make, model, processor, config, folder: Path, report) -> MiniCPMV:
     """Train the careless model or the labeler, or load the one that an earlier run has trained."""
-    base, path = digest(model), folder / REPORT
+    base, path = fingerprint(model), folder / REPORT
     if path.exists():
         _check(path, config, base)
         return MiniCPMV.from_pretrained(folder).float().to(model.llm.device)
@@ -190,7 +191,7 @@ def summarize(
         None where no question can be asked.
     """
     folder = Path(folder)
-    summary: dict = {"base": digest(model), "policy": digest(policy), "config": asdict(config), "runs": {}}
+    summary: dict = {"base": fingerprint(model), "policy": fingerprint(policy), "config": asdict(config), "runs": {}}
     summary["nano-dpo"] = ABOUT
     summary["not_run"] = [name for name in RUNS if not any(folder.glob(f"{_file(name)}-[0-9]*.json"))]
     with _whole(folder / "careless" / REPORT) as [kept]:

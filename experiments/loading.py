@@ -8,7 +8,7 @@ from PIL import Image
 
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.deploy.sequence import measure, missing
-from minicpmv_ref.learn.stages import larger
+from minicpmv_ref.scale.profiles import larger
 
 from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median
 

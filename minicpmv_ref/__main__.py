@@ -166,10 +166,10 @@ def train(args):
     else:
         own = ("checkpoint", "held_out", "lora", "steps", "batch", "rate", "root", "strict")
         refuse(args, *own, why="belong to --data, your own data")
-    from .learn.stages import PROFILES
     from .processor import Processor
     from .scale.loader import usual_workers
     from .scale.parallel import join
+    from .scale.profiles import PROFILES
     from .scale.run import plot, run
     from .scale.saves import Stopped
 

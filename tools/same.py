@@ -188,11 +188,13 @@ def inside_help():
 def command(*words: str):
     from minicpmv_ref.__main__ import main as run_command
 
-    home = next(module for module in modules() if hasattr(module, "STAGES") and hasattr(module, "PROFILES"))
-    for stage in home.STAGES:
+    stages, profiles = (
+        next(vars(module)[name] for module in modules() if name in vars(module)) for name in ("STAGES", "PROFILES")
+    )
+    for stage in stages:
         object.__setattr__(stage, "steps", 5)
     for name, value in (("steps", 1.0), ("batch", 1 / 8)):
-        object.__setattr__(home.PROFILES["fast"], name, value)
+        object.__setattr__(profiles["fast"], name, value)
     return run_command(list(words))
 
 

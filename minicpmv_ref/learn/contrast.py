@@ -25,13 +25,10 @@ WIDTH = 128  # of the text tower and of the vectors that are compared
 
 
 class Contrast(nn.Module):
-    """The two towers: the model's own ViT with attention pooling, and a small text encoder.
+    """The two towers: the model's own ViT with attention pooling, and a small text encoder. `vpm` is trained in place.
 
-    Args:
-        model: a MiniCPMV; its `vpm` is trained in place.
-        tokenizer: of the same model.
-        gather: from (image vectors, text vectors, keys=keys) to those of a larger batch that these are a part of; None:
-            they are the whole batch.
+    `gather` takes (image vectors, text vectors, keys=keys) to those of the larger batch that these are a part of; None:
+    they are the full batch.
 
     Raises:
         TypeError: no MiniCPMV.
@@ -51,9 +48,8 @@ class Contrast(nn.Module):
         self.words = nn.Embedding(model.config.llm.vocab_size, WIDTH)
         nn.init.normal_(self.words.weight, std=0.1)
         self.places = nn.Parameter(torch.randn(64, WIDTH) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
+        options = dict(dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, **options)
         self.text = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.text_vector = nn.Linear(WIDTH, WIDTH)
         # Nearly all pairs do not match, so the paper starts at "no": sigmoid(10 x - 10), with x from -1 to 1.
@@ -61,18 +57,13 @@ class Contrast(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
     def inputs(self, samples: list[Sample], view: int | None = None) -> tuple:
-        """Turn samples into tensors. This needs no weights, so another process can do it.
-
-        Args:
-            samples: of one view each.
-            view: side in pixels to which the pictures are scaled; None is the model's own.
+        """Turn samples of one view each into tensors, scaled to `view` pixels. This needs no weights.
 
         Returns:
             (B views of 3 x H x W, token ids (B, T), their mask (B, T), keys that say which captions are the same).
 
         Raises:
-            TypeError: no list of Samples.
-            ValueError: no samples; a view smaller than a patch.
+            TypeError, ValueError: no Samples; a view smaller than a patch.
         """
         check_list("samples", samples, Sample, empty=False)
         if view is not None:

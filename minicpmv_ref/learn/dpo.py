@@ -1,16 +1,13 @@
-"""Direct preference optimization: make the better of two answers likelier than it was, relative to the worse one.
+"""Direct preference optimization: make the better of two answers more likely than it was, relative to the worse one.
 
-A pair is one prompt with two answers. The model reads the prompt once, and both answers behind it, in one row:
+A pair is one prompt with two answers. The model reads the prompt once, and both answers after it, in one row:
 
     prompt  chosen  rejected        both answers continue the prompt's positions, and neither sees the other
 
-So the prompt, visual tokens and all, is read once for both. Vision tower and resampler stay frozen: pictures are
-encoded once for all epochs. So is the reference: log-probabilities of the model before training, not a second model.
-Two controls break with this: `vision` trains all parts, and `sft` imitates the chosen answers without any reference.
+Vision tower and resampler stay frozen, so pictures are encoded once for all epochs. The reference is no second model:
+it is the log-probabilities of the model before training.
 Left out: LoRA, averaged or weighted log-probabilities, other losses.
 n pairs, B pairs of a batch, T tokens of a row, P of its prompt, A of an answer, V vocabulary.
-
-Three parts: 1. the loss, from logits   2. pairs as the model reads them   3. training
 """
 
 from __future__ import annotations
@@ -18,14 +15,15 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, shown
 from ..model import MiniCPMV
@@ -36,102 +34,80 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # ---- 1. The loss, from logits
 
 
-def token_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Score every supervised token: the logarithm of the probability that the model gave to it.
-
-    Args:
-        logits: (B, T, V).
-        labels: (B, T), -100 where unsupervised, not shifted: `logits[:, t]` judges `labels[:, t + 1]`.
-
-    Returns:
-        Tensor (B, T - 1), at least float32: 0 where nothing is supervised.
-
-    Raises:
-        TypeError: logits that are no tensor of floats, labels that are no tensor of integers.
-        ValueError: shapes that do not fit, or a label that is no token.
-
-    Example:
-        >>> logits = torch.zeros(1, 3, 4)  # four tokens, equally likely
-        >>> token_logps(logits, torch.tensor([[-100, -100, 2]])).exp()
-        tensor([[1.0000, 0.2500]])
-
-    Source: RLHF-V/RLAIF-V, muffin/eval/muffin_inference_logp.py, get_batch_logps.
-    """
+def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities of the supervised tokens, (B, T - 1) in float32 or more; 0 where nothing is supervised."""
     _check_floats("logits", logits)
-    check_type("labels", labels, torch.Tensor)
+    check_type("labels", labels, Tensor)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise WrongType(f"labels must be integers, got {labels.dtype}")
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
         raise ValueError(f"logits must be (B, T, V) and labels (B, T), got {(*logits.shape,)} and {(*labels.shape,)}")
     labels, size = labels.long(), logits.shape[-1]
-    odd = labels[(labels != -100) & ((labels < 0) | (labels >= size))]
-    if len(odd):
+    if len(odd := labels[(labels != -100) & ((labels < 0) | (labels >= size))]):
         raise ValueError(f"labels must be -100 or a token from 0 to {size - 1}, got {odd[0].item()}")
     return _logps(logits[:, :-1], labels[:, 1:])
 
 
-def _check_floats(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    check_type(name, tensor, torch.Tensor)
-    if tensor.dtype not in FLOATS:
+def _check_floats(name: str, tensor: Tensor) -> Tensor:
+    if check_type(name, tensor, Tensor).dtype not in FLOATS:
         raise WrongType(f"{name} must be a tensor of floats, got {tensor.dtype}")
     return tensor
 
 
-def _logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`logits[..., t, :]` judges `targets[..., t]`."""
+def _logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """`logits[..., t, :]` predicts `targets[..., t]`."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Cross-entropy is the negative log-probability, and 0 where it ignores; the (B, T, V) log-softmax is not kept.
     losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
     return -losses.view(targets.shape)
 
 
-def sequence_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Score every answer: the sum over its tokens, so a longer answer is less likely. Nothing is averaged.
+def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each answer: the sum over its tokens, so a longer answer is less likely. Nothing is averaged.
 
     Args:
-        logits, labels: as for `token_logps`.
+        logits: (B, T, V).
+        labels: (B, T), -100 where unsupervised, not shifted: `logits[:, t]` predicts `labels[:, t + 1]`.
 
     Returns:
         Tensor (B,), at least float32.
 
     Raises:
-        TypeError, ValueError: as `token_logps`; a row without a supervised token.
+        TypeError, ValueError: other types or shapes; a label that is no token; a row without a supervised token.
 
     Example:
         >>> logits = torch.zeros(1, 4, 10)
         >>> bool(torch.isclose(sequence_logps(logits, torch.tensor([[-100, -100, 3, 5]])), torch.tensor(0.01).log()))
         True
 
-    Source: RLHF-V/RLAIF-V, get_batch_logps with dpo_use_average False.
+    Source: RLHF-V/RLAIF-V, muffin/eval/muffin_inference_logp.py, get_batch_logps with dpo_use_average False.
     """
     logps = token_logps(logits, labels)
-    empty = (labels[:, 1:] == -100).all(dim=1).nonzero()[:, 0].tolist()
-    if empty:
+    if empty := (labels[:, 1:] == -100).all(dim=1).nonzero()[:, 0].tolist():
         raise ValueError(f"rows {empty} have no supervised token, so there is no answer to score")
     return logps.sum(dim=1)
 
 
 def dpo_loss(
-    policy_chosen: torch.Tensor,
-    policy_rejected: torch.Tensor,
-    reference_chosen: torch.Tensor,
-    reference_rejected: torch.Tensor,
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
     beta: float = 0.1,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compare how far the policy has moved from the reference on both answers: -log sigmoid(margin of the rewards).
 
     Args:
         policy_chosen, policy_rejected: (B,) log-probabilities of the answers under the model that learns.
-        reference_chosen, reference_rejected: (B,) the same under the model before training. Where the four differ in
-            dtype, all are computed in the widest; at least in float32.
+        reference_chosen, reference_rejected: (B,) those under the model before training.
         beta: how much moving away from the reference counts; a small one lets the policy move far.
 
     Returns:
-        (mean loss, chosen rewards (B,), rejected rewards (B,)); the rewards carry no gradient.
+        (mean loss, chosen rewards (B,), rejected rewards (B,)), in the widest dtype of the four, at least float32; the
+        rewards carry no gradient.
 
     Raises:
-        TypeError: what is no tensor of floats; a beta that is no number.
-        ValueError: shapes that differ, a beta that is not above 0, a loss or a reward that is not finite.
+        TypeError, ValueError: other types or shapes; a beta that is not above 0; a loss or reward that is not finite.
 
     Example:
         >>> logps = torch.tensor([-5.0, -9.0])
@@ -141,8 +117,8 @@ def dpo_loss(
 
     Source: Rafailov et al., Direct Preference Optimization (2023), equation 7; RLHF-V/RLAIF-V, trainers.py.
     """
-    logps = dict(policy_chosen=policy_chosen, policy_rejected=policy_rejected)
-    logps |= dict(reference_chosen=reference_chosen, reference_rejected=reference_rejected)
+    names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+    logps = dict(zip(names, (policy_chosen, policy_rejected, reference_chosen, reference_rejected)))
     shapes = {tuple(_check_floats(name, x).shape) for name, x in logps.items()}
     if len(shapes) != 1 or len(policy_chosen.shape) != 1:
         raise ValueError(f"all four log-probabilities must have one shape (B,), got {sorted(shapes)}")
@@ -155,9 +131,8 @@ def dpo_loss(
     rejected = beta * (policy_rejected - reference_rejected)
     loss = -F.logsigmoid(chosen - rejected).mean()
     if not torch.isfinite(torch.cat([loss[None], chosen, rejected])).all():
-        raise ValueError(
-            f"the loss is {loss.item()}: a log-probability (or beta) is infinite, not a number or too large, or B is 0"
-        )
+        reason = "a log-probability (or beta) is infinite, not a number or too large, or B is 0"
+        raise ValueError(f"the loss is {loss.item()}: {reason}")
     return loss, chosen.detach(), rejected.detach()
 
 
@@ -177,30 +152,25 @@ class Pair:
 class Prepared:
     """A Pair in numbers."""
 
-    prompt: torch.Tensor  # (P,) token ids
-    chosen: torch.Tensor  # (A,) token ids, the end token included
-    rejected: torch.Tensor
-    bounds: torch.Tensor  # (views, 2): where the slots of each view stand in the prompt
+    prompt: Tensor  # (P,) token ids
+    chosen: Tensor  # (A,) token ids, the end token included
+    rejected: Tensor
+    bounds: Tensor  # (views, 2): where the slots of each view stand in the prompt
     plans: list  # a SlicePlan for each image
-    visual: torch.Tensor  # (views, Q, D)
+    visual: Tensor  # (views, Q, D)
     views: tuple = ()  # (pictures and slices, their patch grids): what `visual` was made of
 
 
 @torch.no_grad()
 def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> list[Prepared]:
-    """Tokenize pairs and encode their pictures. Prompts with equal pictures are encoded once.
-
-    Args:
-        model, processor: as everywhere.
-        pairs: what to learn from; any iterable.
+    """Tokenize pairs (any iterable) and encode their pictures. Prompts with equal pictures are encoded once.
 
     Returns:
         A list of Prepared, in the order of the pairs, on the model's device.
 
     Raises:
-        TypeError: no iterable of Pairs, or one whose fields have other types.
-        ValueError: a prompt that does not end with the user, an empty answer, two identical answers, an answer that
-            begins or ends with white space (it would melt into the header before it), or what the Processor refuses.
+        TypeError, ValueError: no Pairs; a prompt that does not end with the user; answers that are equal, empty or not
+            stripped; what the Processor refuses.
 
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
@@ -221,16 +191,15 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
         if not torch.equal(prompt, again):
             raise ValueError(f"pair {number}: its answers change the tokens of the prompt before them")
         if key not in encoded:
-            images, grids = batch.images[0], batch.patch_grids[0]
-            encoded[key] = model.encode_images(images, grids), (images, grids)
+            views = batch.images[0], batch.patch_grids[0]
+            encoded[key] = model.encode_images(*views), views
         bounds = batch.image_bounds[0] - (batch.attention_mask[0] == 0).sum().cpu()  # without the padding
         prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], *encoded[key]))
     return prepared
 
 
 def check_model(model, processor) -> None:
-    check_type("model", model, MiniCPMV)
-    check_type("processor", processor, Processor)
+    check_type("model", model, MiniCPMV), check_type("processor", processor, Processor)
 
 
 def _check_pair(number: int, pair: Pair) -> None:
@@ -246,55 +215,49 @@ def _check_pair(number: int, pair: Pair) -> None:
         raise ValueError(f"pair {number}: both answers are {shown(pair.chosen)}, so there is nothing to prefer")
 
 
-def _content(images: Sequence[torch.Tensor], grids: Sequence[tuple[int, int]]) -> tuple:
-    """What tells the pictures of a prompt apart: their grids, and a hash of all pixels."""
+def _content(images: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> tuple:
+    """A key for the pictures of a prompt: their grids, and a hash of all pixels."""
     pixels = hashlib.blake2b()
     for image in images:
         pixels.update(image.contiguous().numpy())
     return *map(tuple, grids), pixels.digest()
 
 
-def _split(batch: Batch, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of the prompt, and of the last answer behind it."""
-    judged = (batch.labels[row] != -100).nonzero()[:, 0].tolist()
-    start = end = judged[-1]
-    while start - 1 in judged:  # earlier answers of the conversation belong to the prompt
+def _split(batch: Batch, row: int) -> tuple[Tensor, Tensor]:
+    """Token ids of the prompt, and of the last answer after it."""
+    supervised = (batch.labels[row] != -100).nonzero()[:, 0].tolist()
+    start = end = supervised[-1]
+    while start - 1 in supervised:  # earlier answers of the conversation belong to the prompt
         start -= 1
     begin = int((batch.attention_mask[row] == 0).sum())
     return batch.input_ids[row, begin:start], batch.input_ids[row, start : end + 1]
 
 
 @dataclass
-class PairBatch(Batch):
-    """Rows of prompt, chosen, rejected, padding.
+class PairBatch:
+    """Rows of prompt, chosen, rejected, padding; see `pair_batch`."""
 
-    attention_mask: bool (B, 1, T, T), True where a token may look.
-    labels: (2, B, A), chosen first: the answers' tokens, -100 behind them. Not aligned with input_ids.
-    images, patch_grids: empty; `visual` holds their tokens.
-    """
-
-    visual: torch.Tensor  # (views of all prompts, Q, D)
-    judges: torch.Tensor  # for each token of labels that is not -100: who predicts it, counted through all rows
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor  # bool (B, 1, T, T): True where a token may look
+    position_ids: Tensor  # (B, T)
+    labels: Tensor  # (2, B, A), chosen first: the answers' tokens, then -100; not aligned with input_ids
+    predictors: Tensor  # for each label that is not -100 the token that predicts it, counted through all rows
+    image_bounds: list[Tensor]  # as in a Batch
+    plans: list[list]
+    visual: Tensor  # (views of all prompts, Q, D)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> PairBatch:
         """Move all tensors to a device; `dtype` changes the visual tokens only."""
-        visual, judges = self.visual.to(device=device, dtype=dtype), self.judges.to(device)
-        return replace(super().to(device), visual=visual, judges=judges)
+        names = "input_ids attention_mask position_ids labels predictors".split()
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, visual=self.visual.to(device=device, dtype=dtype))
 
 
 def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
-    """Lay each pair out in one row.
-
-    Args:
-        pairs: from `prepare`.
-        pad_id: any token; nothing looks at it.
-
-    Returns:
-        A PairBatch, as wide as its longest pair.
+    """Put each pair of a list from `prepare` into one row, as wide as the longest pair.
 
     Raises:
-        TypeError: no list of Prepared; fields that are no tensors.
-        ValueError: no pairs; a pair without tokens of prompt or answers; visual tokens of different models.
+        TypeError, ValueError: no pairs; one without tokens of prompt or answers; visual tokens of different models.
 
     Example:
         >>> none = torch.zeros(0, 2, dtype=torch.long), [], torch.zeros(0, 16, 256)
@@ -303,7 +266,7 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
         ([[7, 8, 3, 4, 5]], [[0, 1, 2, 2, 3]])
         >>> batch.attention_mask[0, 0].int()[3].tolist()  # the first rejected token: the prompt and itself
         [1, 1, 0, 1, 0]
-        >>> batch.judges.tolist()  # 8 predicts 3 and 4; 4 predicts 5
+        >>> batch.predictors.tolist()  # 8 predicts 3 and 4; 4 predicts 5
         [1, 1, 3]
     """
     _check_prepared(pairs)
@@ -314,7 +277,7 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
     ids = torch.full((len(pairs), width), pad_id, device=device)
     positions, part = torch.zeros_like(ids), torch.full_like(ids, 3)  # parts: 0 prompt, 1 chosen, 2 rejected, 3 padding
     labels = torch.full((2, len(pairs), longest), -100, device=device)
-    judges = [], []
+    predictors = [], []
     for row, pair in enumerate(pairs):
         p, c, r = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         ids[row, : p + c + r] = torch.cat([pair.prompt, pair.chosen, pair.rejected])
@@ -323,69 +286,46 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
             begin = p if number else 0  # both answers continue the prompt
             positions[row, start:end] = torch.arange(begin, begin + end - start, device=device)
         labels[0, row, :c], labels[1, row, :r] = pair.chosen, pair.rejected
-        last = row * width + p - 1  # the prompt's last token judges the first token of both answers
-        judges[0].extend(range(last, last + c))
-        judges[1].extend([last, *range(last + c + 1, last + c + r)])
+        last = row * width + p - 1  # the prompt's last token predicts the first token of both answers
+        predictors[0].extend(range(last, last + c))
+        predictors[1].extend([last, *range(last + c + 1, last + c + r)])
     seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])  # the prompt, and one's own answer
-    return PairBatch(
-        input_ids=ids,
-        attention_mask=seen.tril()[:, None],
-        position_ids=positions,
-        labels=labels,
-        images=[],
-        patch_grids=[],
-        image_bounds=[pair.bounds for pair in pairs],
-        plans=[pair.plans for pair in pairs],
-        stop_ids=(),
-        pad_id=pad_id,
-        visual=torch.cat([pair.visual for pair in pairs]),
-        judges=torch.tensor(judges[0] + judges[1], device=device),
-    )
+    predictors = torch.tensor(predictors[0] + predictors[1], device=device)
+    bounds, plans, visual = zip(*((pair.bounds, pair.plans, pair.visual) for pair in pairs))
+    mask = seen.tril()[:, None]
+    return PairBatch(ids, mask, positions, labels, predictors, list(bounds), list(plans), torch.cat(visual))
 
 
 def _check_prepared(pairs: Sequence[Prepared]) -> None:
     for number, pair in enumerate(check_list("pairs", pairs, Prepared, empty=False)):
         for name in ("prompt", "chosen", "rejected"):
-            tokens = check_type(f"pairs[{number}].{name}", getattr(pair, name), torch.Tensor)
-            # Without a token before it, nobody would predict the first token of an answer but the pair before.
+            tokens = check_type(f"pairs[{number}].{name}", getattr(pair, name), Tensor)
+            # Without a prompt, the first token of an answer would be predicted by the pair before.
             if tokens.ndim != 1 or not len(tokens):
                 raise ValueError(f"pairs[{number}].{name} must be (tokens,), at least one, got {tuple(tokens.shape)}")
-        shape = check_type(f"pairs[{number}].visual", pair.visual, torch.Tensor).shape
-        if len(shape) != 3 or shape[1:] != pairs[0].visual.shape[1:]:
-            first = tuple(pairs[0].visual.shape)
+        shape = check_type(f"pairs[{number}].visual", pair.visual, Tensor).shape
+        if len(shape) != 3 or shape[1:] != (first := pairs[0].visual.shape)[1:]:
             raise ValueError(f"pairs[{number}].visual must be (views, Q, D), {first} in pairs[0], got {tuple(shape)}")
 
 
-def pair_logps(model: MiniCPMV, batch: PairBatch) -> torch.Tensor:
-    """Score every token of both answers of every pair, in one pass. The LM head runs on their judges only.
-
-    Args:
-        model: a MiniCPMV.
-        batch: from `pair_batch`.
+def pair_logps(model: MiniCPMV, batch: PairBatch) -> Tensor:
+    """Log-probabilities of both answers of every pair, in one pass. The LM head runs on the predictors only.
 
     Returns:
-        Tensor (2, B, A): chosen, rejected; 0 behind an answer. Sum over the last axis for `dpo_loss`.
+        Tensor (2, B, A): chosen, rejected; 0 after the end of an answer. Sum over the last axis for `dpo_loss`.
 
     Raises:
-        TypeError: no MiniCPMV, no PairBatch.
-        ValueError: slots and visual tokens that do not match.
-
-    Example:
-        >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
-        >>> question = [{"role": "user", "content": "Is there a star?"}]
-        >>> pairs = prepare(model, processor, [Pair(question, "yes", "no, there is none")])
-        >>> pair_logps(model, pair_batch(pairs)).shape
-        torch.Size([2, 1, 7])
+        TypeError, ValueError: no MiniCPMV, no PairBatch; slots and visual tokens that do not match.
     """
-    check_type("model", model, MiniCPMV)
-    check_type("batch", batch, PairBatch)
+    check_type("model", model, MiniCPMV), check_type("batch", batch, PairBatch)
+    rows = Batch(batch.input_ids, None, batch.position_ids, None, [], [], batch.image_bounds, batch.plans, (), 0)
     hidden = model.llm.model(
-        inputs_embeds=model.embed(batch, batch.visual),
+        inputs_embeds=model.embed(rows, batch.visual),
         attention_mask=batch.attention_mask,  # transformers passes a 4-D mask on as it is
         position_ids=batch.position_ids,
         use_cache=False,
     ).last_hidden_state
-    logits = model.llm.lm_head(rearrange(hidden, "b t d -> (b t) d")[batch.judges])
+    logits = model.llm.lm_head(rearrange(hidden, "b t d -> (b t) d")[batch.predictors])
     answered = batch.labels != -100
     logps = _logps(logits / model.config.llm.logits_divisor, batch.labels[answered])
     return logps.new_zeros(batch.labels.shape).masked_scatter(answered, logps)
@@ -395,20 +335,8 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def reference_logps(model: MiniCPMV, pairs: Sequence[Prepared], batch_size: int = 32) -> torch.Tensor:
-    """Score all pairs once, before training: the reference that `train_dpo` compares with.
-
-    Args:
-        model: the model before training.
-        pairs: from `prepare`.
-        batch_size: pairs in one pass.
-
-    Returns:
-        Tensor (2, n): chosen, rejected.
-
-    Raises:
-        TypeError, ValueError: as `pair_batch`; a batch_size below 1.
-    """
+def reference_logps(model: MiniCPMV, pairs: Sequence[Prepared], batch_size: int = 32) -> Tensor:
+    """(2, n) log-probabilities of all pairs, computed once: what `train_dpo` compares with."""
     check_int("batch_size", batch_size)
     check_list("pairs", pairs, Prepared, empty=False)
     batches = (pair_batch(pairs[i : i + batch_size]) for i in range(0, len(pairs), batch_size))
@@ -424,36 +352,26 @@ def train_dpo(
     lr: float = 3e-5,
     beta: float = 0.1,
     seed: int = 0,
-    reference: torch.Tensor | None = None,
-    vision: bool = False,
-    sft: bool = False,
+    reference: Tensor | None = None,
     watch: Callable[[int], object] = lambda step: None,
 ) -> list[dict[str, float]]:
-    """Train the language model on pairs. The vision tower and the resampler are not touched.
+    """Train the language model on pairs, in place. The vision tower and the resampler are not touched.
 
     AdamW with weight decay 0.01, 5 % warm-up, then a cosine to 0, gradients clipped to norm 1, as in the public recipe.
 
     Args:
-        model: a MiniCPMV; changed in place.
-        pairs: from `prepare`, with this model.
-        steps: optimizer steps; epochs follow each other, shuffled.
-        batch_size: pairs in one step.
-        lr: the highest learning rate.
-        beta: of `dpo_loss`.
-        seed: of the shuffling.
-        reference: (2, n) from `reference_logps`; None scores the model as it comes.
-        vision: a control: train the vision tower and the resampler as well.
-        sft: a control: imitate the chosen answers, with the usual loss per token, and ignore the rejected ones.
+        model, pairs: a MiniCPMV, and what `prepare` made with it.
+        steps, batch_size, seed: optimizer steps, and pairs in one; epochs follow each other, shuffled by the seed.
+        lr, beta: the highest learning rate; that of `dpo_loss`.
+        reference: (2, n) from `reference_logps`; None takes the model before the first step.
         watch: called with the number of steps taken: 0 before the first, then after each.
 
     Returns:
-        For each step: loss, margin (mean of chosen minus rejected reward), accuracy (share of pairs with a positive
-        margin), chosen and rejected (mean log-probabilities).
+        For each step loss, margin (mean of chosen minus rejected reward), accuracy (share of positive margins), and
+        chosen and rejected (mean log-probabilities).
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: no pairs, a reference of other pairs, steps or batch_size below 1, an impossible lr or beta, pairs
-            without pictures' pixels where `vision` needs them; as `dpo_step`.
+        TypeError, ValueError: an impossible argument; no pairs; a reference of other pairs; as `dpo_step`.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -468,66 +386,54 @@ def train_dpo(
     """
     check_type("model", model, MiniCPMV)
     check_list("pairs", pairs, Prepared, empty=False)
-    check_int("steps", steps)
-    check_int("batch_size", batch_size)
-    check_number("lr", lr, above=0)
-    check_number("beta", beta, above=0)
+    check_int("steps", steps), check_int("batch_size", batch_size)
+    check_number("lr", lr, above=0), check_number("beta", beta, above=0)
     check_type("seed", seed, int, str)
-    if vision and not all(pair.views for pair in pairs):
-        raise ValueError("vision=True needs the pictures of each pair: take pairs from prepare")
     reference = reference_logps(model, pairs) if reference is None else _check_floats("reference", reference)
     if tuple(reference.shape) != (2, len(pairs)):
         raise ValueError(f"the reference of {len(pairs)} pairs is (2, {len(pairs)}), got {tuple(reference.shape)}")
-    learning = model.parameters() if vision else model.llm.parameters()
-    optimizer = torch.optim.AdamW((p for p in learning if p.requires_grad), lr=lr, weight_decay=0.01)
-    warmup = max(1, round(0.05 * steps))
-    rng, queue, history = random.Random(seed), [], []
+    optimizer, history = optimizer_for_dpo(model.llm), []
     watch(0)
-    for step in range(steps):
-        if step < warmup:
-            rate = lr * (step + 1) / warmup
-        else:
-            rate = lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        while len(queue) < min(batch_size, len(pairs)):
-            queue += rng.sample(range(len(pairs)), len(pairs))
-        chosen, queue = queue[:batch_size], queue[batch_size:]
+    for step, chosen in enumerate(shuffled_batches(len(pairs), batch_size, steps, seed)):
+        set_learning_rate(optimizer, step, steps, lr)
         batch = pair_batch([pairs[i] for i in chosen])
-        if vision:
-            batch.visual = torch.cat([model.encode_images(*pairs[i].views) for i in chosen])
-        history.append(dpo_step(model, optimizer, batch, reference[:, chosen], beta, sft))
+        history.append(dpo_step(model, optimizer, batch, reference[:, chosen], beta))
         watch(step + 1)
     return history
 
 
+def optimizer_for_dpo(module: nn.Module) -> AdamW:
+    """AdamW for all parameters that require a gradient; see `set_learning_rate`."""
+    return AdamW((p for p in module.parameters() if p.requires_grad), weight_decay=0.01)
+
+
+def set_learning_rate(optimizer: Optimizer, step: int, steps: int, lr: float) -> None:
+    """5 % warm-up, then a cosine to 0; `step` counts from 0."""
+    warmup = max(1, round(0.05 * steps))
+    rising = lr * (step + 1) / warmup
+    for group in optimizer.param_groups:
+        group["lr"] = rising if step < warmup else lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def shuffled_batches(n: int, batch_size: int, steps: int, seed: int | str) -> Iterator[list[int]]:
+    """Indices of the pairs of each step: every epoch has all pairs, in a new order."""
+    rng, queue = random.Random(seed), []
+    for _ in range(steps):
+        while len(queue) < min(batch_size, n):
+            queue += rng.sample(range(n), n)
+        chosen, queue = queue[:batch_size], queue[batch_size:]
+        yield chosen
+
+
 def dpo_step(
-    model: MiniCPMV,
-    optimizer: torch.optim.Optimizer,
-    batch: PairBatch,
-    reference: torch.Tensor,
-    beta: float = 0.1,
-    sft: bool = False,
+    model: MiniCPMV, optimizer: Optimizer, batch: PairBatch, reference: Tensor, beta: float = 0.1, sft: bool = False
 ) -> dict[str, float]:
-    """Take one step.
+    """Take one step, and return its figures, see `train_dpo`. An error leaves the weights as they were.
 
-    Args:
-        model, optimizer: what learns, and how.
-        batch: from `pair_batch`.
-        reference: (2, B), this batch's part of `reference_logps`.
-        beta: of `dpo_loss`.
-        sft: as for `train_dpo`; the other figures are still those of DPO.
-
-    Returns:
-        The figures of the step, see `train_dpo`.
-
-    Raises:
-        TypeError, ValueError: as `pair_logps` and `dpo_loss`; a gradient that is not finite. The weights are as before
-            then.
+    `sft` is a control: imitate the chosen answers with the usual loss per token. The other figures remain those of DPO.
     """
     policy = pair_logps(model, batch).sum(dim=2)
-    _check_floats("reference", reference)
-    if reference.shape != policy.shape:
+    if _check_floats("reference", reference).shape != policy.shape:
         raise ValueError(f"the reference of this batch is {tuple(policy.shape)}, got {tuple(reference.shape)}")
     loss, chosen, rejected = dpo_loss(*policy, *reference, beta)
     if sft:
@@ -535,10 +441,9 @@ def dpo_step(
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-    if not torch.isfinite(norm):
+    if not norm.isfinite():
         raise ValueError(f"the gradient of this step is {norm.item()}: a weight or an activation is too large")
     optimizer.step()
-    figures = torch.stack(
-        [loss.detach(), (chosen - rejected).mean(), (chosen > rejected).to(loss).mean(), *policy.mean(1)]
-    )
+    margin, accuracy = (chosen - rejected).mean(), (chosen > rejected).to(loss).mean()
+    figures = torch.stack([loss.detach(), margin, accuracy, *policy.mean(1)])
     return dict(zip(("loss", "margin", "accuracy", "chosen", "rejected"), figures.tolist()))

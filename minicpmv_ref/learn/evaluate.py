@@ -22,8 +22,8 @@ def evaluate(model: MiniCPMV, processor: Processor, seed: int | str = 0, n: int 
 
     Args:
         model, processor: they belong together.
-        seed: of the items; another seed draws others.
-        n: items of each row of the result; questions have n for each of the seven topics.
+        seed: of the items.
+        n: items of each grade; questions have n for each of the seven topics.
         language: "en", "zh" or "fr".
 
     Returns:
@@ -36,17 +36,14 @@ def evaluate(model: MiniCPMV, processor: Processor, seed: int | str = 0, n: int 
         "question blind", "lookup blind": the same questions without the picture.
 
     Raises:
-        TypeError: n that is no whole number; a seed that is neither an int nor text.
-        ValueError: n below 1, an unknown language.
+        TypeError, ValueError: an argument of another type; n below 1; an unknown language.
 
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
         >>> sorted(evaluate(model, processor, n=1))[:4]
         ['caption', 'crop', 'long', 'lookup']
     """
-    n = check_int("n", n)
-    check_type("seed", seed, int, str)
-    check_choice("language", language, LANGUAGES)
+    check_int("n", n), check_type("seed", seed, int, str), check_choice("language", language, LANGUAGES)
     check_type("model", model, MiniCPMV)
     view = model.config.slicing.scale_resolution
 
@@ -90,8 +87,7 @@ def answers(
     """Answer many conversations, a batch at a time.
 
     Args:
-        model, processor: they belong together.
-        prompts: conversations that end with the user.
+        model, processor, prompts: who answers, and which conversations that end with the user.
         max_slice_nums: as for the Processor.
         max_new_tokens, sampling: as for `generate`; the default is greedy.
 
@@ -99,8 +95,7 @@ def answers(
         One answer each.
 
     Raises:
-        TypeError: another model or processor; prompts that are no list of conversations.
-        ValueError: as the Processor and `generate` say, for a prompt or an option.
+        TypeError, ValueError: as the Processor and `generate`.
 
     Example:
         >>> model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
@@ -125,18 +120,10 @@ def answers(
 
 
 def share_of_words(said: Sequence[str], wanted: Sequence[str]) -> float:
-    """Count the words that stand in their right place.
-
-    Args:
-        said: answers.
-        wanted: what they should be.
-
-    Returns:
-        The share of all wanted words, 0 to 1.
+    """The share, 0 to 1, of all wanted words that stand in their right place in what was said.
 
     Raises:
-        TypeError: no lists of text.
-        ValueError: not as many answers as there should be, or no word in any of these.
+        TypeError, ValueError: no lists of text of equal length, or no word wanted.
 
     Example:
         >>> share_of_words(["north 24, star 31"], ["north 24, star 81"])

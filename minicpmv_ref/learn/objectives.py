@@ -11,47 +11,38 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from ..inputs.checks import check_int, check_type
-from ..linear import is_plain
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
 from ..prompt import answer_labels, image_bounds, image_layout
 from ..slicing import plan_slices
-from ..toy.data import Sample, blind, numbered, spell
+from ..toy.data import Sample, blind, numbered
+from ..toy.spelled import embed_words, spelled_words
 from .contrast import Contrast
 from .packing import PackedBatch, pack, pack_batch, packed_loss, sample_lengths
 from .stages import Stage
 
 
 def objective_for(model: MiniCPMV, processor: Processor, stage: Stage):
-    """Build what a stage minimizes: called with (samples, step), it gives (loss, tokens, views, judged).
+    """Build what a stage minimizes: called with (samples, step), it gives (loss, tokens, views, supervised tokens).
 
-    The loss is a mean over the judged, the supervised tokens; "contrast" counts its whole batch as one.
+    The loss is a mean over the supervised tokens; "contrast" counts its whole batch as one.
     """
     check_type("stage", stage, Stage)
-    return {"answer": _Answer, "spelled": _Spelled, "raw": _Raw, "contrast": _Contrast}[stage.objective](
-        model, processor, stage
-    )
+    kinds = {"answer": _Answer, "spelled": _Spelled, "raw": _Raw, "contrast": _Contrast}
+    return kinds[stage.objective](model, processor, stage)
 
 
 def draw_samples(stage: Stage, seed: int, split: str, view: int) -> Callable[[int], Sample]:
-    """The endless samples of a stage, by their numbers."""
+    """The sample with each number, as many as you like."""
     scales = {1.0: 1 - stage.large, 2.0: stage.large}
     options = dict(scales=scales, turns=stage.turns, view=view, aligned=stage.aligned)
     return numbered(f"{stage.name}/{seed}", stage.data_mix, split, **options)
 
 
 def held_out_loss(objective, stage: Stage, n: int = 64, seed: int = 0) -> float:
-    """The loss of a stage on held-out samples: the number to watch while it trains.
-
-    Args:
-        objective: from `objective_for`.
-        stage: its stage.
-        n: samples.
-        seed: of the samples, which no seed of the training can draw.
+    """The loss of a stage on n held-out samples, which training never sees, whatever its seed.
 
     Returns:
         Mean negative log-likelihood per supervised token, in nats; for "contrast" the sigmoid loss.
@@ -77,7 +68,7 @@ class _Answer:
         return self.loss(self.prepare(samples, step))
 
     def prepare(self, samples: Sequence[Sample], step: int) -> tuple[PackedBatch, tuple | None]:
-        """A packed batch, and what says its pictures in words; None: the model looks at them."""
+        """A packed batch, and the words of its pictures; None: the model looks at the pictures."""
         batch = self.batch(samples, step)
         lengths = sample_lengths(batch)
         (row,) = pack(lengths, sum(lengths))  # all in one row, equal lengths side by side
@@ -92,10 +83,10 @@ class _Answer:
 
     def loss(self, prepared):
         packed, words = prepared
-        visual = None if words is None else say(self.model, *words)
+        visual = None if words is None else embed_words(self.model, *words)
         tokens, views = sum(row[-1] for row in packed.borders), sum(map(len, packed.images))
-        judged = int((packed.labels != -100).sum())
-        return packed_loss(self.model, packed.to(self.model.resampler.query.device), visual), tokens, views, judged
+        supervised = int((packed.labels != -100).sum())
+        return packed_loss(self.model, packed.to(self.model.resampler.query.device), visual), tokens, views, supervised
 
 
 class _Spelled(_Answer):
@@ -106,10 +97,9 @@ class _Spelled(_Answer):
 
 
 class _Raw(_Spelled):
-    """The same in raw text, one line for a question and its answer: no roles, no turns, no end tokens.
+    """The same in raw text, as an LLM begins: a line for a question and its answer, no roles, no turns, no end tokens.
 
-    That is how an LLM begins. Here it also takes half the tokens, and the answer stands next to its question, so
-    looking things up is learned many times sooner than inside the chat template.
+    It takes half the tokens, and looking things up is learned many times sooner than inside the chat template.
     """
 
     def batch(self, samples: Sequence[Sample], step: int) -> Batch:
@@ -129,9 +119,8 @@ class _Raw(_Spelled):
         ids = encoded["input_ids"]
         bounds = image_bounds(ids, self.processor.token_ids, config.version)
         labels = answer_labels(ids, encoded["offset_mapping"], answers)
-        return dict(
-            ids=ids, labels=labels, images=[torch.empty(0)] * len(bounds), patch_grids=[], bounds=bounds, plans=[plan]
-        )
+        images = [torch.empty(0)] * len(bounds)
+        return dict(ids=ids, labels=labels, images=images, patch_grids=[], bounds=bounds, plans=[plan])
 
 
 class _Contrast(Contrast):
@@ -150,44 +139,3 @@ class _Contrast(Contrast):
 
     def loss(self, prepared):
         return self.compare(*prepared), 0, len(prepared[0]), 1
-
-
-def spelled_tokens(model: MiniCPMV, processor: Processor, samples: Sequence[Sample]) -> torch.Tensor:
-    """Say pictures in words, as visual tokens would.
-
-    Args:
-        model: its word embeddings are used; gradients reach them.
-        processor: its tokenizer is used.
-        samples: pictures that `spell` can spell.
-
-    Returns:
-        Tensor (B, 16, D): for all views of all samples, the sums of the embeddings of each slot's words.
-    """
-    return say(model, *spelled_words(processor, samples))
-
-
-def spelled_words(processor: Processor, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token ids of all slots' words in one row, and where each slot starts in it."""
-    slots = [slot for sample in samples for view in spell(sample) for slot in view]
-    ids = {word: processor.tokenizer(word, add_special_tokens=False).input_ids for slot in set(slots) for word in slot}
-    split = [word for word, tokens in ids.items() if len(tokens) != 1]
-    if split:
-        raise ValueError(f"these words are not single tokens of the tokenizer: {split}")
-    tokens, ends = [], [0]
-    for slot in slots:
-        tokens += [ids[word][0] for word in slot]
-        ends.append(len(tokens))
-    return torch.tensor(tokens), torch.tensor(ends[:-1])
-
-
-def say(model: MiniCPMV, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """Add up the embeddings of each slot's words."""
-    table, device = model.llm.get_input_embeddings(), model.resampler.query.device
-    tokens, starts = tokens.to(device), starts.to(device)
-    if is_plain(table, nn.Embedding):  # in one pass over the tokens
-        summed = F.embedding_bag(tokens, table.weight, starts, mode="sum")
-    else:  # a wrapped table, with an adapter for example, must be called
-        words = table(tokens)
-        slot = torch.bucketize(torch.arange(len(tokens), device=device), starts, right=True) - 1
-        summed = words.new_zeros(len(starts), words.shape[1]).index_add(0, slot, words)
-    return summed.unflatten(0, (-1, 16))

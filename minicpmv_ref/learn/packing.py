@@ -1,12 +1,10 @@
-"""Packing: several samples share one row, and none of them notices.
+"""Packing: several samples share one row, and the result is that of each sample alone.
 
-A padded batch is as wide as its longest sample, and the rest is waste. Here samples stand end to end in rows of a
-fixed capacity. Three things keep them apart: attention stops at the borders, positions restart, and the first token
-of a sample is never predicted from the sample before. Loss and gradients are those of the separate samples.
+A padded batch is as wide as its longest sample; the rest is padding. Here samples stand end to end in rows of a fixed
+capacity. Three things keep them apart: attention stops at the borders, positions restart, and the first token of a
+sample is never predicted from the sample before. Loss and gradients are those of the separate samples.
 Left out: the paper's own code (never published), packing across devices, generation from packed rows.
 S samples, R rows, T tokens of a row, N = R * T tokens of all rows, V vocabulary, H heads, K head width.
-
-Three parts: 1. which samples share a row (integers only)   2. a Batch becomes a PackedBatch   3. scoring it
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from ..inputs.checks import WrongType, check_int, check_list, check_type, shown
 from ..model import MiniCPMV, Output
 from ..processor import Batch
+from ..slicing import SlicePlan
 
 # ---- 1. Which samples share a row
 
@@ -43,12 +42,11 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         capacity: tokens of a row.
 
     Returns:
-        For each row the indices of its samples, longest first. Shuffle the rows before you train on them: the long
-        samples are in the first ones.
+        For each row the indices of its samples, longest first. Shuffle the rows before training: the long samples are
+        in the first ones.
 
     Raises:
-        TypeError: other than integers.
-        ValueError: a capacity or a length below 1, or a length over the capacity; `pack_truncate` cuts those.
+        TypeError, ValueError: no integers, or below 1; a length over the capacity (`pack_truncate` cuts those).
 
     Example:
         >>> pack([3, 9, 2, 6, 4, 6], capacity=12)  # 30 tokens need at least three rows
@@ -81,16 +79,10 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Plan rows by first fit: samples in the order given, each into the first row that still takes it.
 
-    Wastes more than `pack`, but does not need to see the end of the data before it begins.
-
-    Args:
-        lengths, capacity: as for `pack`.
+    Needs more padding than `pack`, but not all data before it begins. Arguments and errors are those of `pack`.
 
     Returns:
         For each row the indices of its samples, increasing.
-
-    Raises:
-        TypeError, ValueError: as `pack`.
 
     Example:
         >>> first_fit([3, 9, 2, 6, 4, 6], capacity=10)
@@ -124,28 +116,21 @@ class TruncatedRows(NamedTuple):
 
 
 def pack_truncate(lengths: Sequence[int], capacity: int, shortest: Sequence[int] | None = None) -> TruncatedRows:
-    """Plan rows by the paper's rule: samples in their order, and what sticks out of the row is cut off.
+    """Plan rows by the paper's rule: samples in their order, and the end of the last one is cut off to fit.
 
-    Every row is full, so the fewest tokens are padding, but some are lost. A sample is never cut below its `shortest`:
-    then it opens the next row instead, and if even an empty row is too small, it is dropped.
+    Nearly all rows are full, but tokens are lost. A sample is never cut below its `shortest`: then it opens the next
+    row instead, and if even an empty row is too small, it is dropped.
 
     Args:
-        lengths: tokens of each sample; may exceed the capacity.
-        capacity: tokens of a row.
+        lengths, capacity: as for `pack`, but a length may exceed the capacity.
         shortest: how many of its first tokens a sample needs to make sense, see `shortest_cuts`; None means 1.
 
-    Returns:
-        A TruncatedRows.
-
     Raises:
-        TypeError: other than integers.
-        ValueError: a capacity or a length below 1, or not one `shortest` for each sample.
+        TypeError, ValueError: no integers, or below 1; not one `shortest` for each sample.
 
     Example:
         >>> pack_truncate([3, 9, 2, 6, 4, 6], capacity=10)
         TruncatedRows(rows=[[(0, 3), (1, 7)], [(2, 2), (3, 6), (4, 2)], [(5, 6)]], lost=4, dropped=[])
-        >>> pack_truncate([3, 9, 2, 6], capacity=10, shortest=[1, 8, 1, 1])  # sample 1 cannot be cut to 7 tokens
-        TruncatedRows(rows=[[(0, 3)], [(1, 9), (2, 1)], [(3, 6)]], lost=1, dropped=[])
 
     Source: paper section 4.1, data packing: "truncating the last sample".
     """
@@ -178,9 +163,8 @@ def _check_lengths(lengths: Sequence[int], capacity: int, fits: bool) -> tuple[l
         if length < 1:
             raise ValueError(f"sample {i} has {shown(length)} tokens; every sample needs at least 1")
         if fits and length > capacity:
-            raise ValueError(
-                f"sample {i} has {shown(length)} tokens, but a row takes {shown(capacity)}; pack_truncate cuts samples"
-            )
+            sizes = f"{shown(length)} tokens, but a row takes {shown(capacity)}"
+            raise ValueError(f"sample {i} has {sizes}; pack_truncate cuts samples")
     return lengths, capacity
 
 
@@ -204,20 +188,24 @@ def _index(value) -> int:
 
 
 @dataclass
-class PackedBatch(Batch):
-    """A Batch with several samples in a row, padded on the right. Labels of sample starts are -100.
+class PackedBatch:
+    """R rows with several samples in each, padded on the right. `packed_loss` and `score` take it."""
 
-    borders: per row where its samples start, and where the last one ends: [0, 5, 12] are two samples, of 5 and 7.
-    attention_mask: None.
-    images, patch_grids: as in a Batch, one list for each sample, because the released 2.5 code needs to know which
-        views make a prompt. image_bounds, plans: one entry for each row.
+    input_ids: torch.Tensor  # (R, T)
+    position_ids: torch.Tensor  # (R, T), from 0 in each sample
+    labels: torch.Tensor  # (R, T), -100 where unsupervised and at the start of each sample
+    borders: list[list[int]]  # of a row: where its samples start, and where the last ends; [0, 5, 12] are two samples
+    images: list[list[torch.Tensor]]  # of each sample, since 2.5 encodes a prompt's views together
+    patch_grids: list[list[tuple[int, int]]]
+    image_bounds: list[torch.Tensor]  # of each row
+    plans: list[list[SlicePlan]]
 
-    `model(packed)` is right, but slow: from positions that restart, transformers builds a mask of T x T (and only
-    where there is no attention_mask and no cache; otherwise it mixes the samples without a word). `packed_loss` and
-    `score` give the same without that mask.
-    """
-
-    borders: list[list[int]]
+    def as_batch(self) -> Batch:
+        """The rows as a Batch without a mask. `model(packed.as_batch())` is right, but slow: transformers finds the
+        samples by positions that restart, and builds a mask (with a mask or a cache it would mix the samples).
+        """
+        views = self.images, self.patch_grids, self.image_bounds, self.plans
+        return Batch(self.input_ids, None, self.position_ids, self.labels, *views, stop_ids=(), pad_id=0)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> PackedBatch:
         """Move all tensors to a device; `dtype` changes the pictures only."""
@@ -227,31 +215,12 @@ class PackedBatch(Batch):
 
 
 def shortest_cuts(batch: Batch) -> list[int]:
-    """Count the tokens up to the end of each sample's last image: what `pack_truncate` must not cut into.
+    """Count the tokens up to the end of each sample's last image (1 without images): `pack_truncate` must not cut them.
 
     A cut inside an image would leave an unbalanced marker and too few slots for its visual tokens. A cut between two
-    images would leave words about a picture that is not there. So a sample is cut behind its last image or not at all.
-
-    Args:
-        batch: from a Processor.
-
-    Returns:
-        One number for each sample; 1 without images.
-
-    Raises:
-        TypeError: no Batch, or a packed one.
-        ValueError: a batch that is not padded on the left.
-
-    Example:
-        >>> from PIL import Image
-        >>> from minicpmv_ref import Processor
-        >>> processor, words = Processor.from_pretrained("nano"), "What is this?"
-        >>> batch = processor([[{"role": "user", "content": c}] for c in (words, [Image.new("RGB", (56, 56)), words])])
-        >>> shortest_cuts(batch), sample_lengths(batch)
-        ([1, 39], [27, 49])
+    images would leave words about a picture that is not there.
     """
-    cuts = []
-    starts = _starts(batch)
+    starts, cuts = _starts(batch), []
     for ids, start, bounds, plans in zip(batch.input_ids, starts, batch.image_bounds, batch.plans):
         if not len(bounds):
             cuts.append(1)
@@ -266,18 +235,7 @@ def shortest_cuts(batch: Batch) -> list[int]:
 
 
 def sample_lengths(batch: Batch) -> list[int]:
-    """Count the tokens of each sample of a padded Batch: what `pack` wants.
-
-    Args:
-        batch: from a Processor.
-
-    Returns:
-        One number for each sample.
-
-    Raises:
-        TypeError: no Batch, or a packed one.
-        ValueError: a batch that is not padded on the left.
-    """
+    """Count the tokens of each sample of a padded Batch: what `pack` takes."""
     return [batch.input_ids.shape[1] - start for start in _starts(batch)]
 
 
@@ -286,8 +244,8 @@ def _starts(batch: Batch) -> list[int]:
     check_type("batch", batch, Batch)
     check_type("batch.attention_mask (a packed batch has none)", batch.attention_mask, torch.Tensor)
     if batch.attention_mask.shape != batch.input_ids.shape:
-        raise ValueError(f"the batch has {tuple(batch.input_ids.shape)} tokens, but its mask is "
-                         f"{tuple(batch.attention_mask.shape)}")  # fmt: skip
+        shapes = [tuple(tensor.shape) for tensor in (batch.input_ids, batch.attention_mask)]
+        raise ValueError(f"the batch has {shapes[0]} tokens, but its mask is {shapes[1]}")
     starts = (batch.attention_mask == 0).sum(dim=1)
     columns = torch.arange(batch.input_ids.shape[1], device=starts.device)
     if not torch.equal(batch.attention_mask != 0, columns >= starts[:, None]):
@@ -307,8 +265,8 @@ def pack_batch(batch: Batch, rows: Iterable[Sequence[int | tuple[int, int]]]) ->
         A PackedBatch, as wide as its fullest row.
 
     Raises:
-        TypeError: no Batch, or a packed one; rows of other than integers and pairs of them.
-        ValueError: a sample that is not there, comes twice, or is cut before the end of its last image; an empty row.
+        TypeError, ValueError: no Batch; rows of other than integers and pairs; an empty row; a sample that is not
+            there, comes twice, or is cut before the end of its last image.
 
     Example:
         >>> from minicpmv_ref import Processor
@@ -335,23 +293,13 @@ def pack_batch(batch: Batch, rows: Iterable[Sequence[int | tuple[int, int]]]) ->
             ids[new] = batch.input_ids[old]
             positions[new] = batch.position_ids[old]  # they start at 0 in every sample already
             labels[new] = batch.labels[old]
-            labels[r, begin] = -100  # subtle: the loss shifts, so this token's judge would be the sample before
+            labels[r, begin] = -100  # subtle: the loss shifts, so the sample before would predict this token
             borders[r].append(end)
             bounds[r].append(batch.image_bounds[s] + (begin - start))
     order = [s for row in rows for s, _ in row]
-    return PackedBatch(
-        input_ids=ids,
-        attention_mask=None,
-        position_ids=positions,
-        labels=labels,
-        images=[batch.images[s] for s in order],
-        patch_grids=[batch.patch_grids[s] for s in order],
-        image_bounds=[torch.cat(b) for b in bounds],
-        plans=[[plan for s, _ in row for plan in batch.plans[s]] for row in rows],
-        stop_ids=batch.stop_ids,
-        pad_id=batch.pad_id,
-        borders=borders,
-    )
+    images, grids = ([own[s] for s in order] for own in (batch.images, batch.patch_grids))
+    plans = [[plan for s, _ in row for plan in batch.plans[s]] for row in rows]
+    return PackedBatch(ids, positions, labels, borders, images, grids, [torch.cat(b) for b in bounds], plans)
 
 
 def _check_rows(rows, lengths: list[int], cuts: list[int]) -> list[list[tuple[int, int]]]:
@@ -359,45 +307,36 @@ def _check_rows(rows, lengths: list[int], cuts: list[int]) -> list[list[tuple[in
     plan, seen = [], set()
     for number, row in enumerate(check_type("rows", rows, Iterable, what="a list of lists")):
         plan.append([])
-        for entry in check_list(f"rows[{number}]", row):
-            s, kept = _entry(f"rows[{number}]", entry)
+        for entry in check_list(name := f"rows[{number}]", row):
+            pair = entry if isinstance(entry, tuple) else (entry, None)
+            if len(pair) != 2:
+                raise ValueError(f"{name} must hold indices or pairs (index, kept tokens), got {shown(entry)}")
+            s = check_int(name, pair[0], least=-(2**63))
             if s not in range(len(lengths)):
                 raise ValueError(f"there is no sample {s}; the batch has {len(lengths)}")
             if s in seen:
                 raise ValueError(f"sample {s} comes twice")
             seen.add(s)
-            kept = lengths[s] if kept is None else kept
+            kept = check_int(name, pair[1], least=-(2**63)) if pair is entry else lengths[s]
             if kept not in range(1, lengths[s] + 1):
                 raise ValueError(f"sample {s} has {lengths[s]} tokens, so {kept} of them cannot be kept")
             if kept < cuts[s]:
-                raise ValueError(
-                    f"sample {s} is cut to {kept} tokens, but its last image ends at {cuts[s]}; "
-                    "give shortest_cuts(batch) to pack_truncate"
-                )
+                where = f"sample {s} is cut to {kept} tokens, but its last image ends at {cuts[s]}"
+                raise ValueError(f"{where}; give shortest_cuts(batch) to pack_truncate")
             plan[-1].append((s, kept))
     if not plan or not all(plan):
         raise ValueError(f"rows must be lists of at least one sample, got {plan}")
     return plan
 
 
-def _entry(name: str, entry) -> tuple[int, int | None]:
-    if not isinstance(entry, tuple):
-        return check_int(name, entry, least=-(2**63)), None
-    if len(entry) != 2:
-        raise ValueError(f"{name} must hold indices or pairs (index, kept tokens), got {shown(entry)}")
-    return tuple(check_int(name, number, least=-(2**63)) for number in entry)
-
-
 # ---- 3. Scoring
 
 
 def packed_loss(model: MiniCPMV, packed: PackedBatch, visual: torch.Tensor | None = None) -> torch.Tensor | None:
-    """Compute the loss of a packed batch, and nothing but the loss: the way to train.
+    """Compute the loss of a packed batch for training: the mean over the supervised tokens of all samples.
 
-    The mean over all supervised tokens of all samples: a token counts the same in every row. If one step consists of
-    several packed batches, weight each loss by its supervised tokens, for batches do not have equally many. The LM
-    head, the widest matrix of a small model, runs on the supervised tokens only. That saves time without packing, too,
-    so a fair comparison names it; `score` runs it on all tokens.
+    If one step has several packed batches, weight each loss by its supervised tokens. The LM head runs on the
+    supervised tokens only, which saves time without packing, too; `score` runs it on all.
 
     Args:
         model: a MiniCPMV; its `llm` attends by `packed_attention` from now on, see there.
@@ -408,8 +347,7 @@ def packed_loss(model: MiniCPMV, packed: PackedBatch, visual: torch.Tensor | Non
         A scalar; None if nothing is supervised.
 
     Raises:
-        TypeError: no MiniCPMV, no PackedBatch.
-        ValueError: slots and visual tokens that do not match.
+        TypeError, ValueError: no MiniCPMV, no PackedBatch; slots and visual tokens that do not match.
 
     Example:
         >>> from minicpmv_ref import Processor
@@ -419,28 +357,24 @@ def packed_loss(model: MiniCPMV, packed: PackedBatch, visual: torch.Tensor | Non
         >>> bool(abs(packed_loss(model, pack_batch(batch, [[0, 1]])) - model(batch).loss) < 1e-5)
         True
     """
-    _check_packed(model, packed)
+    check_type("model", model, MiniCPMV), check_type("packed", packed, PackedBatch)
     labels = rearrange(packed.labels, "r t -> (r t)")
-    judged = (labels != -100).nonzero()[:, 0]  # never the first token of a sample, so judged - 1 is in the same one
-    if not len(judged):
+    supervised = (labels != -100).nonzero()[:, 0]  # never the first token of a sample, so the one before is in it, too
+    if not len(supervised):
         return None
-    return _cross_entropy(_logits(model, packed, judged - 1, visual), labels[judged])
+    return _cross_entropy(_logits(model, packed, supervised - 1, visual), labels[supervised])
 
 
 def score(model: MiniCPMV, packed: PackedBatch) -> Output:
     """Score a packed batch as `model(batch)` does a padded one: loss and all logits.
 
-    Args:
-        model, packed: as for `packed_loss`.
-
     Returns:
-        An Output: `.logits` (R, T, V), meaningless behind the last border of a row, and `.loss`.
+        An Output: `.logits` (R, T, V), meaningless after the last border of a row, and `.loss`.
 
     Raises:
-        TypeError: no MiniCPMV, no PackedBatch.
-        ValueError: slots and visual tokens that do not match; logits that are not finite.
+        TypeError, ValueError: as `packed_loss`; logits that are not finite.
     """
-    _check_packed(model, packed)
+    check_type("model", model, MiniCPMV), check_type("packed", packed, PackedBatch)
     logits = _logits(model, packed)  # (N, V)
     if not logits.isfinite().all():
         raise ValueError("the logits are not finite: a weight of the model or a picture holds a NaN or an infinity")
@@ -448,11 +382,6 @@ def score(model: MiniCPMV, packed: PackedBatch) -> Output:
     labels = F.pad(rearrange(packed.labels, "r t -> (r t)")[1:], (0, 1), value=-100)
     loss = _cross_entropy(logits, labels) if (labels != -100).any() else None
     return Output(loss, rearrange(logits, "(r t) v -> r t v", r=len(packed.input_ids)))
-
-
-def _check_packed(model: MiniCPMV, packed: PackedBatch) -> None:
-    check_type("model", model, MiniCPMV)
-    check_type("packed", packed, PackedBatch)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -464,10 +393,11 @@ def _logits(model: MiniCPMV, packed: PackedBatch, keep: torch.Tensor | int = 0, 
     if model.llm.config._attn_implementation != "packed":
         model.llm.set_attn_implementation("packed")
     return model.llm(
-        inputs_embeds=rearrange(model.embed(packed, visual), "r t d -> 1 (r t) d"),  # borders separate rows, too
+        # All rows as one: borders separate rows, too.
+        inputs_embeds=rearrange(model.embed(packed.as_batch(), visual), "r t d -> 1 (r t) d"),
         position_ids=rearrange(packed.position_ids, "r t -> 1 (r t)"),
-        # transformers passes a 4-D mask on as it is and builds none. An empty one fits nothing, so should the runs
-        # ever get lost on the way, ordinary attention stops with an error instead of mixing the samples.
+        # transformers passes a 4-D mask on as it is and builds none. An empty one fits nothing: if the runs ever got
+        # lost, ordinary attention would stop with an error instead of mixing the samples.
         attention_mask=torch.empty(0, 0, 0, 0, device=packed.input_ids.device),
         use_cache=False,
         runs=_runs(packed),  # an unknown argument: transformers hands it down to the attention function
@@ -489,30 +419,15 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each sample. No mask, and no work between samples.
 
-    transformers finds this function under the name "packed" in its AttentionInterface. Without `runs` it is exactly
-    its "sdpa", so a model that was switched still reads padded batches and generates as before.
-
-    Args:
-        module: the attention layer; only its `num_key_value_groups` is read.
-        query: (1, H, N, K). key, value: the same with fewer heads, maybe.
-        attention_mask: not read if there are runs.
-        dropout, scaling: as in `scaled_dot_product_attention`.
-        runs: [(length, how many neighbors of that length), ...], N tokens together. None: ordinary attention.
-        kwargs: for ordinary attention.
+    transformers finds this function under the name "packed" in its AttentionInterface. query (1, H, N, K); key and
+    value perhaps with fewer heads; runs: [(length, how many neighbors of that length), ...], N tokens together. Without
+    runs it is exactly "sdpa", so a model that was switched still reads padded batches and generates as before.
 
     Returns:
         (Tensor (1, N, H, K), None).
 
     Raises:
         ValueError: runs that do not cover the N tokens.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> q, k, v = torch.randn(3, 1, 2, 7, 4)
-        >>> both = packed_attention(SimpleNamespace(num_key_value_groups=1), q, k, v, None, runs=[(3, 1), (4, 1)])[0]
-        >>> alone = F.scaled_dot_product_attention(q[:, :, 3:], k[:, :, 3:], v[:, :, 3:], is_causal=True)
-        >>> torch.allclose(both[:, 3:], rearrange(alone, "b h n k -> b n h k"))
-        True
     """
     if runs is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -520,14 +435,13 @@ def packed_attention(
     if sum(sizes) != query.shape[2]:
         raise ValueError(f"the samples have {sum(sizes)} tokens, but the row has {query.shape[2]}")
     # Split, never slice: the gradient of each slice would be a tensor of all N tokens, nearly all of them zero.
-    pieces = zip(runs, *(rearrange(x, "1 h n k -> n h k").split(sizes) for x in (query, key, value)))
+    parts = zip(runs, *(rearrange(x, "1 h n k -> n h k").split(sizes) for x in (query, key, value)))
     outs = []
-    for (length, _), *qkv in pieces:
+    for (length, _), *qkv in parts:
         q, k, v = (rearrange(x, "(b l) h k -> b h l k", l=length) for x in qkv)
         grouped = module.num_key_value_groups > 1
-        out = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
-        )
+        options = dict(dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
         outs.append(rearrange(out, "b h l k -> (b l) h k"))
     return torch.cat(outs)[None], None
 

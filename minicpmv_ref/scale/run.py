@@ -26,7 +26,7 @@ from ..inputs.files import only_one, parse_json, plain_file, replacing
 from ..learn.evaluate import evaluate
 from ..learn.objectives import draw_samples, held_out_loss, objective_for
 from ..learn.packing import PackedBatch
-from ..learn.stages import STAGES, Profile, Stage, scaled, start
+from ..learn.stages import STAGES, Stage, start
 from ..learn.train import Step, optimizer_for, update
 from ..model import MiniCPMV
 from ..processor import Processor
@@ -34,6 +34,7 @@ from ..toy.data import Sample
 from .budget import budget, checkpointed, compile_layers, device_memory, mfu, peak_flops, workload_of
 from .loader import Coming, check_workers, prepared
 from .parallel import ALONE, Learner, World, backward, check_sharding, load_optimizer, spread, unshard, whole
+from .profiles import Profile, scaled
 from .saves import (
     Damaged,
     Stopped,

@@ -158,7 +158,6 @@ CHANGES = {
     "score_response": lambda: (rlaif.score_response, [True, False]),
     "balance_lengths": lambda: (rlaif.balance_lengths, PAIRS),
     "sample_answers": lambda: (lambda a: rlaif.sample_answers(MODEL, P, a, 2, max_new_tokens=2), [ask(ONE, "a")]),
-    "agreement": lambda: (rlaif.agreement, [[True, False]], [[False, False]]),
     "quantize": lambda: (lambda a, i: kquant.quantize(a, "Q4_K", i), MATRIX, MATRIX[0]),
     "dequantize": lambda: (lambda b: kquant.dequantize(b, "Q8_0", 256), kquant.quantize(MATRIX, "Q8_0")),
 }  # fmt: skip

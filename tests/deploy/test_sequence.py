@@ -17,8 +17,8 @@ from minicpmv_ref.deploy import sequence
 from minicpmv_ref.deploy.memory import parameters
 from minicpmv_ref.deploy.sequence import measure, missing
 from minicpmv_ref.inputs.published import BUNDLED
-from minicpmv_ref.learn.stages import larger
 from minicpmv_ref.processor import read_tokenizer
+from minicpmv_ref.scale.profiles import larger
 
 linux = pytest.mark.skipif(missing() is not None, reason="needs Linux")
 QUESTION = "What is this?"

@@ -21,10 +21,9 @@ from test_fuzz import damage
 from tiny import ask, picture, tiny_config, tiny_model
 
 from minicpmv_ref import MiniCPMV, Processor
+from minicpmv_ref.inputs.jsonl import append_jsonl, read_jsonl
 from minicpmv_ref.inputs.pictures import load_image
 from minicpmv_ref.inputs.published import BUNDLED, read_config
-from minicpmv_ref.learn.rlaif import append_records
-from minicpmv_ref.learn.rlaif import read_records as read_answers
 from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale.lora import add_lora, has_lora, load_lora, save_lora
@@ -145,7 +144,7 @@ def is_what_was_saved(answer) -> bool:
 
 
 def make_answers(folder):
-    append_records(folder / "a.jsonl", [{"a": 1, "b": ["x"]}, {"a": 2, "b": ["y"]}])
+    append_jsonl(folder / "a.jsonl", [{"a": 1, "b": ["x"]}, {"a": 2, "b": ["y"]}])
 
 
 def picture_kind(suffix, **options):
@@ -171,7 +170,7 @@ KINDS = {
     "a training's notes": Kind(make_save, "step-000007/training.json", read_back, is_what_was_saved, 0.5),
     "a training's weights": Kind(make_save, "step-000007/model.safetensors", read_back, is_what_was_saved, 0.9),
     "a training's state": Kind(make_save, "step-000007/training.safetensors", read_back, is_what_was_saved, 0.9),
-    "sampled answers": Kind(make_answers, "a.jsonl", lambda folder: read_answers(folder / "a.jsonl"), least=0),
+    "sampled answers": Kind(make_answers, "a.jsonl", lambda folder: read_jsonl(folder / "a.jsonl"), least=0),
     **{suffix: picture_kind(suffix) for suffix in ("png", "gif", "bmp", "ppm", "tiff")},
     "jpg": picture_kind("jpg", quality=80),
     "webp": picture_kind("webp", quality=80),

@@ -203,7 +203,7 @@ def test_everything_of_a_sample_moves_with_it(processors, version):
     batch = processors[version](conversations())
     packed = pack_batch(batch, ROWS)
     alone = [processors[version](talk) for talk in conversations()]
-    assert packed.attention_mask is None
+    assert packed.as_batch().attention_mask is None
     order = [s for row in ROWS for s in row]
     assert [len(x) for x in packed.images] == [len(alone[s].images[0]) for s in order]
     for s, images, grids in zip(order, packed.images, packed.patch_grids):
@@ -233,7 +233,7 @@ def test_a_packed_batch_moves_to_a_device_whole(processors):
     assert packed.images[0][0].dtype == torch.float64 and packed.input_ids.dtype == torch.long
     moved = packed.to("meta")
     assert {moved.input_ids.device.type, moved.labels.device.type, moved.position_ids.device.type} == {"meta"}
-    assert moved.borders == packed.borders and moved.attention_mask is None
+    assert moved.borders == packed.borders
 
 
 def test_labels_of_sample_starts_are_dropped_even_if_given(processors):
@@ -295,7 +295,7 @@ def test_a_truncated_row_has_no_half_image(processors, models, version):
             for name in ("image", "slice"):
                 assert text.count(f"<{name}>") == text.count(f"</{name}>")
             assert text.count("<unk>") == 4 * sum(len(batch.images[s]) for s, _ in row)
-        models[version].embed(packed)  # checks slots against views
+        models[version].embed(packed.as_batch())  # checks slots against views
     assert seen_cut and seen_drop
 
 
@@ -319,12 +319,12 @@ def gradients(model) -> dict[str, torch.Tensor]:
 def separately(model, processor, talks) -> tuple[float, dict]:
     """Every sample alone, unpacked and unpadded; the loss by hand in float64, weighted by tokens."""
     batches = [processor(talk) for talk in talks]
-    judged = sum(int((b.labels[:, 1:] != -100).sum()) for b in batches)
+    supervised = sum(int((b.labels[:, 1:] != -100).sum()) for b in batches)
     total = 0.0
     for batch in batches:
         logits = model(batch).logits[0, :-1]
         # Subtle: divide before backward. RMSNorm computes in float32, so gradients of another scale round differently.
-        loss = F.cross_entropy(logits, batch.labels[0, 1:], reduction="sum") / judged
+        loss = F.cross_entropy(logits, batch.labels[0, 1:], reduction="sum") / supervised
         loss.backward()
         total += loss.item()
     return total, gradients(model)
@@ -358,7 +358,7 @@ def test_logits_equal_the_separate_ones_and_those_of_the_dense_mask(processors, 
     model = tiny_model(version).double()
     packed = packed_of(processors[version], ROWS)
     with torch.no_grad():
-        dense = model(packed)  # transformers finds the samples by their positions and builds the mask of T x T
+        dense = model(packed.as_batch())  # transformers finds the samples by their positions, and builds a mask
         fast = score(model, packed)
         assert abs(dense.loss - fast.loss) < 1e-5  # model(batch) computes the loss in float32
         for r, row in enumerate(ROWS):
@@ -429,7 +429,7 @@ def test_a_missing_position_restart_is_invisible(processors, version):
     assert not torch.equal(right, wrong)
     assert (right - wrong).abs().max() < 1e-5 * max(1, right.abs().max())
     with torch.no_grad():  # but the dense path of transformers finds the samples by their positions
-        leaked = model(running).logits
+        leaked = model(running.as_batch()).logits
     assert (right - leaked).abs().max() > right.std()
 
 
@@ -437,7 +437,7 @@ def test_transformers_own_packing_leaks_with_a_mask_of_ones_or_a_cache(processor
     """As in transformers 5.23: positions that restart are noticed only without attention_mask and without cache."""
     packed = packed_of(processors["2.6"], [[2, 1, 0, 3]])
     model, first = models["2.6"], packed.borders[0][1]
-    llm = dict(inputs_embeds=model.embed(packed), position_ids=packed.position_ids)
+    llm = dict(inputs_embeds=model.embed(packed.as_batch()), position_ids=packed.position_ids)
     ones = torch.ones_like(packed.input_ids)
     right = score(model, packed).logits
     for options, leaks in (
@@ -570,8 +570,10 @@ def test_only_a_padded_batch_can_be_packed(processors, models):
     batch = processors["2.6"](conversations())
     packed = pack_batch(batch, [[0], [1]])
     for call in (lambda b: pack_batch(b, [[0]]), sample_lengths, shortest_cuts):
-        with pytest.raises(TypeError, match="packed batch has none"):
+        with pytest.raises(TypeError, match="batch must be Batch, got PackedBatch"):
             call(packed)
+        with pytest.raises(TypeError, match="packed batch has none"):
+            call(packed.as_batch())
         with pytest.raises(TypeError, match="batch must be Batch"):
             call([batch])
     for function in (packed_loss, score):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, nano
-from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Profile, Stage, freeze, scaled, stage_named, start
+from minicpmv_ref.learn.stages import PARTS, STAGES, Stage, freeze, stage_named, start
 from minicpmv_ref.positions import sincos_2d
+from minicpmv_ref.scale.profiles import PROFILES, Profile, scaled
 from minicpmv_ref.toy.data import KINDS
 
 # What the paper trains (section 4): compression layer; vision encoder; both; then everything, twice.

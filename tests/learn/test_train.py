@@ -13,13 +13,15 @@ from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import train as plain_loop
 from minicpmv_ref.learn.contrast import Contrast
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
-from minicpmv_ref.learn.objectives import draw_samples, held_out_loss, objective_for, spelled_tokens
-from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, Profile, stage_named, start
+from minicpmv_ref.learn.objectives import draw_samples, held_out_loss, objective_for
+from minicpmv_ref.learn.stages import PARTS, STAGES, stage_named, start
 from minicpmv_ref.learn.train import rate_at
 from minicpmv_ref.scale import run as trainer
+from minicpmv_ref.scale.profiles import PROFILES, Profile
 from minicpmv_ref.scale.run import plot, run
 from minicpmv_ref.scale.run import train_steps as train
 from minicpmv_ref.toy.data import draw, spell
+from minicpmv_ref.toy.spelled import spelled_tokens
 
 PROCESSOR = Processor.from_pretrained("nano")
 

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from tiny import picture, tiny_config, tiny_model, tiny_processor
 
 from minicpmv_ref import MiniCPMV, Processor
-from minicpmv_ref.learn.stages import Profile, stage_named
+from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.scale import finetune
 from minicpmv_ref.scale import run as train
+from minicpmv_ref.scale.profiles import Profile
 
 CALLS = ("replace", "rename", "unlink", "remove", "rmdir", "mkdir")
 

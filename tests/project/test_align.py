@@ -16,9 +16,9 @@ from experiments._alignment_steps import (
     choose_pairs,
     collect,
     describe,
-    digest,
+    fingerprint,
     make_careless,
-    measure,
+    measure_model,
     pictures,
     train_labeler,
 )
@@ -26,15 +26,9 @@ from experiments._frame import write_json
 from experiments.alignment import RUNS, SETTINGS, SUMMARY, experiment, outcome
 from minicpmv_ref import MiniCPMV, nano
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.learn.rlaif import (
-    append_records,
-    ask_claim,
-    ask_yes_no,
-    hallucination,
-    is_true,
-    read_records,
-    wilson,
-)
+from minicpmv_ref.inputs.jsonl import append_jsonl, read_jsonl
+from minicpmv_ref.learn.rlaif import ask_claim, ask_yes_no, hallucination, is_true
+from minicpmv_ref.learn.statistics import wilson
 from minicpmv_ref.toy.data import TOPICS, caption, draw
 from minicpmv_ref.toy.words import LANGUAGES
 
@@ -80,7 +74,7 @@ def finished(processor, tmp_path_factory):
 
 def test_every_step_of_the_pipeline_leaves_its_figures(finished):
     figures, folder, model = finished
-    assert figures["config"]["pictures"] == 20 and figures["base"] != digest(model)
+    assert figures["config"]["pictures"] == 20 and figures["base"] != fingerprint(model)
     (found,) = figures["rounds"]
     assert found["pairs"]["built"] >= found["pairs"]["kept"] > 0
     assert len(found["training"]) == 3
@@ -90,8 +84,8 @@ def test_every_step_of_the_pipeline_leaves_its_figures(finished):
     assert set(found["curve"][0]) == {"step", "response", "mention", "recall", "words"}
     assert found["labeler"]["accuracy"].value == 1.0  # the truth agrees with itself
     (path,) = folder.glob("*.jsonl")
-    assert path.name == f"{digest(small())}-truth-0-20.jsonl"
-    records = read_records(path)
+    assert path.name == f"{fingerprint(small())}-truth-0-20.jsonl"
+    records = read_jsonl(path)
     assert len(records) == 21 and all(len(record["answers"]) == 4 for record in records[1:])
     assert json.loads((folder / REPORT).read_text()) == json.loads(json.dumps(figures))
 
@@ -107,7 +101,7 @@ def test_only_the_language_model_changes_and_only_changes_are_written(finished, 
     for name, tensor in model._own_tensors().items():
         assert torch.equal(aligned._own_tensors()[name], tensor) == (name not in written)
     apply_changes(model, folder)
-    assert digest(model) == digest(aligned)
+    assert fingerprint(model) == fingerprint(aligned)
     assert torch.equal(model.llm.lm_head.weight, aligned.llm.lm_head.weight)  # tied
     with pytest.raises(ValueError, match="changes the model"):
         apply_changes(model, folder)  # it is not the base any more
@@ -130,10 +124,10 @@ def test_a_run_repeats_itself_and_goes_on_where_it_was_cut(finished, processor, 
         path.write_bytes(whole[:cut])
         records = collect(model, processor, pictures(TINY, "train", model), TINY, path=path)
         assert path.read_bytes() == whole
-        assert records == read_records(path)[1:]
+        assert records == read_jsonl(path)[1:]
     (tmp_path / kept.name).write_bytes(whole[:700])
     again = align(model, processor, TINY, folder=tmp_path, answers=tmp_path)
-    assert again == figures and digest(model) == digest(aligned)
+    assert again == figures and fingerprint(model) == fingerprint(aligned)
 
 
 def test_answers_of_another_run_are_refused(finished, processor, model, tmp_path):
@@ -149,12 +143,12 @@ def test_answers_of_another_run_are_refused(finished, processor, model, tmp_path
     ):
         with pytest.raises(ValueError, match="another run"):
             collect(changed, processor, samples, config, path=kept)
-    records, path = read_records(kept), tmp_path / "a.jsonl"
-    append_records(path, [records[0], records[2]])
+    records, path = read_jsonl(kept), tmp_path / "a.jsonl"
+    append_jsonl(path, [records[0], records[2]])
     with pytest.raises(ValueError, match="line 2: not the answers to picture 0"):
         collect(model, processor, samples, TINY, path=path)
     del records[1]["truths"]
-    append_records(tmp_path / "b.jsonl", records[:2])
+    append_jsonl(tmp_path / "b.jsonl", records[:2])
     with pytest.raises(ValueError, match="line 2: not the answers to picture 0"):
         collect(model, processor, samples, TINY, path=tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="line 12: not the answers to picture 10"):
@@ -186,7 +180,7 @@ def test_measuring_uses_greedy_and_sampled_answers_and_questions(processor, mode
     monkeypatch.setattr(
         _alignment_steps, "answer_all", lambda m, p, prompts, **how: asked.append(prompts) or ["yes"] * len(prompts)
     )
-    figures = measure(model, processor, samples, replace(TINY, questions=10))
+    figures = measure_model(model, processor, samples, replace(TINY, questions=10))
     assert {way: figures[way]["recall"].value for way in ("greedy", "sampled")} == dict(greedy=1, sampled=1)
     assert figures["said"]["greedy"] == figures["said"]["sampled"] == [sample.answer for sample in samples]
     greedy, sampled = dict(temperature=0.0, max_new_tokens=8), dict(temperature=1, top_p=1, top_k=100, max_new_tokens=8)
@@ -258,26 +252,26 @@ def test_other_labelers(processor, model, labeler):
 
 
 def test_a_labeler_learns_on_a_copy(processor, model):
-    before = digest(model)
+    before = fingerprint(model)
     judge, grades = train_labeler(model, processor, TINY)
-    assert digest(model) == before != digest(judge)
+    assert fingerprint(model) == before != fingerprint(judge)
     assert set(grades) == {"before", "after"} and all(
         grade.low <= grade.value <= grade.high for grade in grades.values()
     )
-    assert digest(train_labeler(model, processor, TINY)[0]) == digest(judge)
+    assert fingerprint(train_labeler(model, processor, TINY)[0]) == fingerprint(judge)
 
 
 def test_a_model_becomes_careless_in_its_language_model_only(processor, model):
-    before = digest(model)
+    before = fingerprint(model)
     config = replace(TINY, careless_steps=2)
     policy, figures = make_careless(model, processor, config)
-    assert digest(model) == before and set(figures) == {"before"}
+    assert fingerprint(model) == before and set(figures) == {"before"}
     assert figures["before"]["greedy"] == describe(model, processor, pictures(config, "test", model), config)[1]
     own, changed = model._own_tensors(), policy._own_tensors()
     assert {name.split(".")[0] for name in own if not torch.equal(own[name], changed[name])} == {"llm"}
     assert [p.requires_grad for p in policy.parameters()] == [p.requires_grad for p in model.parameters()]
-    assert digest(make_careless(model, processor, config)[0]) == digest(policy)
-    assert digest(make_careless(model, processor, replace(config, seed=1))[0]) != digest(policy)
+    assert fingerprint(make_careless(model, processor, config)[0]) == fingerprint(policy)
+    assert fingerprint(make_careless(model, processor, replace(config, seed=1))[0]) != fingerprint(policy)
 
 
 def test_careless_training_sees_careless_captions_and_true_answers(processor, model, monkeypatch):
@@ -295,11 +289,11 @@ def test_changes_are_counted_from_the_root(processor, model, tmp_path):
     root = small()
     with torch.no_grad():
         model.vpm.post_layernorm.bias.add_(0.1)  # the policy differs from its root, in what DPO does not change
-        start = digest(model)
+        start = fingerprint(model)
     figures = align(model, processor, TINY, folder=tmp_path, root=(root, "nano"))
-    assert (figures["base"], figures["policy"]) == (digest(root), start)
+    assert (figures["base"], figures["policy"]) == (fingerprint(root), start)
     apply_changes(root, tmp_path)
-    assert digest(root) == digest(model)
+    assert fingerprint(root) == fingerprint(model)
 
 
 def test_rounds_ask_the_model_as_it_is_by_then(processor, model, tmp_path):
@@ -307,7 +301,7 @@ def test_rounds_ask_the_model_as_it_is_by_then(processor, model, tmp_path):
     figures = align(model, processor, config, answers=tmp_path)
     assert [len(found["training"]) for found in figures["rounds"]] == [2, 2]
     assert len({path.name.split("-")[0] for path in tmp_path.glob("*.jsonl")}) == 2  # two policies
-    assert all(len(read_records(path)) == 21 for path in tmp_path.glob("*.jsonl"))
+    assert all(len(read_jsonl(path)) == 21 for path in tmp_path.glob("*.jsonl"))
     for found in figures["rounds"]:
         assert found["training"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)  # a new reference
 
@@ -315,15 +309,17 @@ def test_rounds_ask_the_model_as_it_is_by_then(processor, model, tmp_path):
 def test_fewer_pictures_of_the_same_model_have_a_file_of_their_own(processor, model, tmp_path):
     align(small(), processor, replace(TINY, pictures=40), answers=tmp_path)
     align(model, processor, replace(TINY, rounds=2, steps=4, pictures=40), answers=tmp_path)
-    assert sorted(len(read_records(path)) for path in tmp_path.glob("*.jsonl")) == [21, 21, 41]
+    assert sorted(len(read_jsonl(path)) for path in tmp_path.glob("*.jsonl")) == [21, 21, 41]
 
 
 @pytest.mark.parametrize("change", [dict(vision=True), dict(sft=True), dict(beta=0.01)])
 def test_controls_reach_the_training(processor, model, monkeypatch, change):
     seen = []
-    monkeypatch.setattr(_alignment_run, "train_dpo", lambda *args, **how: seen.append(how) or [dict(loss=1, margin=0)])
+    monkeypatch.setattr(
+        _alignment_run, "train_on_pairs", lambda *args: seen.append(args[2]) or [dict(loss=1, margin=0)]
+    )
     align(model, processor, replace(TINY, **change))
-    assert {name: seen[0][name] for name in change} == change
+    assert {name: getattr(seen[0], name) for name in change} == change
 
 
 def test_impossible_runs(processor, model, tmp_path):
@@ -337,7 +333,7 @@ def test_impossible_runs(processor, model, tmp_path):
         align(model, processor, replace(TINY, answers=1), folder=tmp_path)
     with pytest.raises(ValueError, match="no run 'everything'"):
         experiment(model, processor, TINY, tmp_path, only="everything")
-    assert digest(model) == digest(small())
+    assert fingerprint(model) == fingerprint(small())
 
 
 def test_damaged_changes_are_refused(finished, model, tmp_path):
@@ -345,7 +341,7 @@ def test_damaged_changes_are_refused(finished, model, tmp_path):
 
     _, folder, _ = finished
     (tmp_path / REPORT).write_bytes((folder / REPORT).read_bytes())
-    before = digest(model)
+    before = fingerprint(model)
     for tensors in ({"llm.surprise": torch.zeros(2)}, {"llm.model.norm.weight": torch.zeros(2)}):
         save_file(tensors, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match="no tensor of this model"):
@@ -353,18 +349,18 @@ def test_damaged_changes_are_refused(finished, model, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         apply_changes(model, tmp_path)
-    assert digest(model) == before
+    assert fingerprint(model) == before
     with pytest.raises(OSError):
         apply_changes(model, tmp_path / "missing")
 
 
 def test_the_digest_sees_every_weight(model):
-    before = digest(model)
-    assert before == digest(small()) and len(before) == 16
+    before = fingerprint(model)
+    assert before == fingerprint(small()) and len(before) == 16
     with torch.no_grad():
         model.vpm.post_layernorm.bias[-1] += 1e-3
-    assert digest(model) != before
-    assert digest(model.bfloat16()) != before
+    assert fingerprint(model) != before
+    assert fingerprint(model.bfloat16()) != before
 
 
 # ---- the experiment
@@ -460,7 +456,7 @@ def test_the_labeler_is_trained_once(processor, model, tmp_path, monkeypatch):
     real = module.train_labeler
     monkeypatch.setattr(module, "train_labeler", lambda *args: trained.append(1) or real(*args))
     first, second = (module._kept(module.train_labeler, model, processor, config, tmp_path, print) for _ in range(2))
-    assert trained == [1] and digest(first) == digest(second)
+    assert trained == [1] and fingerprint(first) == fingerprint(second)
     with pytest.raises(ValueError, match="another model or config"):
         module._kept(module.train_labeler, model, processor, replace(config, labeler_steps=2), tmp_path, print)
 
@@ -538,7 +534,7 @@ def test_arguments_of_other_types_are_named(processor, model, tmp_path):
         (lambda: write_json(3, {}), "path"),
         (lambda: write_json(tmp_path / "a.json", []), "data"),
         (lambda: write_json(tmp_path / "a.json", {"a": object()}), "data"),
-        (lambda: digest(None), "model"),
+        (lambda: fingerprint(None), "model"),
         (lambda: apply_changes(model, None), "folder"),
     ):
         with pytest.raises(TypeError, match=f"^{name} must be"):
@@ -594,7 +590,7 @@ def test_lines_of_answers_of_other_types_are_refused(processor, model, tmp_path)
     config = replace(TINY, pictures=2)
     samples, path = pictures(config, "train", model), tmp_path / "answers.jsonl"
     collect(model, processor, samples, config, path=path)
-    lines = read_records(path)
+    lines = read_jsonl(path)
     for name, value in (
         ("answers", "abcd"),
         ("answers", lines[1]["answers"][:-1]),
@@ -605,7 +601,7 @@ def test_lines_of_answers_of_other_types_are_refused(processor, model, tmp_path)
         ("key", ["scene"]),
     ):
         path.unlink()
-        append_records(path, [lines[0], {**lines[1], name: value}])
+        append_jsonl(path, [lines[0], {**lines[1], name: value}])
         with pytest.raises(ValueError, match="line 2: not the answers to picture 0"):
             collect(model, processor, samples, config, path=path)
 
@@ -614,9 +610,9 @@ def test_changes_that_are_not_finite_are_refused(finished, model, tmp_path):
     from safetensors.torch import save_file
 
     (tmp_path / REPORT).write_bytes((finished[1] / REPORT).read_bytes())
-    before = digest(model)
+    before = fingerprint(model)
     norm = torch.full_like(model.llm.model.norm.weight, math.nan)
     save_file({"llm.model.norm.weight": norm}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"llm\.model\.norm\.weight has a weight that is not a finite number"):
         apply_changes(model, tmp_path)
-    assert digest(model) == before
+    assert fingerprint(model) == before

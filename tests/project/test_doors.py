@@ -23,7 +23,7 @@ import minicpmv_ref
 from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, counts, fold, plan_slices, v2_6
 from minicpmv_ref.deploy import gguf, kquant, memory
 from minicpmv_ref.inputs.pictures import load_image, to_rgb
-from minicpmv_ref.learn import dpo, packing, rlaif, stages
+from minicpmv_ref.learn import dpo, packing, rlaif, stages, statistics
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.model import decode_answer, decode_stream
 from minicpmv_ref.peers import cambrian, canvas, cogvlm, internvl, later, llava, qllama, sizes, video, vila
@@ -39,7 +39,7 @@ from minicpmv_ref.prompt import (
 from minicpmv_ref.scale import lora
 from minicpmv_ref.scale.finetune import in_order, sample_at
 from minicpmv_ref.scale.records import Record
-from minicpmv_ref.toy import data
+from minicpmv_ref.toy import claims, data
 
 ROUNDS = 60  # odd calls of each door in the usual run
 
@@ -47,6 +47,7 @@ ROUNDS = 60  # odd calls of each door in the usual run
 INSIDE = {
     "inputs.checks.": "these are the checks themselves; test_checks.py",
     "inputs.files.": "test_checks.py",
+    "inputs.jsonl.": "test_jsonl.py; test_damaged_files.py damages its file",
     "inputs.checkpoint.": "doors for folders are below: MiniCPMV.from_pretrained reads through them",
     "inputs.published.base_folder": "the same",
     "inputs.published.read_config": "the same",
@@ -65,8 +66,6 @@ INSIDE = {
     "scale.lora.merge_lora": "the same",
     "scale.lora.save_lora": "the same",
     "scale.lora.restore_lora": "the same",
-    "learn.rlaif.read_records": "test_damaged_files.py damages its file",
-    "learn.rlaif.append_records": "writes a file; test_rlaif.py",
     "scale.loader.": "the engine: called by `train` with what that checked",
     "scale.parallel.": "the engine",
     "scale.saves.": "the engine; test_saves.py damages its files",
@@ -556,7 +555,7 @@ DOORS = {
     "learn.rlaif.split_claims": Door(
         rlaif.split_claims, lambda: {"text": "a red circle and a star"}, lambda claims, **_: all(claims)
     ),
-    "learn.rlaif.read_claim": Door(rlaif.read_claim, lambda: {"claim": "a red circle"}),
+    "toy.claims.read_claim": Door(claims.read_claim, lambda: {"claim": "a red circle"}),
     "learn.rlaif.ask_claim": Door(rlaif.ask_claim, lambda: {"claim": "a red circle", "language": "en"}),
     "learn.rlaif.count_words": Door(rlaif.count_words, lambda: {"text": "a red circle"}, lambda n, **_: n >= 0),
     "learn.rlaif.label_by_truth": Door(
@@ -566,9 +565,8 @@ DOORS = {
         with_model(rlaif.label_by_model, "model", "processor"),
         lambda: {"samples": [data.draw(0)], "claims": [["a red circle"]]},
     ),
-    "learn.rlaif.bootstrap": Door(rlaif.bootstrap, lambda: {"tops": [1, 2], "bottoms": [2, 3], "seed": 0, "rounds": 9}),
-    "learn.rlaif.score_share": Door(
-        rlaif.score_share, lambda: {"verdicts": [True, False]}, lambda score, **_: -1 <= score <= 0
+    "learn.statistics.bootstrap_ratio": Door(
+        statistics.bootstrap_ratio, lambda: {"tops": [1, 2], "bottoms": [2, 3], "seed": 0, "rounds": 9}
     ),
     "learn.rlaif.is_valid": Door(rlaif.is_valid, lambda: {"p_yes": torch.rand(2), "p_no": torch.rand(2)}),
     "learn.rlaif.score_response": Door(
@@ -594,15 +592,14 @@ DOORS = {
         with_model(rlaif.sample_answers, "model", "processor"),
         lambda: {"prompts": [data.draw(0).prompt], "n": 1, "seed": 0, "max_new_tokens": 2},
     ),
-    "learn.rlaif.wilson": Door(
-        rlaif.wilson,
+    "learn.statistics.wilson": Door(
+        statistics.wilson,
         lambda: {"hits": 3, "n": 4},
         lambda made, **_: made[0] is None or 0 <= made[1] <= made[0] <= made[2] <= 1,
     ),
     "learn.rlaif.hallucination": Door(
         rlaif.hallucination, lambda: {"answers": ["a red circle"], "scenes": [data.draw(0).facts]}
     ),
-    "learn.rlaif.agreement": Door(rlaif.agreement, lambda: {"verdicts": [[True]], "truths": [[False]]}),
     "learn.evaluate.evaluate": Door(
         with_model(evaluate, "model", "processor"),
         lambda: {"seed": 0, "n": 1},
@@ -634,7 +631,7 @@ DOORS = {
         lambda: {"records": [Record(str(i), {}, (("user", "Hi"), ("assistant", "Yo"))) for i in range(2)], "seed": 0},
     ),
     "learn.stages.stage_named": Door(stages.stage_named, lambda: {"name": "sft-2"}, words="stage"),
-    "learn.stages.start": Door(
+    "toy.start.start": Door(
         lambda seed: stages.start(tiny_config("2.6"), seed), lambda: {"seed": 0}, lambda m, **_: finite(*m.parameters())
     ),
     "learn.stages.freeze": Door(

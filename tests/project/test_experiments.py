@@ -141,32 +141,6 @@ def test_two_measurements_of_the_same_item_are_kept_apart(tmp_path):
     assert each([0], one) + each([0], two) + each([0], one) == [1, 2, 1]
 
 
-@pytest.mark.parametrize("n", range(2, 80))
-def test_the_interval_of_the_median_covers_it(n):
-    """Exactly, by the binomial distribution, and no narrower one would."""
-    low, high = _frame.median_interval(range(1, n + 1))
-    assert low + high == n + 1
-
-    def covered(k):
-        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
-
-    assert covered(low) >= 0.95 or low == 1
-    assert covered(low + 1) < 0.95
-
-
-def test_the_interval_covers_in_a_simulation():
-    rng = random.Random(0)
-    hits = 0
-    for _ in range(2000):
-        low, high = _frame.median_interval([rng.expovariate(1) for _ in range(12)])
-        hits += low <= math.log(2) <= high
-    assert hits / 2000 > 0.94
-
-
-def test_median():
-    assert _frame.median([3, 1, 2]) == 2 and _frame.median([4, 1, 2, 3]) == 2.5
-
-
 @pytest.mark.parametrize(("name", "profile"), [("nothing", "fast"), ("padding", "quick")])
 def test_unknown_names(name, profile):
     with pytest.raises(ValueError, match=f"{name!r}, {profile!r}"):
@@ -579,15 +553,6 @@ def test_a_verdict_needs_every_seed():
     assert _arms.weakest(CONFIRMED, NOT_CONFIRMED) == NOT_CONFIRMED
     assert _arms.weakest(CONFIRMED, NOT_CONFIRMED, REFUTED) == REFUTED
     assert _arms.weakest(CONFIRMED, CONFIRMED) == CONFIRMED
-
-
-def test_the_interval_of_the_mean_covers_it():
-    rng = random.Random(1)
-    hits = 0
-    for _ in range(400):
-        _, (low, high) = _arms.mean_over_items([[rng.expovariate(1) for _ in range(60)] for _ in range(2)])
-        hits += low <= 1 <= high
-    assert 0.91 < hits / 400 < 0.99  # a bootstrap of 60 skewed items falls a little short of 95 %
 
 
 def test_items_are_averaged_over_the_seeds_first():

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.counts import flops, parameters
 from minicpmv_ref.learn.objectives import draw_samples, objective_for
-from minicpmv_ref.learn.stages import PARTS, PROFILES, STAGES, freeze, scaled, stage_named, start
+from minicpmv_ref.learn.stages import PARTS, STAGES, freeze, stage_named, start
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale import budget as module
 from minicpmv_ref.scale.budget import (
@@ -28,6 +28,7 @@ from minicpmv_ref.scale.budget import (
     workload_of,
 )
 from minicpmv_ref.scale.parallel import Learner, World, backward
+from minicpmv_ref.scale.profiles import PROFILES, scaled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Nano at half its width. Weights shrink with the square, so more of a step's bytes are those that have to be measured.

@@ -14,7 +14,6 @@ from tiny import VERSIONS, ask, lively, picture, several, tiny_config, tiny_mode
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.inputs.published import BUNDLED
-from minicpmv_ref.learn.objectives import spelled_tokens
 from minicpmv_ref.learn.packing import pack_batch, packed_loss
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.scale.finetune import in_order
@@ -37,6 +36,7 @@ from minicpmv_ref.scale.lora import (
 from minicpmv_ref.scale.records import read_records
 from minicpmv_ref.scale.run import train_steps as train
 from minicpmv_ref.toy.data import draw
+from minicpmv_ref.toy.spelled import spelled_tokens
 
 RECORDS = BUNDLED.parent / "records" / "train.json"
 CHAT = [*ask(picture(130, 90, 1), "What is this?"), {"role": "assistant", "content": "A cat."}]

@@ -22,11 +22,12 @@ from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import objectives
 from minicpmv_ref.learn.objectives import objective_for
-from minicpmv_ref.learn.stages import PROFILES, Profile, Stage, stage_named
+from minicpmv_ref.learn.stages import Stage, stage_named
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale import run as trainer
 from minicpmv_ref.scale import saves as room
 from minicpmv_ref.scale.parallel import World
+from minicpmv_ref.scale.profiles import PROFILES, Profile
 from minicpmv_ref.scale.records import Record
 from minicpmv_ref.scale.run import plot, run, train_stage
 from minicpmv_ref.scale.run import train_steps as train
