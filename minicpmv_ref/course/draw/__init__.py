@@ -1,12 +1,13 @@
 """The pictures of the course as pure functions: values in, a `Canvas` out. Nothing here needs Jupyter.
 
-canvas.py has what all lessons draw with, predict.py the guesses; every other file has the pictures of one lesson.
-Their public names are names of this package: `draw.Canvas`, `draw.playground`. So no two may be the same,
-and none may be the name of a file.
+canvas.py has what all lessons draw with, predict.py the guesses, model.py the whole model; every other file has the
+pictures of one lesson. Their public names are names of this package: `draw.Canvas`, `draw.playground`. So no two may
+be the same, and none may be the name of a file.
 """
 
 from .canvas import *  # noqa: F403, I001 (in the order of the lessons)
 from .predict import *  # noqa: F403
+from .model import *  # noqa: F403
 from .slicing import *  # noqa: F403
 from .vision import *  # noqa: F403
 from .resampler import *  # noqa: F403
