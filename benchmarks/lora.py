@@ -37,8 +37,9 @@ from minicpmv_ref.scale.lora import (
     save_lora,
     training_bytes,
 )
+from minicpmv_ref.scale.machine import Machine
 from minicpmv_ref.scale.records import read_records
-from minicpmv_ref.scale.run import train_steps
+from minicpmv_ref.scale.steps import train_steps
 
 RECORDS = BUNDLED.parent / "records"
 NAMES = {"full": "full", "official": "official", "lora": "LoRA alone"}
@@ -64,7 +65,7 @@ def learn(way: str, model: MiniCPMV, processor: Processor, args, seen: list, hel
         stage,
         samples=in_order(seen, args.seed),
         optimizer=optimizer,
-        half_precision=False,
+        machine=Machine(half_precision=False),
     )
     last = [step.loss for step in samples][-1]
     seconds = time.process_time() - began

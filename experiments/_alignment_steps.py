@@ -37,7 +37,7 @@ from minicpmv_ref.learn.stages import Stage
 from minicpmv_ref.learn.statistics import wilson
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
-from minicpmv_ref.scale.run import train_steps
+from minicpmv_ref.scale.steps import train_steps
 from minicpmv_ref.toy.data import TOPICS, Sample, draw
 from minicpmv_ref.toy.words import LANGUAGES
 

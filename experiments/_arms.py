@@ -22,7 +22,7 @@ from minicpmv_ref.learn.objectives import objective_for
 from minicpmv_ref.learn.stages import stage_named, start
 from minicpmv_ref.learn.statistics import bootstrap_mean
 from minicpmv_ref.model import MiniCPMV
-from minicpmv_ref.scale.run import train_steps
+from minicpmv_ref.scale.steps import train_steps
 from minicpmv_ref.toy.data import Sample, draw, numbered
 
 from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED

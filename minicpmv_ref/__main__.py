@@ -160,62 +160,74 @@ def train(args):
     import torch
 
     if args.data:
-        refuse(args, "profile", "stage", why="belong to the small world, not to --data")
+        refuse(args, "profile", "stage", why="belong to the toy world, not to --data")
         if not args.checkpoint:
             raise CommandError("--data needs --from CHECKPOINT, the model to start from")
     else:
-        own = ("checkpoint", "held_out", "lora", "steps", "batch", "rate", "root", "strict")
+        own = ("checkpoint", "held_out", "lora", "steps", "batch", "lr_scale", "root", "strict")
         refuse(args, *own, why="belong to --data, your own data")
-    from .processor import Processor
-    from .scale.loader import usual_workers
-    from .scale.parallel import join
-    from .scale.profiles import PROFILES
-    from .scale.run import plot, run
-    from .scale.saves import Stopped
+    from .scale.parallel import join_processes
+    from .scale.signals import Stopped
 
-    what = args.profile or "fast"
-    folder = Path(args.out or Path("runs") / (Path(args.data).resolve().stem if args.data else what))
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
+    args.profile = args.profile or "fast"
+    folder = Path(args.out or Path("runs") / (Path(args.data).resolve().stem if args.data else args.profile))
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("there is no GPU that this torch can use; --device cpu works everywhere")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    what = args.data or f"profile {what}"
     try:
-        with join(device) as world:
-            report = report_line if world.rank == 0 else lambda text: None
-            machine = machine if world.size == 1 else f"{world.size} processes of {machine}"
-            report(f"{what}, seed {args.seed}, {machine}; everything is written to {folder}")
-            how = dict(seed=args.seed, device=device, report=report, progress=world.rank == 0, world=world)
-            how |= dict(shard=args.shard, pieces=args.pieces, checkpointing=args.checkpointing, compiled=args.compile)
-            how |= dict(workers=usual_workers(device, world.size) if args.workers is None else args.workers)
-            if args.data:
-                from .scale.finetune import train_on
-
-                sizes = ("steps", "batch", "rate", "lora")
-                sizes = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
-                how |= dict(root=args.root, strict=args.strict)
-                train_on(args.data, args.checkpoint, folder, args.held_out, **sizes, **how)
-                report(f'ask it: lab.py ask IMAGE "QUESTION" --model {folder}')
-            else:
-                profile = PROFILES[args.profile or "fast"]
-                processor = Processor(Processor.from_pretrained("nano").tokenizer, profile.config)
-                run(folder, profile, processor, args.stage, **how)
-            if world.rank == 0:
-                report(f"curves: {plot(folder)}")
+        with join_processes(args.device) as processes:
+            train_in(processes, folder, args)
     except (ValueError, OSError, FloatingPointError) as error:
         raise CommandError(error) from error
     except RuntimeError as error:
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
-        raise CommandError(f"another process has died: {error}; the same command goes on from the last save") from error
+        how = "the same command goes on from the newest training checkpoint"
+        raise CommandError(f"another process has died: {error}; {how}") from error
     except Stopped as stop:
         say(f"\n{stop}; the same command goes on from there")
         return stop.code
     except KeyboardInterrupt:
         say(f"\nstopped; the same command goes on with what is saved in {folder}")
         return 130
+
+
+def train_in(processes, folder, args):
+    """Train in one of several processes; the first one prints and draws the curves."""
+    import torch
+
+    from .scale.loader import usual_workers
+    from .scale.machine import Machine
+    from .scale.metrics import plot
+
+    first = processes.rank == 0
+    report = report_line if first else lambda text: None
+    name = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = name if processes.size == 1 else f"{processes.size} processes of {name}"
+    what = args.data or f"profile {args.profile}"
+    report(f"{what}, seed {args.seed}, {name}; everything is written to {folder}")
+    workers = usual_workers(args.device, processes.size) if args.workers is None else args.workers
+    options = {name: getattr(args, name) for name in ("device", "shard", "micro_batches", "checkpointing", "compile")}
+    how = {"machine": Machine(processes=processes, workers=workers, **options), "report": report, "progress": first}
+    if args.data:
+        from .scale.finetune import Recipe, train_on
+
+        given = {name: getattr(args, name) for name in ("steps", "batch", "lr_scale", "lora", "seed", "strict")}
+        recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+        train_on(args.data, args.checkpoint, folder, args.held_out, root=args.root, recipe=recipe, **how)
+        report(f'ask it: lab.py ask IMAGE "QUESTION" --model {folder}')
+    else:
+        from .processor import Processor
+        from .scale.profiles import PROFILES
+        from .scale.run import run
+
+        profile = PROFILES[args.profile]
+        processor = Processor(Processor.from_pretrained("nano").tokenizer, profile.config)
+        run(folder, profile, processor, args.stage, args.seed, **how)
+    if first:
+        report(f"curves: {plot(folder)}")
 
 
 def refuse(args, *names, why):
@@ -518,6 +530,11 @@ def option(*names, **settings):
     return names, settings
 
 
+def old_name(name, dest, **settings):
+    """The earlier name of an option, which still works and is in no help."""
+    return option(name, dest=dest, help=argparse.SUPPRESS, **settings)
+
+
 MIXTURES = ("Q4_K_M", "Q8_0", "F16", "F32")
 SEEDS, THREADS, ANSWER = (0, 2**63 - 1), (1, 4096), (1, 2**20)  # no model has more positions
 FACTORS = (0, 10**6)  # far beyond all that makes sense
@@ -587,12 +604,13 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
             help="with --data: records of a step, of all processes (default: 8)",
         ),
         option(
-            "--rate",
+            "--lr-scale",
             type=float,
             within=FACTORS,
             metavar="X",
-            help="with --data: 1 is the rate of nano's last stage (default: 0.03)",
+            help="with --data: factor on the learning rates of nano's last stage (default: 0.03)",
         ),
+        old_name("--rate", "lr_scale", type=float, within=FACTORS),
         option("--root", metavar="FOLDER", help="with --data: where picture paths start (default: the file's folder)"),
         option("--strict", action="store_true", help="with --data: stop at bad records instead of skipping them"),
         option("--out", metavar="FOLDER", help="where to write (default: runs/PROFILE, or runs/ and the data's name)"),
@@ -608,13 +626,14 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
             help="processes that prepare samples (default: up to 8 for a GPU)",
         ),
         option(
-            "--pieces",
+            "--micro-batches",
             type=int,
             default=1,
             within=COUNTS,
             metavar="N",
             help="compute each step in N parts: less memory",
         ),
+        old_name("--pieces", "micro_batches", type=int, within=COUNTS),
         option("--checkpointing", action="store_true", help="compute each layer twice: far less memory"),
         option("--compile", action="store_true", help="let torch.compile fuse what it can"),
     ),
@@ -724,7 +743,7 @@ def build_parser():
             within = settings.pop("within", None)
             added = command.add_argument(*names, **settings)
             if within:
-                ranges[added.dest] = (names[0], *within)
+                ranges.setdefault(added.dest, (names[0], *within))
         command.set_defaults(function=function, ranges=ranges)
     return parser
 

@@ -1,8 +1,8 @@
 """Training, as plain as it gets: draw samples, compute the loss, take one AdamW step, report it.
 
 A stage (`stages.py`) says which part learns, from what and for how long; an objective (`objectives.py`) makes a loss of
-samples. Samples are drawn afresh, so there is no data set and there are no epochs. A long training wants more: to go on
-after it was cut off, several processes, less memory. `scale/run.py` takes this loop apart and adds that around it.
+samples. Samples are drawn afresh, so there is no data set and there are no epochs. A long training needs more: to go on
+after an interruption, several processes, less memory. `scale/steps.py` builds that from the same parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .contrast import Contrast
 from .objectives import draw_samples, objective_for
 from .stages import Stage, freeze
 
-WARM_UP = 0.03  # share of the steps during which the rate rises
+WARM_UP = 0.03  # share of the steps during which the learning rate rises
 
 
 class Step(NamedTuple):
@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
     step: int  # from 1
     loss: float  # mean over the supervised tokens of this step
-    rate: float  # of the learning rates, 1 at their highest
+    lr_scale: float  # factor on all learning rates, 1 at their highest
     tokens: int  # of all samples, visual ones included
     views: int  # pictures and slices that were encoded
     seconds: float  # since the stage began
@@ -74,15 +74,21 @@ def train(
         >>> [step.views for step in train(model, processor, replace(stage_named("stage-1"), steps=2, batch=3))]
         [3, 3]
 
-    Source: paper section 4: what each stage trains; the rates and the schedule are this project's.
+    Source: paper section 4: what each stage trains; learning rates and schedule are this project's.
     """
     check_type("stage", stage, Stage)
     torch.manual_seed(check_int("seed", seed, least=0))
+    # A generator would raise only at its first step, so the checks stand outside of it.
+    return _steps(model, stage, *loop_parts(model, processor, stage, seed, objective, samples, optimizer))
+
+
+def loop_parts(
+    model: MiniCPMV, processor: Processor, stage: Stage, seed: int, objective=None, samples=None, optimizer=None
+) -> tuple:
+    """(objective, samples, optimizer) of a training loop: those that are given, and the stage's own for each None."""
     objective = objective or objective_for(model, processor, stage)
     samples = samples or draw_samples(stage, seed, "train", objective.view)
-    optimizer = optimizer or optimizer_for(model, stage, objective)
-    # A generator would raise only at its first step, so the checks stand outside of it.
-    return _steps(model, stage, objective, samples, optimizer)
+    return objective, samples, optimizer or optimizer_for(model, stage, objective)
 
 
 def _steps(model, stage, objective, samples, optimizer) -> Iterator[Step]:
@@ -95,12 +101,12 @@ def _steps(model, stage, objective, samples, optimizer) -> Iterator[Step]:
             raise ValueError(f"{stage.name}, step {step}: there are no supervised tokens")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        rate = update(optimizer, stage, step, loss.item())
-        yield Step(step, loss.item(), rate, tokens, views, time.perf_counter() - began)
+        lr_scale = update(optimizer, stage, step, loss.item())
+        yield Step(step, loss.item(), lr_scale, tokens, views, time.perf_counter() - began)
     model.eval()
 
 
-def update(optimizer: torch.optim.Optimizer, stage: Stage, step: int, loss: float, whole=lambda norm: norm) -> float:
+def update(optimizer: torch.optim.Optimizer, stage: Stage, step: int, loss: float) -> float:
     """Clip the gradient to norm 1, set the learning rate of this step and take it.
 
     Args:
@@ -108,24 +114,23 @@ def update(optimizer: torch.optim.Optimizer, stage: Stage, step: int, loss: floa
         stage: its name is for messages.
         step: from 1.
         loss: of this step.
-        whole: makes a number of the gradient's norm where parameters are shared out.
 
     Returns:
-        The learning rate as a share of its highest.
+        The factor on the learning rates, from `lr_scale_at`.
 
     Raises:
         FloatingPointError: the loss or the gradient's norm is not finite; the weights are as before.
     """
     learning = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = whole(nn.utils.clip_grad_norm_(learning, 1.0))
+    norm = nn.utils.clip_grad_norm_(learning, 1.0)
     for name, value in (("loss", loss), ("gradient's norm", norm.item())):
         if not math.isfinite(value):
             raise FloatingPointError(f"{stage.name}, step {step}: the {name} is {value}")
-    rate = rate_at(step - 1, stage.steps)
+    lr_scale = lr_scale_at(step - 1, stage.steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
+        group["lr"] = lr_scale * group.setdefault("initial_lr", group["lr"])
     optimizer.step()
-    return rate
+    return lr_scale
 
 
 def optimizer_for(model: MiniCPMV, stage: Stage, objective=None) -> torch.optim.AdamW:
@@ -141,15 +146,15 @@ def optimizer_for(model: MiniCPMV, stage: Stage, objective=None) -> torch.optim.
     """
     freeze(model, stage)
     groups = []
-    for part, rate in stage.learning_rates.items():
+    for part, learning_rate in stage.learning_rates.items():
         module = objective if isinstance(objective, Contrast) else getattr(model, part)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        groups.append({"params": parameters, "lr": rate, "initial_lr": rate})
+        groups.append({"params": parameters, "lr": learning_rate, "initial_lr": learning_rate})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, foreach=True)
 
 
-def rate_at(step: int, steps: int) -> float:
-    """The learning rate as a share of its highest: a short rise, then half a cosine down to 2 percent."""
+def lr_scale_at(step: int, steps: int) -> float:
+    """The factor on the learning rates at a step, from 0: a short rise, then half a cosine down to 2 percent."""
     check_int("step", step, least=0), check_int("steps", steps)
     warm = min(1.0, (step + 1) / max(1, WARM_UP * steps))
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))

@@ -1,17 +1,17 @@
 """Fine-tuning on records of your own: all parts of a model, or LoRA; whole files, or shards.
 
-The loop is `train`, as for the small world; what is different stands here: which record comes when, the loss on records
-that are held out, and the command.
+A StageRun trains, as in the toy world. What is different is here: which record comes when, the loss on held-out
+records, and `train_on`, which does it all.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ..inputs.checkpoint import INDEX, WEIGHTS
-from ..inputs.checks import LIMITS, check_int, check_type
+from ..inputs.checks import LIMITS, check_int, check_number, check_type
 from ..inputs.published import CONFIG
 from ..learn.evaluate import answers, share_of_words
 from ..learn.objectives import objective_for
@@ -28,20 +28,23 @@ from ..learn.stages import Stage, stage_named
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..toy.data import check_seed
-from .parallel import ALONE, World, unshard
+from .machine import DEFAULT, Machine
+from .metrics import METRICS
+from .parallel import Processes, unshard
 from .records import Record, check_records, picture_bytes, read_records
-from .run import SAVES, alone_in, check_device, settings_of, train_stage
-from .saves import NOTES, best_in, clear_end, ended, finish, saves_in
+from .run import alone_in
+from .stage_run import Output, StageData, StageRun, settings_of
+from .training_checkpoints import FOLDER, HEADER, best_checkpoint, clean_up, finish, finished, training_checkpoints
 
 ADAPTER = "adapter"  # the folder of a LoRA adapter, in that of the merged checkpoint
-LORA_RATE = 30  # the adapters learn so many times as fast as the LLM would
+LORA_SCALE = 30  # the learning rate of adapters is so many times that of the LLM
 ASKED = 100  # answers that `words_right` compares: a share of so many is known to some 5 points
 
 
 def sample_at(index: int, n: int, seed: int | str = 0) -> int:
     """Say which of n records is the sample number `index` of a training, counted over all of its epochs.
 
-    The order depends on nothing but these three numbers: whoever resumes at sample 1000 sees what comes next.
+    The order depends on these three numbers alone, so a training that resumes at sample 1000 sees what comes next.
 
     Args:
         index: from 0, without end.
@@ -123,10 +126,10 @@ def loss_on(model: MiniCPMV, processor: Processor, records: Sequence[Record], ba
     total, count = 0.0, 0
     with torch.no_grad():
         for begin in range(0, len(records), batch):
-            loss, _, _, judged = objective(records[begin : begin + batch], step=0)
-            if judged:
-                total += loss.item() * judged  # batches do not have equally many supervised tokens
-                count += judged
+            loss, _, _, supervised = objective(records[begin : begin + batch], step=0)
+            if supervised:
+                total += loss.item() * supervised  # batches do not have equally many supervised tokens
+                count += supervised
     if not count:
         raise ValueError("there must be an answer in the records: none of their tokens is supervised")
     return total / count
@@ -170,108 +173,123 @@ def _answers_in(records: Sequence[Record]) -> list[tuple[int, int]]:
     return [(i, k) for i, record in enumerate(records) for k, turn in enumerate(record.turns) if turn[0] == "assistant"]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune.
+
+    Args:
+        steps, batch: optimizer steps, and records of each.
+        lr_scale: factor on the learning rates of the stage "sft-2", which itself ended at 0.02. A larger one makes a
+            trained model learn more and forget more: data_samples/records/README.md has an example at 0.3. For random
+            weights use 1. Adapters learn LORA_SCALE times as fast as the LLM.
+        lora: the rank of adapters in the attention of the LLM, which learn alone; None: all parts learn in full.
+        seed: of the order of the records, and of fresh adapters.
+        strict: True refuses data with any problem; False skips bad records and says how many.
+
+    Raises:
+        TypeError, ValueError: a field that cannot be; the message names it.
+    """
+
+    steps: int = 40
+    batch: int = 8
+    lr_scale: float = 0.03
+    lora: int | None = None
+    seed: int = 0
+    strict: bool = False
+
+    def __post_init__(self):
+        steps, batch = (check_int(name, getattr(self, name), least=0) for name in ("steps", "batch"))
+        if min(steps, batch) < 1:
+            raise ValueError(f"there must be at least one step and one record in it, got {steps=}, {batch=}")
+        check_number("lr_scale", self.lr_scale, above=0)
+        if self.lora is not None and check_int("lora", self.lora, least=0) < 1:
+            raise ValueError(f"lora is the rank of the adapters, 1 or more, got {self.lora}")
+        check_int("seed", self.seed, least=0)
+
+    @property
+    def stage(self) -> Stage:
+        """The learning rates of the last stage of the schedule, scaled, for your records."""
+        rates = {part: self.lr_scale * highest for part, highest in stage_named("sft-2").learning_rates.items()}
+        if self.lora is not None:
+            rates = {"llm": LORA_SCALE * rates["llm"]}
+        return Stage("records", "answer", rates, data_mix={}, steps=self.steps, batch=self.batch)
+
+
+RECIPE = Recipe()
+
+
 def train_on(
     data: str | os.PathLike,
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     held_out: str | os.PathLike | None = None,
     *,
-    lora: int | None = None,
-    steps: int = 40,
-    batch: int = 8,
-    rate: float = 0.03,
     root: str | os.PathLike | None = None,
-    strict: bool = False,
-    seed: int = 0,
-    device: str = "cpu",
+    recipe: Recipe = RECIPE,
+    machine: Machine = DEFAULT,
     report=print,
     progress: bool = True,
-    **how,
 ) -> dict:
-    """Fine-tune a checkpoint on your own records; what was cut off goes on from its last save, what has ended stays.
+    """Fine-tune a checkpoint on your own records; an interrupted training resumes, a finished one stays as it is.
 
     Args:
         data: a JSON file of records, or a folder of shards; all of it is checked before anything else happens.
         checkpoint: a folder, or "nano".
-        out: where to write: the checkpoint, metrics.jsonl, and saves while it trains. With `lora` the checkpoint is the
-            merged one, and out/adapter is the adapter alone.
-        held_out: a JSON file, or shards, only measured: before, after, and at each save.
-        lora: the rank of adapters in the attention of the LLM, which learn alone; None: all parts learn in full.
-        steps, batch: optimizer steps, and records of each.
-        rate: factor on the learning rates of the stage "sft-2", which itself ended at 0.02. The more you take, the more
-            a trained model learns and forgets: data_samples/records/README.md has an example at 0.3. Random weights
-            want 1. Adapters learn LORA_RATE times as fast as the LLM.
+        out: where to write: the checkpoint, metrics.jsonl, and training checkpoints while it trains. With LoRA the
+            checkpoint is the merged one, and out/adapter is the adapter alone.
+        held_out: a JSON file, or shards, only measured: before, after, and at each training checkpoint.
         root: where the picture paths of a JSON file start, as for `read_records`.
-        strict: True refuses data with any problem; False skips bad records and says how many.
-        seed: of the order of the records, and of fresh adapters.
-        device: "cpu" or "cuda".
+        recipe: how to fine-tune.
+        machine: how to use the machine.
         report, progress: as for `run`.
-        how: `world`, `shard`, `pieces`, `workers`, `checkpointing` and `compiled`, as for `train_stage`.
 
     Returns:
         {"stage": "records", "held_out_before": loss, "held_out_after": loss, "seconds": of its steps}; with `held_out`
         in the first process also "words_before" and "words_after", from `words_right`: the same 100 answers at most.
 
     Raises:
-        ValueError: no good record; with `strict`, any problem; fewer than one step or record, or a rate that is not
-            above 0; `lora` below 1, or together with `shard`; `shard` with records that have no picture; a save in
-            `out` that is of another training.
+        ValueError: no good record; with `strict`, any problem; LoRA together with sharding; sharding with records that
+            have no picture; a training checkpoint in `out` that is of another training.
         OSError: a file cannot be read or written; `out` holds a checkpoint already, but not the one that this call has
             written before; another training writes there.
-        FloatingPointError, Stopped: as for `train_stage`.
+        FloatingPointError, Stopped: as for `StageRun.train`.
 
     Source: finetune/finetune.py of OpenBMB/MiniCPM-V. Three differences: its script for full fine-tuning leaves the LLM
     frozen (tune_llm is false in it); it cuts long conversations, which may take away all answers or half a picture;
-    and its rates are those of a large model. For those of the data see `records.messages`, for LoRA `lora.add_lora`.
+    and its learning rates are those of a large model. For those of the data see `records.messages`, for LoRA
+    `lora.add_lora`.
     """
-    if check_int("steps", steps, least=0) < 1 or check_int("batch", batch, least=0) < 1:
-        raise ValueError(f"there must be at least one step and one record in it, got {steps=}, {batch=}")
-    if not 0 < check_type("rate", rate, int, float) < math.inf:
-        raise ValueError(f"rate must be a number above 0, got {rate}")
-    if lora is not None and check_int("lora", lora, least=0) < 1:
-        raise ValueError(f"lora is the rank of the adapters, 1 or more, got {lora}")
-    if lora is not None and how.get("shard"):
+    if check_type("recipe", recipe, Recipe).lora is not None and check_type("machine", machine, Machine).shard:
         raise ValueError("LoRA and sharding do not go together here: adapters are small, so let every process hold all")
-    check_int("seed", seed, least=0)
-    check_device(device)
-    out, world = Path(out), check_type("world", how.get("world", ALONE), World)
-    if _holds_checkpoint(out) and not (out / NOTES).is_file():
+    out, first = Path(out), machine.processes.rank == 0
+    if _holds_checkpoint(out) and not (out / HEADER).is_file():
         raise FileExistsError(f"{out} {TAKEN}")
-    rates = {part: rate * highest for part, highest in stage_named("sft-2").learning_rates.items()}
-    if lora is not None:
-        rates = {"llm": LORA_RATE * rates["llm"]}
-    stage = Stage("records", "answer", rates, data_mix={}, steps=steps, batch=batch)
-    with _claimed(out, world):
+    with _claimed(out, machine.processes):
         processor = Processor.from_pretrained(checkpoint)
-        records, tests, settings = _read_both(data, held_out, report, root=root, processor=processor, strict=strict)
-        settings = {"from": os.fspath(checkpoint), **settings} | ({} if lora is None else {"lora": lora})
-        if result := _ended(out, settings_of(stage, seed, settings), world, report):
+        options = {"root": root, "processor": processor, "strict": recipe.strict}
+        records, tests, marks = _read_both(data, held_out, report, **options)
+        settings = {"from": os.fspath(checkpoint), **marks} | ({} if recipe.lora is None else {"lora": recipe.lora})
+        if result := _result_of(out, settings_of(recipe.stage, recipe.seed, settings), first, report):
             return result
-        model, optimizer = MiniCPMV.from_pretrained(checkpoint).float().to(device), None
-        words = words_right(model, processor, tests) if tests and world.rank == 0 else None
-        if lora is not None:
+        model, optimizer = MiniCPMV.from_pretrained(checkpoint).float().to(machine.device), None
+        words = words_right(model, processor, tests) if tests and first else None
+        if recipe.lora is not None:
             from .lora import add_lora, lora_optimizer  # peft takes seconds to import
 
-            optimizer = lora_optimizer(add_lora(model, lora, modules_to_save=(), seed=seed), rates["llm"])
-        result = train_stage(
-            model,
-            processor,
-            stage,
-            out / SAVES,
-            out / "metrics.jsonl",
+            adapted = add_lora(model, recipe.lora, modules_to_save=(), seed=recipe.seed)
+            optimizer = lora_optimizer(adapted, recipe.stage.learning_rates["llm"])
+        training = StageData(
+            samples=in_order(records, recipe.seed),
             held_out=(lambda objective: loss_on(objective.model, processor, tests)) if tests else None,
-            samples=in_order(records, seed),
-            optimizer=optimizer,
             sparse=not all(record.images for record in records),
-            seed=seed,
             settings=settings,
-            report=report,
-            progress=progress,
-            **how,
         )
+        output = Output(out / FOLDER, out / METRICS, report=report, progress=progress)
+        given = {"optimizer": optimizer, "seed": recipe.seed, "machine": machine}
+        result = StageRun(model, processor, recipe.stage, output, training, **given).train()
         model = unshard(model)
-        # The others have nothing to write.
-        return _end(out, model, processor, tests, words, result, report) if world.rank == 0 else result
+        # The other processes have nothing to write.
+        return _end(out, model, processor, tests, words, result, report) if first else result
 
 
 TAKEN = "holds a checkpoint already; write somewhere else, and start from it to train on"
@@ -283,15 +301,15 @@ def _holds_checkpoint(out: Path) -> bool:
 
 
 @contextmanager
-def _claimed(out: Path, world: World) -> Iterator[None]:
+def _claimed(out: Path, processes: Processes) -> Iterator[None]:
     """Make the folder if it is missing, let no second training in, and leave no empty folder behind."""
     missing = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with alone_in(out, world):
+        with alone_in(out, processes):
             yield
     finally:
-        if missing and world.rank == 0:
+        if missing and processes.rank == 0:
             with suppress(OSError):  # it is not empty
                 out.rmdir()
 
@@ -308,26 +326,25 @@ def _read_both(data, held_out, report, **options) -> tuple[Sequence[Record], Seq
     return records, tests, {"data": _mark(contents), "held_out": _mark(test_contents)}
 
 
-def _ended(out: Path, settings: dict, world: World, report) -> dict | None:
-    """The result of a training that has ended here before; what it no longer needs goes."""
+def _result_of(out: Path, settings: dict, first: bool, report) -> dict | None:
+    """The result of a training that has ended here before; None if there is none. `first`: this process cleans up."""
     try:
-        notes = ended(out, settings)
+        notes = finished(out, settings)
     except ValueError as error:
         raise FileExistsError(f"{out} {TAKEN}. It is not what this command would write: {error}") from error
     if notes is None:
         return None
-    if world.rank == 0:
+    if first:
         kept = notes.get("kept")
-        clear_end(out, out / SAVES, but=out / SAVES / str(kept) if kept else None)
+        clean_up(out, but=out / FOLDER / str(kept) if kept else None)
     report(f"records: done before, {out} is its end")
     return notes.get("result")
 
 
 def _end(out: Path, model: MiniCPMV, processor: Processor, tests: Sequence[Record], words, result: dict, report):
     """Measure the trained model and write it; the result with what was measured."""
-    saves = out / SAVES
-    last, best = saves_in(saves)[-1], best_in(saves, report)
-    better = best is not None and best != last
+    newest, best = training_checkpoints(out / FOLDER)[-1], best_checkpoint(out / FOLDER, report)
+    better = best is not None and best != newest
     lora = model.has_adapters
     if better:
         kind, place = ("an adapter", out / ADAPTER) if lora else ("a checkpoint", out)
@@ -342,7 +359,7 @@ def _end(out: Path, model: MiniCPMV, processor: Processor, tests: Sequence[Recor
         n = len(_answers_in(tests))
         where = f"in {min(n, ASKED)} of {n} answers"
         report(f"records: {words:.0%} of the held-out words right -> {result['words_after']:.0%}, {where}")
-    finish(out, model, processor, saves, best=better, notes={"result": result, "kept": best.name if better else None})
+    finish(out, model, processor, best=better, notes={"result": result, "kept": best.name if better else None})
     return result
 
 

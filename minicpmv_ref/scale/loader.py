@@ -19,68 +19,71 @@ from torch.utils.data import DataLoader
 
 from ..inputs.checks import check_int, check_type
 from ..toy.data import Sample
-from .parallel import World
+from .parallel import Processes
 
 
 @dataclass(frozen=True)
-class Coming:
-    """The steps of a training as a list: coming[step], from 1, is what this process computes in that step.
+class StepInputs:
+    """The inputs of all steps as a sequence: inputs[step], from 1, is what this process computes in that step.
 
     Args:
         objective: from `objective_for`; its `prepare` makes tensors of samples.
         samples: from a number to the sample that is shown there.
         batch: samples of a step, of all processes.
-        world: from `join`.
-        pieces: so many parts, which are computed one after the other.
+        processes: from `join_processes`.
+        micro_batches: number of parts, which are computed one after the other.
 
     Raises:
-        ValueError: fewer samples than pieces or processes.
+        ValueError: fewer samples than micro-batches or processes.
         TypeError: a number that is none.
     """
 
     objective: Callable
     samples: Callable[[int], Sample]
     batch: int
-    world: World
-    pieces: int = 1
+    processes: Processes
+    micro_batches: int = 1
 
     def __post_init__(self):
-        check_type("world", self.world, World)
-        mine = len(self.world.share(range(check_int("batch", self.batch))))
-        if not 1 <= check_int("pieces", self.pieces, least=0) <= mine:
-            raise ValueError(f"pieces must be from 1 to the {mine} samples of a process, got {self.pieces}")
+        check_type("processes", self.processes, Processes)
+        mine = len(self.processes.share(range(check_int("batch", self.batch))))
+        if not 1 <= check_int("micro_batches", self.micro_batches, least=0) <= mine:
+            raise ValueError(
+                f"micro_batches must be from 1 to the {mine} samples of a process, got {self.micro_batches}"
+            )
 
     def __getitem__(self, step: int) -> tuple[int, str, list | Exception]:
-        """(step, names of the samples, what `prepare` made of each piece; or the error that came of it)."""
-        numbers = self.world.share(range((step - 1) * self.batch, step * self.batch))
+        """(step, names of the samples, what `prepare` made of each micro-batch; or the error that it raised)."""
+        numbers = self.processes.share(range((step - 1) * self.batch, step * self.batch))
         names = list(map(str, numbers))
         try:
             batch = [self.samples(number) for number in numbers]
             names = [str(getattr(sample, "id", number)) for sample, number in zip(batch, numbers)]
-            found = [self.objective.prepare(batch[piece :: self.pieces], step) for piece in range(self.pieces)]
+            parts = [batch[first :: self.micro_batches] for first in range(self.micro_batches)]
+            found = [self.objective.prepare(part, step) for part in parts]
         except (ValueError, OSError) as error:
-            found = error  # handed on as it is: raised in here, a worker would make a long text of it
+            found = error  # returned, not raised: a worker would turn it into a long text
         return step, ", ".join(names), found
 
 
-def prepared(coming: Coming, steps: range, workers: int = 0) -> Iterator[tuple[int, str, list | Exception]]:
-    """Go through steps, and let other processes prepare what comes next.
+def prefetch(inputs: StepInputs, steps: range, workers: int = 0) -> Iterator[tuple[int, str, list | Exception]]:
+    """Go through the inputs of steps, and let worker processes prepare the next ones.
 
     Args:
-        coming: the steps.
+        inputs: of all steps.
         steps: which of them.
         workers: processes, each of which is two steps ahead, and no more than CPU cores (two are always allowed); 0
             prepares each step when it is asked for.
 
     Returns:
-        An iterator over coming[step].
+        An iterator over inputs[step].
 
     Raises:
         ValueError: as `check_workers`.
         OSError: in the iterator, between two steps: a worker was killed.
     """
     check_workers(workers)
-    return _ahead(coming, steps, workers) if workers else map(coming.__getitem__, steps)
+    return _from_workers(inputs, steps, workers) if workers else map(inputs.__getitem__, steps)
 
 
 def check_workers(workers: int) -> None:
@@ -102,26 +105,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ahead(coming: Coming, steps: range, workers: int) -> Iterator[tuple[int, str, list | Exception]]:
+def _from_workers(inputs: StepInputs, steps: range, workers: int) -> Iterator[tuple[int, str, list | Exception]]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other one keeps a file open for each picture
-    options = dict(num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_quiet, multiprocessing_context="fork")
+    options = dict(batch_size=None, sampler=steps, num_workers=workers, collate_fn=_identity)
+    options |= dict(worker_init_fn=_ignore_interrupt, multiprocessing_context="fork")
     handler = signal.getsignal(signal.SIGCHLD)
     # A generator of its own: it would draw from the one whose state is saved.
-    loader = iter(DataLoader(coming, batch_size=None, sampler=steps, generator=torch.Generator(), **options))
+    loader = iter(DataLoader(inputs, generator=torch.Generator(), **options))
     if threading.current_thread() is threading.main_thread():
-        # When a worker dies, torch's handler raises in the middle of anything. Wait for the next step to tell.
+        # When a worker dies, torch's handler would raise in the middle of a step. Without it, the next step raises.
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     try:
         yield from loader
     except RuntimeError as error:
-        raise OSError(f"a worker process died, perhaps for want of memory: {error}") from error
+        raise OSError(f"a worker process died, perhaps for lack of memory: {error}") from error
 
 
-def _as_it_is(x):
+def _identity(x):
     return x
 
 
-def _quiet(worker: int) -> None:
+def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C goes to every process of a terminal. The main one saves and then stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

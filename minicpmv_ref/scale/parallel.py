@@ -1,15 +1,16 @@
-"""Many processes, one curve: each takes its part of every batch, and together they take the step that one would take.
+"""Several processes, one training: each takes its share of every batch, and the step is the one that a single process
+would take.
 
     torchrun --standalone --nproc-per-node 2 -m minicpmv_ref train --profile gpu
     accelerate launch --multi_gpu --num_processes 2 --module minicpmv_ref train --profile gpu
 
-Both start the same command twice and tell each process its number; everything below comes from there. The second one
-works without a GPU, too, whatever the option is called. `accelerate launch --cpu --num_processes 2` does not: it
+Both start the same command twice and tell each process its number. The second one works without a GPU, too, whatever
+the option is called. `accelerate launch --cpu --num_processes 2` does not: it
 starts one process unless an MPI is installed, and says nothing. `--cpu --use_fsdp` is refused. So the command prints
 how many processes there are: look at it.
 
-    replicate   every process holds the whole model; gradients are averaged (torch's DistributedDataParallel)
-    shard       every process holds a part of each tensor and borrows the rest layer by layer (torch's fully_shard)
+    replicate   every process holds the full model; gradients are averaged (torch's DistributedDataParallel)
+    shard       every process holds a part of each tensor and gathers the rest layer by layer (torch's fully_shard)
 
 Processes on one machine talk over the loopback device only. But in the commands above, the store at which they meet
 belongs to torchrun, which opens its port on all addresses and has no option against it. Where others reach your
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class World:
-    """Which process this is, and of how many. The first one, of rank 0, writes files and prints."""
+class Processes:
+    """Which process of a training this is, and how many there are. The first one, of rank 0, writes and prints."""
 
     rank: int = 0
     size: int = 1
@@ -59,8 +60,8 @@ class World:
     def share(self, batch: Sequence) -> Sequence:
         """Take this process's part of a global batch.
 
-        The order of all samples is that of their numbers, whoever takes them. So a training that two processes began
-        can be finished by one, or by three.
+        Which samples a step has does not depend on the number of processes. So a training that two processes began can
+        be finished by one, or by three.
 
         Args:
             batch: the same in every process, for example the numbers of a step's samples.
@@ -72,14 +73,14 @@ class World:
             ValueError: fewer entries than processes. A process without a sample would have no gradient to give.
 
         Example:
-            >>> World(0, 2).share(range(10, 15)), World(1, 2).share(range(10, 15))
+            >>> Processes(0, 2).share(range(10, 15)), Processes(1, 2).share(range(10, 15))
             (range(10, 15, 2), range(11, 15, 2))
         """
         if len(batch) < self.size:
             raise ValueError(f"a batch of {len(batch)} is too small for {self.size} processes")
         return batch[self.rank :: self.size]
 
-    def total(self, *numbers: float) -> list[float]:
+    def all_reduce_sum(self, *numbers: float) -> list[float]:
         """Add up numbers over all processes, in float64.
 
         Args:
@@ -89,7 +90,7 @@ class World:
             The sums, the same in every process.
 
         Example:
-            >>> World().total(3, 0.5)
+            >>> Processes().all_reduce_sum(3, 0.5)
             [3.0, 0.5]
         """
         sums = torch.tensor(numbers, dtype=torch.float64)
@@ -99,27 +100,27 @@ class World:
         return sums.tolist()
 
 
-ALONE = World()
+ONE_PROCESS = Processes()
 
 
 @contextmanager
-def join(device: str = "cpu") -> Iterator[World]:
+def join_processes(device: str = "cpu") -> Iterator[Processes]:
     """Join the processes that torchrun or accelerate launch has started, for as long as the `with` lasts.
 
     Args:
         device: "cpu" (they talk through gloo) or "cuda" (through NCCL; each takes the GPU of its local rank).
 
     Yields:
-        A World; World(0, 1) if nobody started several.
+        A Processes; Processes(0, 1) if nobody started several.
 
     Raises:
         ValueError: WORLD_SIZE is in the environment, but RANK is not, or they are no numbers that fit.
         OSError: the port that MASTER_PORT names is taken.
 
     Example:
-        >>> with join() as world:  # in an ordinary process
-        ...     world
-        World(rank=0, size=1)
+        >>> with join_processes() as processes:  # in an ordinary process
+        ...     processes
+        Processes(rank=0, size=1)
 
     Source: PyTorch, "torchrun": the environment variables that it sets.
     """
@@ -130,26 +131,26 @@ def join(device: str = "cpu") -> Iterator[World]:
     except (KeyError, ValueError) as error:
         said = {name: os.environ.get(name) for name in names}
         raise ValueError(f"the environment of a process of several needs four numbers: {said}") from error
-    world = World(rank, size)
+    processes = Processes(rank, size)
     if size == 1:
-        yield world
+        yield processes
         return
     if here == size:  # all on this machine: nobody else needs to reach them
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     if device == "cuda":
         torch.cuda.set_device(local)
-    alone_here = here == size and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    meeting = {"store": _store(world), "rank": rank, "world_size": size} if alone_here else {}
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", **meeting)
+    own_store = here == size and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = {"store": _store(processes), "rank": rank, "world_size": size} if own_store else {}
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", **store)
     try:
-        yield world
+        yield processes
     finally:
         dist.destroy_process_group()
 
 
-def _store(world: World) -> dist.Store:
-    """Where the processes of this machine meet. torch's own would open its port on all addresses."""
+def _store(processes: Processes) -> dist.Store:
+    """The key-value store of all processes, on the loopback device: torch's own opens its port on all addresses."""
     try:
         port = int(os.environ["MASTER_PORT"])
         if not 0 < port < 2**16:
@@ -157,10 +158,10 @@ def _store(world: World) -> dist.Store:
     except (KeyError, ValueError) as error:
         raise ValueError(f"MASTER_PORT must be in the environment of a process of several, a port: {error}") from error
     options = {"timeout": timedelta(minutes=5), "wait_for_workers": False}
-    if world.rank == 0:
+    if processes.rank == 0:
         listener = socket.create_server(("127.0.0.1", port))
         options["master_listen_fd"] = listener.detach()
-    return dist.TCPStore("127.0.0.1", port, world.size, is_master=world.rank == 0, **options)
+    return dist.TCPStore("127.0.0.1", port, processes.size, is_master=processes.rank == 0, **options)
 
 
 def _device_of(backend: str) -> str:
@@ -170,44 +171,44 @@ def _device_of(backend: str) -> str:
 # ---- one module for all processes
 
 
-class Learner(nn.Module):
+class LossModule(nn.Module):
     """Model and objective as one module, whose forward is the loss.
 
-    DDP and FSDP act where a module is called: before it, FSDP gathers the weights; behind it, DDP waits for gradients.
-    An objective calls parts of the model, never the model itself, and would pass by both. So it is called in here.
+    DDP and FSDP hook a module's forward(). Objectives call submodules directly and would bypass the hooks, so this
+    forward() calls the objective.
 
     Args:
         model: a MiniCPMV.
         objective: from `objective_for`. Its `prepare(samples, step)` makes tensors, its `loss` makes of them (loss,
-            tokens, views, judged), where the loss is the mean over `judged` supervised tokens.
+            tokens, views, supervised), where the loss is the mean over `supervised` tokens.
     """
 
     def __init__(self, model: MiniCPMV, objective):
         super().__init__()
         self.model, self.objective = model, objective
         if hasattr(objective, "gather"):  # it compares samples with each other: with those of all processes
-            objective.gather = gather
+            objective.gather = all_gather_rows
 
     def forward(self, prepared) -> tuple[torch.Tensor, int, int, int]:
         return self.objective.loss(prepared)
 
 
-def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = False) -> nn.Module:
-    """Spread a learner over all processes.
+def wrap_distributed(module: LossModule, processes: Processes, shard: bool = False, sparse: bool = False) -> nn.Module:
+    """Wrap a module so that its backward pass computes the gradient of all processes.
 
     Freeze what does not learn before, and make the optimizer after: sharding replaces the parameters. A sharded model
-    computes only inside its learner; `unshard` gives it back whole.
+    computes only inside its LossModule; `unshard` makes an ordinary model of it.
 
     Args:
-        learner: the same in every process; sharding changes its model in place.
-        world: from `join`.
-        shard: False replicates (DDP), True shards (FSDP2). Sharded processes borrow weights from each other together,
+        module: the same in every process; sharding changes its model in place.
+        processes: from `join_processes`.
+        shard: False replicates (DDP), True shards (FSDP2). Sharded processes gather weights from each other together,
             so in each step all must have pictures, or none.
         sparse: True where a process may get a step without pictures, as from data of your own. Its ViT has no gradient
             then, and DDP must look for such gaps instead of waiting for ever. That costs a little in every step.
 
     Returns:
-        A module that is called as the learner is; alone and unsharded, the learner itself.
+        A module that is called as the given one is; for one process, unsharded, the given one itself.
 
     Raises:
         ValueError: sharding, but nobody started several processes, or pictures may be missing.
@@ -219,41 +220,41 @@ def spread(learner: Learner, world: World, shard: bool = False, sparse: bool = F
         from torch.distributed.device_mesh import init_device_mesh  # takes a second, and few shard
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(_device_of(dist.get_backend()), (world.size,))
-        for layer in (*learner.model.vpm.encoder["layers"], *learner.model.llm.model.layers):
+        mesh = init_device_mesh(_device_of(dist.get_backend()), (processes.size,))
+        for layer in (*module.model.vpm.encoder["layers"], *module.model.llm.model.layers):
             fully_shard(layer, mesh=mesh)
         # The rest, embeddings and resampler among it, is gathered for the whole forward. That is why an objective may
         # read the table of words directly.
-        return fully_shard(learner, mesh=mesh)
-    if world.size == 1:
-        return learner
-    return DistributedDataParallel(learner, find_unused_parameters=sparse, gradient_as_bucket_view=True)
+        return fully_shard(module, mesh=mesh)
+    if processes.size == 1:
+        return module
+    return DistributedDataParallel(module, find_unused_parameters=sparse, gradient_as_bucket_view=True)
 
 
 def check_sharding(sparse: bool = False) -> None:
-    """Raise a ValueError where `spread` could not shard."""
+    """Raise a ValueError where `wrap_distributed` could not shard."""
     if sparse or not dist.is_initialized():
         raise ValueError("sharding needs processes that torchrun started, and pictures in every process and step")
 
 
 def backward(
-    learner: nn.Module,
-    pieces: Sequence,
-    world: World,
+    module: nn.Module,
+    micro_batches: Sequence,
+    processes: Processes,
     half_precision: bool = False,
 ) -> tuple[float, int, int]:
     """Compute the loss of a global batch and leave its gradient in the parameters.
 
-    The loss is the mean over the supervised tokens of all samples of all processes. Processes and pieces do not have
-    equally many of them, so their means must not be averaged. Each adds up its losses instead, and what all have
-    together is divided once, at the end, by the number of all supervised tokens.
+    The loss is the mean over the supervised tokens of all samples of all processes. Processes and micro-batches do not
+    have equally many of them, so their means must not be averaged. Each adds up its losses instead, and the sum over
+    all is divided once, at the end, by the number of all supervised tokens.
 
     Args:
-        learner: from `spread`; its gradients are None.
-        pieces: this process's part of the batch, prepared by the objective; as one piece, or in several, which go
+        module: from `wrap_distributed`; its gradients are None.
+        micro_batches: this process's share of the batch, prepared by the objective, in one part or in several, which go
             forward and backward one after the other: less memory, the same gradient. A loss that compares all samples
             with each other, as "contrast" does, takes one.
-        world: from `join`.
+        processes: from `join_processes`.
         half_precision: True computes in bfloat16 where that is safe.
 
     Returns:
@@ -264,26 +265,26 @@ def backward(
 
     Source: this project. Averaging means instead is the gradient accumulation bug that transformers had until 2024.
     """
-    device = next(learner.parameters()).device.type
+    device = next(module.parameters()).device.type
     sums = [0.0, 0, 0, 0]
-    for number, piece in enumerate(pieces, start=1):
-        # DDP talks once a step, behind the last piece.
-        silent = isinstance(learner, DistributedDataParallel) and number < len(pieces)
-        with learner.no_sync() if silent else nullcontext():
+    for number, prepared in enumerate(micro_batches, start=1):
+        # DDP communicates once a step, after the last micro-batch.
+        silent = isinstance(module, DistributedDataParallel) and number < len(micro_batches)
+        with module.no_sync() if silent else nullcontext():
             with torch.autocast(device, torch.bfloat16, enabled=half_precision):
-                loss, tokens, views, judged = learner(piece)
-            (loss * judged).backward()
-        sums = [a + b for a, b in zip(sums, (loss.item() * judged, tokens, views, judged))]
-    summed, tokens, views, judged = world.total(*sums)
-    if not judged:
+                loss, tokens, views, supervised = module(prepared)
+            (loss * supervised).backward()
+        sums = [a + b for a, b in zip(sums, (loss.item() * supervised, tokens, views, supervised))]
+    loss_sum, tokens, views, supervised = processes.all_reduce_sum(*sums)
+    if not supervised:
         raise ValueError("there are no supervised tokens")
-    gradients = [p.grad for p in learner.parameters() if p.grad is not None]
-    # DDP and FSDP take the mean over processes of what we want the sum of.
-    torch._foreach_mul_(gradients, world.size / judged)
-    return summed / judged, int(tokens), int(views)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    # DDP and FSDP take the mean over processes; what we need is the sum.
+    torch._foreach_mul_(gradients, processes.size / supervised)
+    return loss_sum / supervised, int(tokens), int(views)
 
 
-def gather(*rows: torch.Tensor, keys: Sequence) -> tuple:
+def all_gather_rows(*rows: torch.Tensor, keys: Sequence) -> tuple:
     """Put the rows of all processes together, for a loss that compares all samples with each other.
 
     Args:
@@ -291,8 +292,8 @@ def gather(*rows: torch.Tensor, keys: Sequence) -> tuple:
         keys: anything that goes with the rows, one for each.
 
     Returns:
-        The tensors (B of all processes, D) and the list of all keys. Alone, or without gradients, what was given:
-        a held-out loss is each process's own business.
+        The tensors (B of all processes, D) and the list of all keys. In one process, or without gradients, what was
+        given: each process computes a held-out loss on its own.
 
     Raises:
         ValueError: processes with unequal shares.
@@ -305,11 +306,11 @@ def gather(*rows: torch.Tensor, keys: Sequence) -> tuple:
     if len({len(share) for share in shares}) > 1:
         count = sum(map(len, shares))
         raise ValueError(f"this loss needs equal shares, but {count} samples went to {len(shares)} processes")
-    return *(_Gather.apply(x) for x in rows), [key for share in shares for key in share]
+    return *(_AllGather.apply(x) for x in rows), [key for share in shares for key in share]
 
 
-class _Gather(torch.autograd.Function):
-    """All rows forth, and the sum of all processes' gradients of our own rows back."""
+class _AllGather(torch.autograd.Function):
+    """Forward: the rows of all processes. Backward: the sum of all processes' gradients of our own rows."""
 
     @staticmethod
     def forward(ctx, x):
@@ -327,56 +328,45 @@ class _Gather(torch.autograd.Function):
 # ---- sharded tensors in and out
 
 
-def whole(state):
-    """Gather what is sharded in a state dict, of a model or of an optimizer. All processes must call this together.
-
-    Args:
-        state: any nesting of dicts, lists and tensors.
-
-    Returns:
-        The same with ordinary tensors.
-    """
-    if isinstance(state, dict):
-        return {name: whole(value) for name, value in state.items()}
-    if isinstance(state, list):
-        return [whole(value) for value in state]
-    return state.full_tensor() if _is_sharded(state) else state
-
-
-def _is_sharded(x) -> bool:
-    return hasattr(x, "full_tensor")  # a DTensor
-
-
 def unshard(model: MiniCPMV) -> MiniCPMV:
-    """Build a sharded model anew, whole in every process. All processes must call this together.
+    """Build an ordinary model from a sharded one, complete in every process. All processes must call this together.
 
     Args:
-        model: from inside a sharded learner; or any other.
+        model: from inside a sharded LossModule; or any other.
 
     Returns:
-        A MiniCPMV of its own; the given model itself, if it is not sharded.
+        A new MiniCPMV; the given model itself, if it is not sharded.
     """
-    if not any(map(_is_sharded, model.parameters())):
+    if not any(hasattr(p, "full_tensor") for p in model.parameters()):  # of a DTensor, whose import takes a second
         return model
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     plain = type(model).seeded(model.config).to(next(model.parameters()).device)
-    plain.load_state_dict(whole(model.state_dict()))
+    plain.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
     return plain
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a whole state, as `whole(optimizer.state_dict())` gave it, into the optimizer of any number of processes.
+def full_optimizer_state(model: MiniCPMV, optimizer: torch.optim.Optimizer) -> dict:
+    """Gather the state of an optimizer. All processes must call this together.
 
     Args:
-        optimizer: changed in place; its parameters are sharded or not.
-        state: of an optimizer of the same parameters.
+        model: whose parameters the optimizer has, sharded or not.
+        optimizer: left as it is.
 
-    Raises:
-        ValueError: other groups of parameters.
+    Returns:
+        {"state": {parameter's name: {kind: Tensor}}, "param_groups": [...]}, the same for any number of processes; {}
+        before the first step.
     """
-    optimizer.load_state_dict(state)
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
-            if _is_sharded(parameter) and value.shape == parameter.shape:  # and not the count of steps
-                from torch.distributed.tensor import distribute_tensor
+    if not optimizer.state:  # torch would take a step with gradients of zero, and count it
+        return {}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
-                kept[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+
+
+def load_optimizer_state(model: MiniCPMV, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load what `full_optimizer_state` gave, in any number of processes, sharded or not."""
+    if state:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))

@@ -12,7 +12,7 @@ from minicpmv_ref import nano, plan_slices, slice_image, v2_5
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.learn.stages import PARTS, STAGES, stage_named
-from minicpmv_ref.learn.train import rate_at
+from minicpmv_ref.learn.train import lr_scale_at
 from minicpmv_ref.toy import data
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -130,7 +130,7 @@ def blocks(canvas):
 def test_what_learns_is_green_and_has_its_rate(name):
     stage = stage_named(name)
     for percent in (0, 35, 100):
-        now = rate_at(round(percent / 100 * stage.steps), stage.steps)
+        now = lr_scale_at(round(percent / 100 * stage.steps), stage.steps)
         canvas = draw.stage_picture(name, "ours", percent)
         found = dict(zip(PARTS, blocks(canvas), strict=True))
         for part in PARTS:
@@ -235,7 +235,7 @@ def test_the_curves(percent):
     canvas = draw.stage_picture("stage-1", "ours", percent, CURVE)
     (x, y, *_) = shapes(canvas, "dot")[0]
     assert x == pytest.approx(346 + 240 * percent / 100)
-    assert y == pytest.approx(340 - 100 * rate_at(round(percent / 100 * stage.steps), stage.steps))
+    assert y == pytest.approx(340 - 100 * lr_scale_at(round(percent / 100 * stage.steps), stage.steps))
     (loss,) = [points for points, color, _ in shapes(canvas, "path") if color == draw.BLUE]
     assert loss == [pytest.approx((346 + 240 * step / 40, 340 - 100 * value / 2.5)) for step, value in CURVE]
     assert {"2.50", "0.50", "loss over 40 steps"} <= set(texts(canvas))
@@ -301,7 +301,7 @@ def test_words_and_numbers():
     panel = panels.Stages("stage-3", percent=50, metrics={"stage-3": CURVE})
     sizes = draw.part_sizes("ours")
     share = (sizes["vpm"] + sizes["resampler"]) / sum(sizes.values())
-    rate = rate_at(stage_named("stage-3").steps // 2, stage_named("stage-3").steps)
+    rate = lr_scale_at(stage_named("stage-3").steps // 2, stage_named("stage-3").steps)
     assert panel.status == (
         f"stage-3: {draw.MEANINGS['stage-3']}. Here the ViT and the resampler learn, {share:.1%} of all parameters; "
         f"after 50 percent of the steps at {rate:.2f} times the highest rate."

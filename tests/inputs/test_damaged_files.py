@@ -28,8 +28,8 @@ from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale.lora import add_lora, has_lora, load_lora, save_lora
 from minicpmv_ref.scale.records import read_records
-from minicpmv_ref.scale.saves import read_save, write_save
 from minicpmv_ref.scale.shards import open_shards, write_shards
+from minicpmv_ref.scale.training_checkpoints import Header, load_training, save_training
 
 ROUNDS = 40
 
@@ -123,13 +123,14 @@ def saved_state():
 
 
 def make_save(folder):
-    write_save(folder, 7, saved_state()[0], Processor.from_pretrained("nano"), saved_state()[1], settings={"a": 1})
+    header = Header(7, settings={"a": 1})
+    save_training(folder, header, saved_state()[0], Processor.from_pretrained("nano"), saved_state()[1])
 
 
 def read_back(folder):
     model = MiniCPMV.seeded(tiny_config("2.6"), seed=1)
     optimizer = optimizer_for(model, stage_named("sft-2"))
-    step, _ = read_save(folder / "step-000007", model, optimizer, settings={"a": 1})
+    step, _ = load_training(folder / "step-000007", model, optimizer, settings={"a": 1})
     return step, model, optimizer
 
 

@@ -15,15 +15,19 @@ from minicpmv_ref.learn.contrast import Contrast
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.learn.objectives import draw_samples, held_out_loss, objective_for
 from minicpmv_ref.learn.stages import PARTS, STAGES, stage_named, start
-from minicpmv_ref.learn.train import rate_at
+from minicpmv_ref.learn.train import lr_scale_at
+from minicpmv_ref.scale import machine
 from minicpmv_ref.scale import run as trainer
+from minicpmv_ref.scale.machine import Machine
+from minicpmv_ref.scale.metrics import plot
 from minicpmv_ref.scale.profiles import PROFILES, Profile
-from minicpmv_ref.scale.run import plot, run
-from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.scale.run import run
+from minicpmv_ref.scale.steps import train_steps as train
 from minicpmv_ref.toy.data import draw, spell
 from minicpmv_ref.toy.spelled import spelled_tokens
 
 PROCESSOR = Processor.from_pretrained("nano")
+FLOAT32 = Machine(half_precision=False)
 
 
 def short(name, steps=2, batch=3, **changes):
@@ -38,7 +42,7 @@ def digest(module):
 def test_what_is_frozen_does_not_change_and_the_rest_does(name):
     model = start()
     before = {part: digest(getattr(model, part)) for part in PARTS}
-    list(train(model, PROCESSOR, short(name), half_precision=False))
+    list(train(model, PROCESSOR, short(name), machine=FLOAT32))
     changed = {part for part in PARTS if digest(getattr(model, part)) != before[part]}
     assert changed == set(stage_named(name).learning_rates)
 
@@ -46,7 +50,7 @@ def test_what_is_frozen_does_not_change_and_the_rest_does(name):
 def test_the_same_seed_gives_the_same_weights():
     one, two, other = start(), start(), start()
     for model, seed in ((one, 1), (two, 1), (other, 2)):
-        losses = [step.loss for step in train(model, PROCESSOR, short("stage-3"), seed, half_precision=False)]
+        losses = [step.loss for step in train(model, PROCESSOR, short("stage-3"), seed, machine=FLOAT32)]
         assert all(map(torch.isfinite, map(torch.tensor, losses)))
     assert digest(one) == digest(two) != digest(other)
 
@@ -56,7 +60,7 @@ def test_the_plain_loop_learns_what_the_engine_learns(name):
     """They differ in when they divide by the number of supervised tokens, so in rounding."""
     stage, models = short(name, steps=3), (start(), start())
     plain = list(plain_loop.train(models[0], PROCESSOR, stage, seed=5))
-    engine = list(train(models[1], PROCESSOR, stage, seed=5, half_precision=False))
+    engine = list(train(models[1], PROCESSOR, stage, seed=5, machine=FLOAT32))
     for one, other in zip(plain, engine, strict=True):
         assert one._replace(loss=0, seconds=0, flops=0) == other._replace(loss=0, seconds=0, flops=0)
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
@@ -148,8 +152,8 @@ def test_resumed_steps_see_the_samples_and_rates_that_come_next():
         shown.append(number)
         return drawn(number)
 
-    whole = list(train(start(), PROCESSOR, stage, half_precision=False))
-    rest = list(train(start(), PROCESSOR, stage, samples=sample, done=2, half_precision=False))
+    whole = list(train(start(), PROCESSOR, stage, machine=FLOAT32))
+    rest = list(train(start(), PROCESSOR, stage, samples=sample, done=2, machine=FLOAT32))
     assert shown == [4, 5, 6, 7]
     assert [step[:1] + step[2:5] for step in rest] == [step[:1] + step[2:5] for step in whole[2:]]
     for done in (-1, 5):
@@ -162,7 +166,7 @@ def test_an_optimizer_of_your_own_says_what_learns():
     model, stage = start(), short("sft-1", steps=2)
     optimizer = torch.optim.AdamW([{"params": [model.resampler.query], "lr": 1e-2}], weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    rates = [step.rate for step in train(model, PROCESSOR, stage, optimizer=optimizer, half_precision=False)]
+    rates = [step.lr_scale for step in train(model, PROCESSOR, stage, optimizer=optimizer, machine=FLOAT32)]
     changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert changed == ["resampler.query"] and optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * rates[-1])
 
@@ -185,10 +189,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_step():
 
 
 def test_the_rate_rises_and_falls():
-    rates = [rate_at(step, 100) for step in range(100)]
+    rates = [lr_scale_at(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 3, rel=0.01) and max(rates) == rates[2] and rates[-1] < 0.03
     assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert all(0 < rate_at(0, steps) <= 1 for steps in (1, 2, 3))
+    assert all(0 < lr_scale_at(0, steps) <= 1 for steps in (1, 2, 3))
 
 
 # ---- pictures in words
@@ -344,7 +348,7 @@ def test_one_stage_alone_needs_the_one_before(tmp_path):
 
 def test_bfloat16_is_only_used_where_it_is_fast(monkeypatch):
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    assert trainer.fast_bfloat16(torch.device("cpu")) is False
+    assert machine.fast_bfloat16(torch.device("cpu")) is False
 
 
 # ---- the command
@@ -367,7 +371,7 @@ def test_the_command_trains_and_draws_the_curves(tmp_path, monkeypatch, capsys):
         (["--data", "my.json"], "--data needs --from CHECKPOINT, the model to start from"),
         (
             ["--data", "my.json", "--from", "nano", "--profile", "cpu", "--stage", "sft-1"],
-            "--profile, --stage: these options belong to the small world, not to --data",
+            "--profile, --stage: these options belong to the toy world, not to --data",
         ),
         (["--from", "nano"], "--from: these options belong to --data, your own data"),
         (
@@ -395,22 +399,27 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         ({"seed": -1}, "seed must be an integer of at least 0"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"done": 1.5}, "done must be int"),
-        ({"pieces": 1.5}, "pieces must be an integer"),
+        ({"machine": 2}, "machine must be Machine"),
+        ({"micro_batches": 1.5}, "micro_batches must be an integer"),
         ({"workers": "2"}, "workers must be int"),
-        ({"world": 2}, "world must be World"),
+        ({"processes": 2}, "processes must be Processes"),
+        ({"shard": True}, "train_steps cannot shard"),
+        ({"micro_batches": 4}, "micro_batches must be from 1 to the 3 samples of a process, got 4"),
     ],
 )
 def test_arguments_that_cannot_be(options, words):
     """Before anything is computed."""
     with pytest.raises((TypeError, ValueError), match=words):
-        train(start(), PROCESSOR, short("stage-1"), **options)
+        if options.keys() <= {"seed", "done", "machine"}:
+            train(start(), PROCESSOR, short("stage-1"), **options)
+        else:
+            train(start(), PROCESSOR, short("stage-1"), machine=Machine(**options))
 
 
 def test_runs_that_cannot_be(tmp_path):
     for options, words in (
         ({"seed": "0"}, "seed must be an integer"),
-        ({"device": "gpu"}, "device must be one that this torch can use, got 'gpu'"),
-        ({"device": 3.5}, "device must be one that this torch can use"),
+        ({"machine": "gpu"}, "machine must be Machine"),
         ({"only": 3}, "only must be str"),
         ({"profile": "fast"}, "profile must be Profile"),
     ):
@@ -418,6 +427,9 @@ def test_runs_that_cannot_be(tmp_path):
         with pytest.raises(ValueError, match=words):
             run(tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+    for device, words in (("gpu", "got 'gpu'"), (3.5, "got 3.5")):
+        with pytest.raises(ValueError, match=f"device must be one that this torch can use, {words}"):
+            Machine(device=device)
     for step, steps in ((0.5, 3), (-1, 3), (0, 0), (0, "3")):
         with pytest.raises(ValueError, match=r"steps? must be an integer"):
-            rate_at(step, steps)
+            lr_scale_at(step, steps)

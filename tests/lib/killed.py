@@ -2,8 +2,9 @@
 
 A fresh process, because it forks: a child needs no second to import torch, and one thread is all that survives a fork.
 Half of the children die at a random line of the code that trains and saves, half after a random time, which may be in
-the middle of a file. The next one goes on. Prints one JSON object for each kill: which save there is and how many
-steps are lost; and one for each training that gets to its end: whether that is the end of one that nobody killed.
+the middle of a file. The next one goes on. Prints one JSON object for each kill: which training checkpoint
+there is and how many steps are lost; and one for each training that gets to its end: whether that is the end of one
+that nobody killed.
 """
 
 import hashlib
@@ -20,15 +21,16 @@ import torch
 from tiny import picture, tiny_model, tiny_processor
 
 from minicpmv_ref.learn.stages import Stage
-from minicpmv_ref.scale import run as train
-from minicpmv_ref.scale import saves
+from minicpmv_ref.scale import metrics, signals, stage_run, steps
+from minicpmv_ref.scale import training_checkpoints as checkpoints
 from minicpmv_ref.scale.records import Record
-from minicpmv_ref.scale.saves import saves_in
+from minicpmv_ref.scale.stage_run import Output, StageData, StageRun
+from minicpmv_ref.scale.training_checkpoints import training_checkpoints
 
 STAGE = Stage("mine", "answer", {"vpm": 1e-3, "resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
-EVERY = 2  # steps from one save to the next
+EVERY = 2  # steps from one training checkpoint to the next
 KILLS = 20
-WATCHED = {saves.__file__, train.__file__}
+WATCHED = {module.__file__ for module in (checkpoints, metrics, signals, stage_run, steps)}
 
 
 def training(folder: Path, before_step=lambda step: None) -> str:
@@ -41,23 +43,14 @@ def training(folder: Path, before_step=lambda step: None) -> str:
         return records[number]
 
     folder.mkdir(exist_ok=True)
-    train.train_stage(
-        model,
-        tiny_processor("2.6"),
-        STAGE,
-        folder / "saves",
-        folder / "metrics.jsonl",
-        held_out=lambda objective: objective(records[:2], 0)[0].item(),
-        samples=sample,
-        every=EVERY,
-        report=lambda line: None,
-        progress=False,
-    )
-    last = saves_in(folder / "saves")[-1]
+    output = Output(folder / "saves", folder / "metrics.jsonl", EVERY, lambda line: None, progress=False)
+    data = StageData(sample, held_out=lambda objective: objective(records[:2], 0)[0].item())
+    StageRun(model, tiny_processor("2.6"), STAGE, output, data).train()
+    last = training_checkpoints(folder / "saves")[-1]
     digest = hashlib.sha256((last / "model.safetensors").read_bytes())
     digest.update((last / "training.safetensors").read_bytes())
     digest.update(json.dumps(curve(folder / "metrics.jsonl")).encode())
-    saves.remove_saves(last.parent, but=last)
+    checkpoints.remove_training_checkpoints(last.parent, but=last)
     assert list(last.parent.iterdir()) == [last], "something was left behind"
     return digest.hexdigest()
 
@@ -132,7 +125,7 @@ def main(folder: Path) -> None:
             time.sleep(rng.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-        found = saves_in(place / "saves")
+        found = training_checkpoints(place / "saves")
         saved = int(found[-1].name.removeprefix("step-")) if found else 0
         if os.WIFSIGNALED(status):
             kills += 1

@@ -1,9 +1,9 @@
 """Two trainings that are killed while they end, at each call that gives a file another name or removes one.
 
 Run by test_saves.py, in a process of its own, for the reasons of killed.py. Each training is prepared up to its last
-save. Each child goes on from there and dies; then the same call must come to the end that nobody interrupted. Prints
-one JSON object for each kill. The second argument is how many seconds this may take: if there are too few for all
-calls, some are left out evenly.
+training checkpoint. Each child goes on from there and dies; then the same call must come to the end that nobody
+interrupted. Prints one JSON object for each kill. The second argument is how many seconds this may take: if there are
+too few for all calls, some are left out evenly.
 """
 
 import hashlib
@@ -78,7 +78,8 @@ def own_data(folder: Path):
     (folder / "my.json").write_text(json.dumps(records), encoding="utf-8")
 
     def work(out: Path, lora: int | None = None):
-        options = dict(steps=2, batch=1, lora=lora, report=lambda line: None, progress=False)
+        recipe = finetune.Recipe(steps=2, batch=1, lora=lora)
+        options = dict(recipe=recipe, report=lambda line: None, progress=False)
         return finetune.train_on(folder / "my.json", base, out, **options)
 
     return work
@@ -93,7 +94,7 @@ def small_world(out: Path):
 
 
 def prepared(work, folder: Path, module) -> Path:
-    """A training that has its last save, and not yet begun to end."""
+    """A training that has its last training checkpoint, and has not yet begun to end."""
 
     def crash(*args, **options):
         raise InterruptedError
@@ -143,7 +144,7 @@ def main(folder: Path, seconds: float) -> None:
         at_once = files_of(whole / place)
         spent = time.perf_counter() - began
         step = max(1, round(calls * spent / (seconds / len(ways))))
-        for moment in range(1, calls + 1, step):
+        for moment in sorted({*range(1, calls + 1, step), calls}):
             out = shutil.copytree(start, folder / f"{name} {moment}")
 
             def child(work=work, out=out, moment=moment):

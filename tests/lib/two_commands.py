@@ -7,8 +7,7 @@ import signal
 import sys
 
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.scale import finetune
-from minicpmv_ref.scale import run as train
+from minicpmv_ref.scale import finetune, machine
 
 at, real = int(sys.argv[1]), finetune.sample_at
 
@@ -20,5 +19,5 @@ def sample_at(index, n, seed):
 
 
 finetune.sample_at = sample_at
-train.fast_bfloat16 = lambda device: False  # its rounding differs from batch to batch
+machine.fast_bfloat16 = lambda device: False  # its rounding differs from batch to batch
 sys.exit(main(sys.argv[2:]))

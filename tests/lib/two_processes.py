@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,9 +15,19 @@ from minicpmv_ref import Processor, nano
 from minicpmv_ref.learn.objectives import draw_samples, objective_for
 from minicpmv_ref.learn.stages import Stage, freeze, stage_named, start
 from minicpmv_ref.learn.train import optimizer_for
-from minicpmv_ref.scale.loader import Coming
-from minicpmv_ref.scale.parallel import Learner, World, backward, join, load_optimizer, spread, unshard, whole
-from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.scale.loader import prefetch
+from minicpmv_ref.scale.machine import Machine
+from minicpmv_ref.scale.parallel import (
+    LossModule,
+    Processes,
+    backward,
+    full_optimizer_state,
+    join_processes,
+    load_optimizer_state,
+    unshard,
+    wrap_distributed,
+)
+from minicpmv_ref.scale.steps import run_steps
 from minicpmv_ref.toy.data import Sample, blind
 
 CONFIG = replace(nano, vision=replace(nano.vision, layers=1), llm=replace(nano.llm, num_hidden_layers=2))
@@ -27,13 +36,13 @@ SCENARIOS = {  # stage, what is different
     "all": ("sft-1", {}),
     "first half": ("sft-1", {"until": 2}),
     "second half": ("sft-1", {"done": 2}),
-    "pieces": ("sft-1", {"until": 2, "pieces": 2}),
+    "micro-batches": ("sft-1", {"until": 2, "micro_batches": 2}),
     "contrast": ("start-vit", {"until": 2}),
     "text": ("sft-1", {"until": 2, "sparse": True}),  # every other sample without a picture: all of the second process
     "all, frozen": ("stage-3", {}),
     "first half, frozen": ("stage-3", {"until": 2}),
     "second half, frozen": ("stage-3", {"done": 2}),
-    "first half, shard": ("stage-3", {"until": 2, "shard": True, "pieces": 2}),
+    "first half, shard": ("stage-3", {"until": 2, "shard": True, "micro_batches": 2}),
     "second half, shard": ("stage-3", {"done": 2, "shard": True}),
 }
 
@@ -43,7 +52,7 @@ def short(name: str) -> Stage:
     return replace(stage_named(name), steps=STEPS, batch=6 if name == "start-vit" else 5, turns=2, large=0.3)
 
 
-def play(name: str, world: World, folder: Path) -> dict:
+def play(name: str, processes: Processes, folder: Path) -> dict:
     """Train one scenario. A first half is written to a file, from which a second half goes on.
 
     Returns:
@@ -51,11 +60,12 @@ def play(name: str, world: World, folder: Path) -> dict:
         first of them; "weights", their sum of squares; "way", how far they went from the start.
     """
     stage, options = short(SCENARIOS[name][0]), dict(SCENARIOS[name][1])
-    shard, sparse, until = options.pop("shard", False), options.pop("sparse", False), options.pop("until", STEPS)
+    sparse, until, done = options.pop("sparse", False), options.pop("until", STEPS), options.pop("done", 0)
+    machine = Machine(processes=processes, half_precision=False, **options)
     file = folder / f"{name.replace('second', 'first')}.pt"
     model, seen = start(CONFIG, seed=1), []
     origin = _flat(model)
-    saved = torch.load(file, weights_only=True) if options.get("done") else None
+    saved = torch.load(file, weights_only=True) if done else None
     if saved:
         model.load_state_dict(saved["model"])
     torch.manual_seed(7)  # the contrast's text tower
@@ -69,22 +79,23 @@ def play(name: str, world: World, folder: Path) -> dict:
         return replace(one, messages=blind(one.messages)) if sparse and number % 2 else one
 
     freeze(model, stage)
-    learner = spread(Learner(model, objective), world, shard, sparse)
+    module = wrap_distributed(LossModule(model, objective), processes, machine.shard, sparse)
     optimizer = optimizer_for(model, stage, objective)
     if saved:
-        load_optimizer(optimizer, saved["optimizer"])
+        load_optimizer_state(model, optimizer, saved["optimizer"])
     # One gradient apart: clipping and AdamW would hide a wrong factor.
-    coming = Coming(objective, sample, stage.batch, world, options.get("pieces", 1))
-    backward(learner, coming[1][2], world)
-    gradient = whole(torch.nn.utils.clip_grad_norm_(learner.parameters(), float("inf"))).item()
+    inputs = machine.inputs(objective, sample, stage)
+    backward(module, inputs[1][2], processes)
+    gradient = torch.nn.utils.clip_grad_norm_(module.parameters(), float("inf")).item()
     seen.clear()
-    given = dict(objective=objective, samples=sample, optimizer=optimizer, world=world, learner=learner, **options)
-    steps = list(islice(train(model, processor, stage, half_precision=False, **given), until - options.get("done", 0)))
-    if until < STEPS:
-        state = {"model": whole(model.state_dict()), "optimizer": whole(optimizer.state_dict())}
-        if world.rank == 0:
+    steps = prefetch(inputs, range(done + 1, until + 1))
+    steps = list(run_steps(model, module, stage, optimizer, machine, steps))
+    full = unshard(model)
+    if until < STEPS and stage.objective != "contrast":  # whose optimizer has more than the model
+        state = {"model": full.state_dict(), "optimizer": full_optimizer_state(model, optimizer)}
+        if processes.rank == 0:
             torch.save(state, file)
-    now = _flat(unshard(model))
+    now = _flat(full)
     return {
         **{name: [getattr(step, name) for step in steps] for name in ("loss", "tokens", "views")},
         "seen": seen,
@@ -108,9 +119,9 @@ def listening(process: int | str = "self") -> list[str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, *names = sys.argv[1:]
-    with join() as world:
-        told = {name: play(name, world, Path(folder)) for name in names}
-        told |= {"world": [world.rank, world.size], "processes": world.total(1)}
+    with join_processes() as processes:
+        told = {name: play(name, processes, Path(folder)) for name in names}
+        told |= {"rank": [processes.rank, processes.size], "processes": processes.all_reduce_sum(1)}
         told["listening"] = listening() if sys.platform == "linux" else []
         told["torchrun"] = listening(os.getppid()) if sys.platform == "linux" else []
-    (Path(folder) / f"{world.rank}.json").write_text(json.dumps(told))
+    (Path(folder) / f"{processes.rank}.json").write_text(json.dumps(told))

@@ -27,7 +27,7 @@ from minicpmv_ref.scale.budget import (
     peak_flops,
     workload_of,
 )
-from minicpmv_ref.scale.parallel import Learner, World, backward
+from minicpmv_ref.scale.parallel import LossModule, Processes, backward
 from minicpmv_ref.scale.profiles import PROFILES, scaled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,11 +94,11 @@ def test_bytes_are_those_that_the_profiler_sees(name, half, checkpointing, piece
     stage, model, objective, samples = at_work(name)
     if pieces == 2:
         samples = [sample for sample in samples for _ in range(2)]  # two pieces of the same samples
-    optimizer, learner = optimizer_for(model, stage, objective), Learner(model, objective)
+    optimizer, learner = optimizer_for(model, stage, objective), LossModule(model, objective)
     need = budget(model, objective, samples, len(samples), pieces, half, checkpointing)
 
     def step():
-        backward(learner, [objective.prepare(samples[i::pieces], 1) for i in range(pieces)], World(), half)
+        backward(learner, [objective.prepare(samples[i::pieces], 1) for i in range(pieces)], Processes(), half)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -182,7 +182,7 @@ def test_device_memory_is_asked(monkeypatch):
 
 def gradients(model, objective, samples):
     model.zero_grad(set_to_none=True)
-    backward(Learner(model, objective), [objective.prepare(samples, 1)], World())
+    backward(LossModule(model, objective), [objective.prepare(samples, 1)], Processes())
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -253,7 +253,7 @@ def test_the_larger_model_learns_a_step():
     objective = objective_for(model, processor, stage)
     sample = draw_samples(stage, 0, "train", objective.view)
     pieces = [objective.prepare([sample(number)], 1) for number in range(2)]
-    loss, tokens, views = backward(Learner(model, objective), pieces, World(), half_precision=True)
+    loss, tokens, views = backward(LossModule(model, objective), pieces, Processes(), half_precision=True)
     assert 0 < loss < 20 and tokens > 0 and views > 0
     assert all(p.grad.isfinite().all() for part in PARTS for p in getattr(model, part).parameters())
 

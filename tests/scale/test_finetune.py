@@ -23,15 +23,17 @@ from minicpmv_ref.learn.stages import Stage
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale import entries as reading
 from minicpmv_ref.scale import finetune as room
-from minicpmv_ref.scale import loader
+from minicpmv_ref.scale import loader, machine
 from minicpmv_ref.scale import run as trainer
-from minicpmv_ref.scale.finetune import digest, in_order, loss_on, read_any, sample_at, train_on, words_right
+from minicpmv_ref.scale.finetune import Recipe, digest, in_order, loss_on, read_any, sample_at, train_on, words_right
 from minicpmv_ref.scale.lora import load_lora
+from minicpmv_ref.scale.machine import Machine
 from minicpmv_ref.scale.records import Record, messages, read_records
-from minicpmv_ref.scale.run import train_steps as train
-from minicpmv_ref.scale.saves import saves_in
 from minicpmv_ref.scale.shards import open_shards, write_shards
+from minicpmv_ref.scale.steps import train_steps as train
+from minicpmv_ref.scale.training_checkpoints import training_checkpoints
 
+FLOAT32 = Machine(half_precision=False)
 STAGE = Stage("mine", "answer", {"resampler": 1e-3, "llm": 1e-3}, {}, steps=6, batch=2)
 
 
@@ -82,7 +84,7 @@ def test_every_epoch_shows_every_record_once_in_a_new_order():
 
 
 def fine_tuned(records, stage=STAGE, **options):
-    model, options = tiny_model("2.6"), {"half_precision": False, "samples": in_order(records), **options}
+    model, options = tiny_model("2.6"), {"machine": FLOAT32, "samples": in_order(records), **options}
     return model, list(train(model, tiny_processor("2.6"), stage, **options))
 
 
@@ -109,7 +111,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(small, monkeypatch):
     shown.clear()
     model, processor = tiny_model("2.6"), tiny_processor("2.6")
     optimizer = optimizer_for(model, STAGE)
-    given = {"samples": in_order(small), "half_precision": False}
+    given = {"samples": in_order(small), "machine": FLOAT32}
     run = train(model, processor, STAGE, optimizer=optimizer, **given)
     losses = [next(run).loss for _ in range(3)]
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -120,7 +122,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(small, monkeypatch):
     rest = list(train(again, processor, STAGE, optimizer=optimizer, done=3, **given))
     assert [step.step for step in rest] == [4, 5, 6]
     assert losses + [step.loss for step in rest] == [step.loss for step in steps]
-    assert [step.rate for step in rest] == [step.rate for step in steps[3:]]
+    assert [step.lr_scale for step in rest] == [step.lr_scale for step in steps[3:]]
     assert same_weights(weights(whole), weights(again))
     assert shown == uninterrupted == [small[sample_at(i, 5, 0)].id for i in range(12)]
 
@@ -138,7 +140,7 @@ def test_it_learns_and_the_loss_does_not_depend_on_the_batch(small):
     assert loss_on(model, processor, small, batch=1) == pytest.approx(before, rel=1e-5)
     batch = processor([messages(record) for record in small])
     assert model(batch).loss.item() == pytest.approx(before, rel=1e-5)
-    list(train(model, processor, stage, samples=in_order(small), half_precision=False))
+    list(train(model, processor, stage, samples=in_order(small), machine=FLOAT32))
     assert loss_on(model, processor, small) < 0.3 * before
 
 
@@ -211,7 +213,7 @@ def test_the_report_says_how_many_answers_were_asked(files, checkpoint, tmp_path
         files[1].write_text(json.dumps([entry(0, "And a cat", id=i) for i in range(n)]))
         lines = []
         train_on(
-            files[0], checkpoint, tmp_path / str(n), files[1], steps=1, batch=1, report=lines.append, progress=False
+            files[0], checkpoint, tmp_path / str(n), files[1], recipe=Recipe(1, 1), report=lines.append, progress=False
         )
         assert lines[-1] == f"records: 100% of the held-out words right -> 100%, in {words} answers"
 
@@ -429,14 +431,14 @@ def test_the_best_save_is_kept_if_it_is_not_the_last(files, checkpoint, tmp_path
     monkeypatch.setattr(room, "loss_on", lambda *args: next(losses))
     lines = []
     result = train_on(
-        files[0], checkpoint, tmp_path / "out", files[1], steps=12, batch=1, report=lines.append, progress=False
+        files[0], checkpoint, tmp_path / "out", files[1], recipe=Recipe(12, 1), report=lines.append, progress=False
     )
     kept = tmp_path / "out" / "saves" / "step-000010"
     assert list(kept.parent.iterdir()) == [kept] and MiniCPMV.from_pretrained(kept)
     assert f"the held-out loss was lowest in {kept}, which is kept" in lines[-2]
     assert result["words_before"] == 0 and lines[-1].startswith("records: 0% of the held-out words right -> ")
     again = train_on(
-        files[0], checkpoint, tmp_path / "out", files[1], steps=12, batch=1, report=lines.append, progress=False
+        files[0], checkpoint, tmp_path / "out", files[1], recipe=Recipe(12, 1), report=lines.append, progress=False
     )
     assert again == result and list(kept.parent.iterdir()) == [kept]
     assert (result["held_out_before"], result["held_out_after"]) == (3.0, 2.0)
@@ -466,13 +468,14 @@ def test_the_command_says_what_is_wrong_with_your_data(files, checkpoint, tmp_pa
     assert "6 records, 5 good, 1 skipped (image 1)" in err and "record 5 (id 'bad'), image: there is no file" in err
     assert command(files, checkpoint, out, "--steps", "0") == 1
     assert "at least one step and one record in it, got steps=0, batch=8" in capsys.readouterr().err
-    assert command(files, checkpoint, out, "--rate", "0") == 1
-    assert "rate must be a number above 0, got 0.0" in capsys.readouterr().err
+    assert command(files, checkpoint, out, "--lr-scale", "0") == 1
+    assert "lr_scale must be a finite number above 0, got 0" in capsys.readouterr().err
     for option, words in {
-        ("--pieces", "0"): "pieces must be from 1 to the 8 samples of a process, got 0",
+        ("--micro-batches", "0"): "micro_batches must be from 1 to the 8 samples of a process, got 0",
+        ("--pieces", "9"): "micro_batches must be from 1 to the 8 samples of a process, got 9",
         ("--threads", "0"): "--threads must be 1 or more, got 0",
         ("--seed", str(2**70)): "--seed must be from 0 to 2^63 - 1",
-        ("--batch", "10000000"): "take a smaller batch, more pieces, or checkpointing",
+        ("--batch", "10000000"): "take a smaller batch, more micro-batches, or checkpointing",
     }.items():
         assert command(files, checkpoint, out, *option) == 1
         assert words in capsys.readouterr().err
@@ -502,7 +505,7 @@ def test_a_digest_knows_texts_and_pictures(small, files):
 
 def test_the_command_trains_adapters_and_merges_them(files, checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    assert command(files, checkpoint, out, "--lora", "2", "--steps", "12", "--rate", "1") == 0
+    assert command(files, checkpoint, out, "--lora", "2", "--steps", "12", "--lr-scale", "1") == 0
     said = capsys.readouterr().out
     model = load_lora(MiniCPMV.from_pretrained(checkpoint), out / "adapter")
     learning = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
@@ -521,7 +524,7 @@ def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypat
     options = ("--lora", "2", "--steps", "6", "--batch", "2")
     assert command(files, checkpoint, tmp_path / "whole", *options) == 0
     assert interrupted(files, checkpoint, tmp_path / "cut", monkeypatch, *options) == 130
-    (save,) = saves_in(tmp_path / "cut" / "saves")
+    (save,) = training_checkpoints(tmp_path / "cut" / "saves")
     assert load_lora(MiniCPMV.from_pretrained(checkpoint), save)  # a save is an adapter like any other
     for other, words in ((("--lora", "3"), "lora was 2 and is 3"), ((), "lora was 2 and is None")):
         assert command(files, checkpoint, tmp_path / "cut", *other, *options[2:]) == 1
@@ -546,10 +549,10 @@ def test_adapters_that_cannot_be(files, checkpoint, tmp_path, capsys):
 
 
 def test_one_process_then_two_that_share_the_model_then_one(files, checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "fast_bfloat16", lambda device: False)  # its rounding differs from batch to batch
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: False)  # its rounding differs from batch to batch
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this build of torch has no gloo")
-    options = ("--steps", "6", "--batch", "3", "--rate", "1")
+    options = ("--steps", "6", "--batch", "3", "--lr-scale", "1")
     assert command(files, checkpoint, tmp_path / "whole", *options) == 0
     script, environment = LIB / "two_commands.py", {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -610,10 +613,10 @@ def test_records_in_shards_that_are_too_long_are_found_up_front(files, tmp_path)
 
 
 def test_workers_change_nothing(files, small, shards):
-    """Whoever prepares the samples, the weights are the same to the last bit, and so are the random numbers behind."""
+    """Whoever prepares the samples, the weights are the same to the last bit, and so are the random numbers after."""
     for records in (small, open_shards(shards)[0]):
         (mine, steps), random = fine_tuned(records), torch.get_rng_state()
-        yours, others = fine_tuned(records, workers=2)
+        yours, others = fine_tuned(records, machine=Machine(half_precision=False, workers=2))
         assert same_weights(weights(mine), weights(yours)) and [s[:5] for s in steps] == [s[:5] for s in others]
         assert torch.equal(torch.get_rng_state(), random)
 
@@ -635,17 +638,17 @@ def test_what_goes_wrong_in_a_worker_is_told_as_always(small):
         told = []
         for workers in (0, 1):
             with pytest.raises(error, match=words) as caught:
-                fine_tuned([record], workers=workers)
+                fine_tuned([record], machine=Machine(half_precision=False, workers=workers))
             told.append(str(caught.value))
         assert told[0] == told[1]
-    steps = train(tiny_model("2.6"), tiny_processor("2.6"), STAGE, samples=in_order(small), workers=1)
+    steps = train(tiny_model("2.6"), tiny_processor("2.6"), STAGE, samples=in_order(small), machine=Machine(workers=1))
     next(steps)
     for worker in multiprocessing.active_children():
         worker.kill()
-    with pytest.raises(OSError, match="a worker process died, perhaps for want of memory"):
+    with pytest.raises(OSError, match="a worker process died, perhaps for lack of memory"):
         list(steps)
     for workers in (-1, 100_000):
         with pytest.raises(ValueError, match=rf"workers must be from 0 to \d+, .*, got {workers}"):
-            fine_tuned(small, workers=workers)
-    with pytest.raises(ValueError, match="pieces must be from 1 to the 2 samples of a process, got 3"):
-        fine_tuned(small, pieces=3)
+            fine_tuned(small, machine=Machine(workers=workers))
+    with pytest.raises(ValueError, match="micro_batches must be from 1 to the 2 samples of a process, got 3"):
+        fine_tuned(small, machine=Machine(micro_batches=3))

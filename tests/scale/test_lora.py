@@ -34,7 +34,7 @@ from minicpmv_ref.scale.lora import (
     training_bytes,
 )
 from minicpmv_ref.scale.records import read_records
-from minicpmv_ref.scale.run import train_steps as train
+from minicpmv_ref.scale.steps import train_steps as train
 from minicpmv_ref.toy.data import draw
 from minicpmv_ref.toy.spelled import spelled_tokens
 

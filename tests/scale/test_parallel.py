@@ -15,15 +15,24 @@ import torch.distributed as dist
 from places import LIB, ROOT
 from two_processes import SCENARIOS, STEPS, play, short
 
-from minicpmv_ref.scale.loader import Coming
-from minicpmv_ref.scale.parallel import Learner, World, backward, gather, join, spread, unshard, whole
+from minicpmv_ref.scale.loader import StepInputs
+from minicpmv_ref.scale.parallel import (
+    LossModule,
+    Processes,
+    all_gather_rows,
+    backward,
+    full_optimizer_state,
+    join_processes,
+    unshard,
+    wrap_distributed,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = LIB / "two_processes.py"
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # --multi_gpu is the option that starts torchrun; it takes CPUs, too.
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-TOGETHER = ["first half", "pieces", "contrast", "text", "first half, shard", "second half, shard"]
+TOGETHER = ["first half", "micro-batches", "contrast", "text", "first half, shard", "second half, shard"]
 NUMBERS = {
     "gradient": 1e-5,
     "loss": 1e-5,
@@ -37,10 +46,10 @@ NUMBERS = {
 HELLO = """
 import json, sys
 from pathlib import Path
-from minicpmv_ref.scale.parallel import join
-with join() as world:
-    told = {"world": [world.rank, world.size], "processes": world.total(1)}
-Path(sys.argv[1], f"{world.rank}.json").write_text(json.dumps(told))
+from minicpmv_ref.scale.parallel import join_processes
+with join_processes() as processes:
+    told = {"rank": [processes.rank, processes.size], "processes": processes.all_reduce_sum(1)}
+Path(sys.argv[1], f"{processes.rank}.json").write_text(json.dumps(told))
 """
 
 
@@ -72,7 +81,7 @@ def one(folder):
 
     def alone(name: str) -> dict:
         if name not in done:
-            done[name] = play(name, World(), folder)
+            done[name] = play(name, Processes(), folder)
         return done[name]
 
     return alone
@@ -98,7 +107,7 @@ def same(told: dict, expected: dict, steps: slice = slice(None)):
 
 
 def test_there_really_are_two(two):
-    assert [told["world"] for told in two] == [[0, 2], [1, 2]]
+    assert [told["rank"] for told in two] == [[0, 2], [1, 2]]
     assert [told["processes"] for told in two] == [[2.0], [2.0]]
 
 
@@ -126,7 +135,7 @@ def test_a_port_that_cannot_be(port, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setenv("MASTER_PORT", port) if port else monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(ValueError, match="MASTER_PORT must be in the environment"), join():
+    with pytest.raises(ValueError, match="MASTER_PORT must be in the environment"), join_processes():
         pass
 
 
@@ -143,7 +152,7 @@ def test_each_sample_is_seen_once(two, name):
     ("name", "alone"),
     [
         ("first half", "first half"),
-        ("pieces", "first half"),
+        ("micro-batches", "first half"),
         ("contrast", "contrast"),
         ("text", "text"),
         ("first half, shard", "first half, frozen"),
@@ -182,22 +191,22 @@ def test_accelerate_starts_two(tmp_path):
         pytest.skip("accelerate is not installed")
     (tmp_path / "hello.py").write_text(HELLO)
     told = launch(ACCELERATE, tmp_path / "hello.py", tmp_path)
-    assert told == [{"world": [rank, 2], "processes": [2.0]} for rank in range(2)]
+    assert told == [{"rank": [rank, 2], "processes": [2.0]} for rank in range(2)]
 
 
 # ---- one process
 
 
-def test_alone_is_a_world_of_one(monkeypatch):
+def test_an_ordinary_process_is_the_only_one(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with join() as world:
-        assert world == World(0, 1) and not dist.is_initialized()
+    with join_processes() as processes:
+        assert processes == Processes(0, 1) and not dist.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun with one process
-    with join() as world:
-        assert world == World()
-    assert World().total(1, 2.5) == [1.0, 2.5]
-    assert list(World().share([3, 1, 2])) == [3, 1, 2]
+    with join_processes() as processes:
+        assert processes == Processes()
+    assert Processes().all_reduce_sum(1, 2.5) == [1.0, 2.5]
+    assert list(Processes().share([3, 1, 2])) == [3, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -213,21 +222,21 @@ def test_an_environment_that_cannot_be(environment, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"four numbers: \{'RANK': None|rank 2 of 2"), join():
+    with pytest.raises(ValueError, match=r"four numbers: \{'RANK': None|rank 2 of 2"), join_processes():
         pass
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_are_the_batch(size):
     batch = list(range(100, 107))
-    shares = [World(rank, size).share(batch) for rank in range(size)]
+    shares = [Processes(rank, size).share(batch) for rank in range(size)]
     assert sorted(number for share in shares for number in share) == batch
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_more_processes_than_samples():
     with pytest.raises(ValueError, match="a batch of 2 is too small for 3 processes"):
-        World(0, 3).share([1, 2])
+        Processes(0, 3).share([1, 2])
 
 
 class Line(torch.nn.Module):
@@ -243,30 +252,30 @@ class Line(torch.nn.Module):
         return loss, 10 * len(samples), len(samples), len(numbers)
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3])
-def test_every_supervised_token_counts_the_same(pieces):
-    """The mean of the pieces' means would be another number."""
-    learner, samples = Line(), [[1.0], [2.0, 3.0, 4.0], [10.0]]
-    parts = [samples[piece::pieces] for piece in range(pieces)]
-    assert backward(learner, parts, World()) == (pytest.approx(8.0), 30, 3)
-    assert learner.w.grad.item() == pytest.approx(4.0)
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_every_supervised_token_counts_the_same(micro_batches):
+    """The mean of the micro-batches' means would be another number."""
+    module, samples = Line(), [[1.0], [2.0, 3.0, 4.0], [10.0]]
+    parts = [samples[first::micro_batches] for first in range(micro_batches)]
+    assert backward(module, parts, Processes()) == (pytest.approx(8.0), 30, 3)
+    assert module.w.grad.item() == pytest.approx(4.0)
 
 
-def test_pieces_that_cannot_be():
-    for pieces in (0, 3):
-        with pytest.raises(ValueError, match=f"pieces must be from 1 to the 2 samples of a process, got {pieces}"):
-            Coming(None, None, 5, World(1, 2), pieces)  # two of five samples
+def test_micro_batches_that_cannot_be():
+    for count in (0, 3):
+        with pytest.raises(ValueError, match=f"micro_batches must be from 1 to the 2 samples .*, got {count}"):
+            StepInputs(None, None, 5, Processes(1, 2), count)  # two of five samples
     with pytest.raises(ValueError, match="there are no supervised tokens"):
-        backward(Line(), [[[]]], World())
+        backward(Line(), [[[]]], Processes())
 
 
-def test_alone_nothing_is_spread_or_gathered():
-    learner = Learner(torch.nn.Linear(2, 2), SimpleNamespace(loss=lambda prepared: prepared * 2))
-    assert spread(learner, World()) is learner and learner(3) == 6
-    assert unshard(learner) is learner
-    x, y, keys = gather(*torch.ones(2, 3, 4), keys="abc")
+def test_one_process_wraps_and_gathers_nothing():
+    module = LossModule(torch.nn.Linear(2, 2), SimpleNamespace(loss=lambda prepared: prepared * 2))
+    assert wrap_distributed(module, Processes()) is module and module(3) == 6
+    assert unshard(module) is module
+    x, y, keys = all_gather_rows(*torch.ones(2, 3, 4), keys="abc")
     assert x.shape == y.shape == (3, 4) and keys == ["a", "b", "c"]
-    state = {"a": [torch.ones(2), 3], "b": {"c": "d"}}
-    assert whole(state) == state
+    optimizer = torch.optim.AdamW(module.parameters())
+    assert full_optimizer_state(module, optimizer) == {} and not optimizer.state
     with pytest.raises(ValueError, match="sharding needs processes"):
-        spread(learner, World(), shard=True)
+        wrap_distributed(module, Processes(), shard=True)

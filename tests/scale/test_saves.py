@@ -21,26 +21,29 @@ from tiny import picture, same_weights, tiny_model, tiny_processor, weights
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn import objectives
+from minicpmv_ref.learn import train as plain_loop
 from minicpmv_ref.learn.objectives import objective_for
 from minicpmv_ref.learn.stages import Stage, stage_named
 from minicpmv_ref.learn.train import optimizer_for
 from minicpmv_ref.scale import run as trainer
-from minicpmv_ref.scale import saves as room
-from minicpmv_ref.scale.parallel import World
+from minicpmv_ref.scale import training_checkpoints as checkpoints
+from minicpmv_ref.scale.metrics import plot
+from minicpmv_ref.scale.parallel import Processes
 from minicpmv_ref.scale.profiles import PROFILES, Profile
 from minicpmv_ref.scale.records import Record
-from minicpmv_ref.scale.run import plot, run, train_stage
-from minicpmv_ref.scale.run import train_steps as train
-from minicpmv_ref.scale.saves import (
+from minicpmv_ref.scale.run import run
+from minicpmv_ref.scale.signals import Stopped, wait_for_step
+from minicpmv_ref.scale.stage_run import Output, StageData, StageRun
+from minicpmv_ref.scale.steps import train_steps as train
+from minicpmv_ref.scale.training_checkpoints import (
     Damaged,
-    Stopped,
-    best_in,
+    Header,
+    best_checkpoint,
     finish,
-    read_save,
-    remove_saves,
-    saves_in,
-    wait_for_step,
-    write_save,
+    load_training,
+    remove_training_checkpoints,
+    save_training,
+    training_checkpoints,
 )
 from minicpmv_ref.toy.data import draw
 
@@ -60,20 +63,9 @@ def samples(tmp_path_factory):
 def trained(folder, sample, stage=ANSWER, every=2, held_out=lambda objective: 1.0, seed=0, settings=None):
     """Train in a folder; (model, result, lines of the report)."""
     model, lines = tiny_model("2.6"), []
-    result = train_stage(
-        model,
-        tiny_processor("2.6"),
-        stage,
-        folder / "saves",
-        folder / "metrics.jsonl",
-        held_out=held_out,
-        samples=sample,
-        seed=seed,
-        settings=settings,
-        every=every,
-        report=lines.append,
-        progress=False,
-    )
+    output = Output(folder / "saves", folder / "metrics.jsonl", every, lines.append, progress=False)
+    data = StageData(sample, held_out, settings=settings or {})
+    result = StageRun(model, tiny_processor("2.6"), stage, output, data, seed=seed).train()
     return model, result, lines
 
 
@@ -84,7 +76,7 @@ def curve(folder):
 
 
 def steps_of(folder):
-    return [int(path.name.removeprefix("step-")) for path in saves_in(folder / "saves")]
+    return [int(path.name.removeprefix("step-")) for path in training_checkpoints(folder / "saves")]
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +228,7 @@ def sizes(save):
 def test_a_full_disk_is_one_error_and_leaves_the_save_before_it_whole(samples, whole, tmp_path, name):
     """A limit on the size of files is a full disk that needs no disk: the kernel refuses to write on."""
     resource = pytest.importorskip("resource")
-    full = sizes(saves_in(whole[0] / "saves")[-1])[name] // 2
+    full = sizes(training_checkpoints(whole[0] / "saves")[-1])[name] // 2
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def sample(index):
@@ -245,7 +237,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_save_before_it_whole(samples, w
         return samples[index]
 
     try:
-        words = r"could not write the save .*step-000004: .*; the last whole save is .*02$"
+        words = r"could not write the training checkpoint .*step-000004: .*; the newest training checkpoint is .*02$"
         if name == "config.json":  # the log is larger than this file
             words = r"could not write .*metrics\.jsonl: "
         with pytest.raises(OSError, match=words):
@@ -260,7 +252,7 @@ def test_no_step_of_writing_leaves_half_a_save(tmp_path, monkeypatch):
     """The disk may also be full when a file is closed, flushed or renamed."""
     model, processor = tiny_model("2.6"), tiny_processor("2.6")
     optimizer = optimizer_for(model, ANSWER)
-    write_save(tmp_path, 1, model, processor, optimizer)
+    save_training(tmp_path, Header(1), model, processor, optimizer)
 
     def full(*args, real):
         nonlocal left
@@ -273,9 +265,9 @@ def test_no_step_of_writing_leaves_half_a_save(tmp_path, monkeypatch):
         nonlocal left
         left = moment
         with monkeypatch.context() as context:
-            context.setattr(room.os, "fsync", lambda *args, real=os.fsync: full(*args, real=real))
-            context.setattr(room.os, "replace", lambda *args, real=os.replace: full(*args, real=real))
-            write_save(tmp_path, 2, model, processor, optimizer)
+            context.setattr(checkpoints.os, "fsync", lambda *args, real=os.fsync: full(*args, real=real))
+            context.setattr(checkpoints.os, "replace", lambda *args, real=os.replace: full(*args, real=real))
+            save_training(tmp_path, Header(2), model, processor, optimizer)
 
     left = 0
     writing(1000)
@@ -283,32 +275,32 @@ def test_no_step_of_writing_leaves_half_a_save(tmp_path, monkeypatch):
     assert calls > 12
     for call in range(1, calls + 1):
         shutil.rmtree(tmp_path / "step-000002")
-        with pytest.raises(OSError, match=r"could not write the save .*step-000002.*No space left"):
+        with pytest.raises(OSError, match=r"could not write the training checkpoint .*step-000002.*No space left"):
             writing(call)
         # The last two calls rename the save and flush its new name.
         kept = ["step-000001", "step-000002"] if call == calls else ["step-000001"]
         assert sorted(path.name for path in tmp_path.iterdir()) == kept
-        for path in saves_in(tmp_path):
-            read_save(path, model, optimizer)
+        for path in training_checkpoints(tmp_path):
+            load_training(path, model, optimizer)
         (tmp_path / "step-000002").mkdir(exist_ok=True)
 
 
 def test_a_full_disk_at_the_end_leaves_the_saves(samples, tmp_path):
     resource = pytest.importorskip("resource")
     model, processor = tiny_model("2.6"), tiny_processor("2.6")
-    path = write_save(tmp_path / "saves", 6, model, processor, optimizer_for(model, ANSWER))
+    path = save_training(tmp_path / "saves", Header(6), model, processor, optimizer_for(model, ANSWER))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name in ("tokenizer.json", "model.safetensors"):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (sizes(path)[name] // 2, limits[1]))
             with pytest.raises(OSError, match=r"could not write .*; the end of the training is saved in .*saves"):
-                finish(tmp_path, model, processor, tmp_path / "saves")
+                finish(tmp_path, model, processor)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert saves_in(tmp_path / "saves") == [path] and not (tmp_path / "model.safetensors").exists()
-    finish(tmp_path, model, processor, tmp_path / "saves", best=True)
+        assert training_checkpoints(tmp_path / "saves") == [path] and not (tmp_path / "model.safetensors").exists()
+    finish(tmp_path, model, processor, best=True)
     MiniCPMV.from_pretrained(tmp_path)
-    assert saves_in(tmp_path / "saves") == []
+    assert training_checkpoints(tmp_path / "saves") == []
 
 
 def test_a_row_of_the_log_that_was_cut_is_forgotten(samples, whole, tmp_path):
@@ -328,13 +320,13 @@ def test_the_last_ones_and_the_best_are_kept(samples, tmp_path):
     losses = iter([9.0, 5.0, 3.0, 4.0, 3.5, 3.2, 6.0])  # before, then after each step
     _, result, lines = trained(tmp_path, samples.__getitem__, every=1, held_out=lambda objective: next(losses))
     assert steps_of(tmp_path) == [2, 5, 6]
-    assert best_in(tmp_path / "saves").name == "step-000002"
+    assert best_checkpoint(tmp_path / "saves").name == "step-000002"
     assert (result["held_out_before"], result["held_out_after"]) == (9.0, 6.0)
     assert "mine: held-out loss 9.000 -> 6.000 in" in lines[-1]
     assert [row["held_out"] for row in curve(tmp_path)] == [5.0, 3.0, 4.0, 3.5, 3.2, 6.0]
-    remove_saves(tmp_path / "saves", but=best_in(tmp_path / "saves"))
+    remove_training_checkpoints(tmp_path / "saves", but=best_checkpoint(tmp_path / "saves"))
     assert steps_of(tmp_path) == [2]
-    remove_saves(tmp_path / "saves")
+    remove_training_checkpoints(tmp_path / "saves")
     assert not (tmp_path / "saves").exists()
 
 
@@ -342,16 +334,16 @@ def test_more_can_be_kept_but_not_none(tmp_path):
     model, processor = tiny_model("2.6"), tiny_processor("2.6")
     optimizer = optimizer_for(model, ANSWER)
     for step in (8, 999_998, 999_999, 1_000_000):
-        write_save(tmp_path, step, model, processor, optimizer, keep=3)
+        save_training(tmp_path, Header(step), model, processor, optimizer, keep=3)
     (tmp_path / "step-notes").mkdir()  # somebody else's
-    assert [path.name for path in saves_in(tmp_path)] == ["step-999998", "step-999999", "step-1000000"]
-    assert best_in(tmp_path) is None
-    with pytest.raises(ValueError, match="at least one save"):
-        write_save(tmp_path, 12, model, processor, optimizer, keep=0)
+    assert [path.name for path in training_checkpoints(tmp_path)] == ["step-999998", "step-999999", "step-1000000"]
+    assert best_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match="at least one training checkpoint"):
+        save_training(tmp_path, Header(12), model, processor, optimizer, keep=0)
 
 
 def test_each_save_is_a_checkpoint(whole):
-    for path in saves_in(whole[0] / "saves"):
+    for path in training_checkpoints(whole[0] / "saves"):
         model, processor = MiniCPMV.from_pretrained(path), Processor.from_pretrained(path)
         model.chat([{"role": "user", "content": [picture(60, 40), "What?"]}], processor, max_new_tokens=2)
     assert same_weights(weights(model), whole[1])
@@ -362,10 +354,10 @@ def test_what_a_dead_process_left_goes_with_the_next_save(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_bytes(b"half")
     model = tiny_model("2.6")
-    path = write_save(tmp_path, 3, model, tiny_processor("2.6"), optimizer_for(model, ANSWER))
+    path = save_training(tmp_path, Header(3), model, tiny_processor("2.6"), optimizer_for(model, ANSWER))
     assert list(tmp_path.iterdir()) == [path] and not (path / "half").exists()
     written = (path / "model.safetensors").stat().st_mtime_ns
-    write_save(tmp_path, 3, tiny_model("2.6", seed=1), tiny_processor("2.6"), optimizer_for(model, ANSWER))
+    save_training(tmp_path, Header(3), tiny_model("2.6", seed=1), tiny_processor("2.6"), optimizer_for(model, ANSWER))
     assert (path / "model.safetensors").stat().st_mtime_ns == written  # a save never changes
 
 
@@ -377,11 +369,12 @@ def test_reading_a_save_restores_everything(samples, tmp_path):
     optimizer = optimizer_for(model, ANSWER)
     list(train(model, processor, replace(ANSWER, steps=3), samples=samples.__getitem__, optimizer=optimizer))
     want = copy.deepcopy((weights(model), optimizer.state_dict()["state"], torch.get_rng_state()))
-    path = write_save(tmp_path, 3, model, processor, optimizer, notes={"a": [1.5]}, settings={"b": (1, 2)})
+    header = Header(3, notes={"a": [1.5]}, settings={"b": (1, 2)})
+    path = save_training(tmp_path, header, model, processor, optimizer)
     again = tiny_model("2.6", seed=1)
     optimizer = optimizer_for(again, ANSWER)
     torch.manual_seed(99)
-    assert read_save(path, again, optimizer, settings={"b": (1, 2)}) == (3, {"a": [1.5]})
+    assert load_training(path, again, optimizer, settings={"b": (1, 2)}) == (3, {"a": [1.5]})
     state = optimizer.state_dict()["state"]
     assert same_weights(weights(again), want[0]) and torch.equal(torch.get_rng_state(), want[2])
     assert state.keys() == want[1].keys() and len(state) == len(list(model.parameters()))
@@ -403,7 +396,7 @@ def test_a_save_of_another_training_is_refused(samples, whole, tmp_path):
 
 
 def test_a_damaged_save_is_named(whole, tmp_path):
-    source, path = saves_in(whole[0] / "saves")[-1], tmp_path / "step-000006"
+    source, path = training_checkpoints(whole[0] / "saves")[-1], tmp_path / "step-000006"
     settings = json.loads((source / "training.json").read_text("utf-8"))["settings"]
 
     def broken(change, stage=ANSWER, version="2.6"):
@@ -411,13 +404,13 @@ def test_a_damaged_save_is_named(whole, tmp_path):
         shutil.copytree(source, path)
         change(path)
         model = tiny_model(version)
-        read_save(path, model, optimizer_for(model, stage), settings=settings)
+        load_training(path, model, optimizer_for(model, stage), settings=settings)
 
     def cut(name):
         return lambda path: (path / name).write_bytes((path / name).read_bytes()[:-9])
 
     for name in ("model.safetensors", "training.safetensors"):
-        with pytest.raises(ValueError, match=r"is damaged.*if you remove it, the save before it counts"):
+        with pytest.raises(ValueError, match=r"is damaged.*if you remove it, the training checkpoint before it counts"):
             broken(cut(name))
         with pytest.raises(OSError, match=name):
             broken(lambda path, name=name: (path / name).unlink())
@@ -432,7 +425,7 @@ def test_a_damaged_save_is_named(whole, tmp_path):
     model = tiny_model("2.6")
     objective = objective_for(model, tiny_processor("2.6"), CONTRAST)
     with pytest.raises(ValueError, match=r"lacks objective\.glances"):
-        read_save(source, model, optimizer_for(model, ANSWER), objective, settings)
+        load_training(source, model, optimizer_for(model, ANSWER), objective, settings)
 
 
 def rewritten(path, checksum=True, **fields):
@@ -440,7 +433,7 @@ def rewritten(path, checksum=True, **fields):
     data = json.loads((path / "training.json").read_text("utf-8")) | fields
     del data["crc32"]
     if checksum:
-        data["crc32"] = room._own_checksum(data)
+        data["crc32"] = checkpoints._own_checksum(data)
     else:
         del data["files"]
     (path / "training.json").write_text(json.dumps(data), encoding="utf-8")
@@ -457,7 +450,7 @@ def source(samples, tmp_path_factory):
     model, processor, folder = tiny_model("2.6"), tiny_processor("2.6"), tmp_path_factory.mktemp("source")
     optimizer = optimizer_for(model, ANSWER)
     list(train(model, processor, replace(ANSWER, steps=3), samples=samples.__getitem__, optimizer=optimizer))
-    path = write_save(folder, 3, model, processor, optimizer, settings={"a": 1}, notes={"b": 2}, held_out=0.5)
+    path = save_training(folder, Header(3, 0.5, {"a": 1}, {"b": 2}), model, processor, optimizer)
     return path, state_of(model, optimizer)
 
 
@@ -474,7 +467,7 @@ def attempt(source, tmp_path):
         optimizer = optimizer_for(model, ANSWER)
         before = state_of(model, optimizer)
         try:
-            return read_save(path, model, optimizer, settings={"a": 1}), state_of(model, optimizer)
+            return load_training(path, model, optimizer, settings={"a": 1}), state_of(model, optimizer)
         except ValueError:
             assert all(same_weights(*pair) for pair in zip(before, state_of(model, optimizer)))
             raise
@@ -591,7 +584,7 @@ def test_the_save_before_a_damaged_one_is_taken(samples, whole, tmp_path):
     assert lines[3].startswith("mine: goes on after step 4, from ")
     assert same_weights(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
     assert (tmp_path / "saves/step-000006.damaged").is_dir()
-    for path in saves_in(tmp_path / "saves"):
+    for path in training_checkpoints(tmp_path / "saves"):
         (path / "model.safetensors").unlink()
     names = sorted(path.name for path in (tmp_path / "saves").iterdir())
     with pytest.raises(Damaged, match=r"step-000006 is damaged: there is no file .*if you remove it"):
@@ -604,11 +597,11 @@ def test_a_best_save_that_is_damaged_is_passed_over(source, tmp_path):
     for step, held_out in ((1, 3.0), (2, 1.0), (3, 2.0)):
         shutil.copytree(source[0], tmp_path / f"step-00000{step}")
         rewritten(tmp_path / f"step-00000{step}", step=step, held_out=held_out)
-    assert best_in(tmp_path).name == "step-000002"
+    assert best_checkpoint(tmp_path).name == "step-000002"
     (tmp_path / "step-000002" / "tokenizer.json").write_text("{}")
-    assert best_in(tmp_path, said.append).name == "step-000003"
+    assert best_checkpoint(tmp_path, said.append).name == "step-000003"
     (tmp_path / "step-000003" / "training.json").write_text("{}")
-    assert best_in(tmp_path, said.append).name == "step-000001"
+    assert best_checkpoint(tmp_path, said.append).name == "step-000001"
     assert "'tokenizer.json' is not what was written" in said[0] and "lacks held_out" in said[1] and len(said) == 3
 
 
@@ -617,7 +610,7 @@ def test_what_was_read_does_not_hang_on_the_file(source, tmp_path):
     path = shutil.copytree(source[0], tmp_path / "step-000003")
     model = tiny_model("2.6", seed=1)
     optimizer = optimizer_for(model, ANSWER)
-    read_save(path, model, optimizer, settings={"a": 1})
+    load_training(path, model, optimizer, settings={"a": 1})
     for name in ("model.safetensors", "training.safetensors"):
         with open(path / name, "r+b") as file:
             file.write(bytes([7]) * (path / name).stat().st_size)
@@ -637,13 +630,15 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
         ({"settings": [1]}, ValueError, "settings must be a dict"),
         ({"keep": 1.5}, TypeError, "keep must be an integer"),
     ):
+        given = {"keep": options.pop("keep", 2)}
         with pytest.raises(error, match=words):
-            write_save(tmp_path, **({"step": 1} | options), model=model, processor=processor, optimizer=optimizer)
+            save_training(tmp_path, Header(**({"step": 1} | options)), model, processor, optimizer, **given)
     model.resampler.query.data[0, 0] = torch.nan
     with pytest.raises(
-        FloatingPointError, match=r"resampler\.query is not finite, so step 1 is not saved; there is no"
+        FloatingPointError,
+        match=r"resampler\.query is not finite, so step 1 is not saved; there is no training ch",
     ):
-        write_save(tmp_path, 1, model, processor, optimizer)
+        save_training(tmp_path, Header(1), model, processor, optimizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -681,9 +676,9 @@ def test_files_get_the_users_umask(tmp_path):
         folder.chmod(0o1777)
         before = os.umask(mask)
         try:
-            path = write_save(folder / "saves", 1, model, processor, optimizer_for(model, ANSWER))
+            path = save_training(folder / "saves", Header(1), model, processor, optimizer_for(model, ANSWER))
             modes = {file.stat().st_mode & 0o777 for file in path.iterdir()} | {path.stat().st_mode & 0o666}
-            finish(folder, model, processor, folder / "saves")
+            finish(folder, model, processor)
             modes |= {file.stat().st_mode & 0o777 for file in folder.iterdir()}
         finally:
             os.umask(before)
@@ -752,7 +747,7 @@ def test_a_crash_while_grading_loses_nothing(two_stages, tmp_path, monkeypatch):
 def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
     want, _ = quick_run(tmp_path / "whole")
 
-    def interrupted(*args, real=trainer.draw_samples):
+    def interrupted(*args, real=plain_loop.draw_samples):
         sample, (stage, _, split, _), asked = real(*args), args, []
 
         def drawn(number):
@@ -764,14 +759,14 @@ def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
         return drawn
 
     with monkeypatch.context() as context:
-        context.setattr(trainer, "draw_samples", interrupted)
+        context.setattr(plain_loop, "draw_samples", interrupted)
         with pytest.raises(Stopped, match="stopped after step 1; "):
             quick_run(tmp_path / "cut")
     model, lines = quick_run(tmp_path / "cut")
     assert lines[0].startswith("stage-1: done before") and lines[2].startswith("sft-1: goes on after step 1")
     assert same_weights(weights(model), weights(want)) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
     with monkeypatch.context() as context:  # the stage once more, and interrupted: it does not count as done
-        context.setattr(trainer, "draw_samples", interrupted)
+        context.setattr(plain_loop, "draw_samples", interrupted)
         with pytest.raises(Stopped):
             quick_run(tmp_path / "cut", only="sft-1")
     with pytest.raises(ValueError, match="seed was 0 and is 1"):
@@ -781,7 +776,7 @@ def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
 def test_a_second_run_in_one_folder_is_refused(two_stages, tmp_path):
     with trainer.alone_in(tmp_path), pytest.raises(OSError, match=f"another training writes to {tmp_path}"):
         quick_run(tmp_path)
-    with trainer.alone_in(tmp_path), trainer.alone_in(tmp_path, World(1, 2)):  # one training of two processes
+    with trainer.alone_in(tmp_path), trainer.alone_in(tmp_path, Processes(1, 2)):  # one training of two processes
         assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
     assert not list(tmp_path.iterdir())
 
@@ -789,7 +784,7 @@ def test_a_second_run_in_one_folder_is_refused(two_stages, tmp_path):
 def test_the_command_says_how_to_go_on(two_stages, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PROFILES, "fast", SHORT)
 
-    def interrupted(*args, real=trainer.draw_samples):
+    def interrupted(*args, real=plain_loop.draw_samples):
         sample, split, asked = real(*args), args[2], []
 
         def drawn(number):
@@ -801,7 +796,7 @@ def test_the_command_says_how_to_go_on(two_stages, tmp_path, monkeypatch, capsys
         return drawn
 
     with monkeypatch.context() as context:
-        context.setattr(trainer, "draw_samples", interrupted)
+        context.setattr(plain_loop, "draw_samples", interrupted)
         # One sample in a step: a second signal would be obeyed at once.
         context.setattr(trainer, "scaled", lambda stage, profile: replace(stage, steps=2, batch=1))
         assert main(["train", "--out", str(tmp_path), "--threads", "1"]) == 143

@@ -24,8 +24,8 @@ from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.scale import shards as shards_module
 from minicpmv_ref.scale.records import Record, read_records
-from minicpmv_ref.scale.run import train_steps as train
 from minicpmv_ref.scale.shards import INDEX, open_shards, write_shards
+from minicpmv_ref.scale.steps import train_steps as train
 
 FROZEN = "bfbc82308fd429df007a9af57510cd4f63cfef60a6609b3f229a0b342e3b2a5f"
 GOLDEN = [24, 26, 25, 29, 28, 27, 22, 23, 21, 20, 5, 6]

@@ -42,8 +42,8 @@ def learns():
 
 @exercise
 def rate():
-    from minicpmv_ref.learn.train import rate_at
+    from minicpmv_ref.learn.train import lr_scale_at
 
     for steps in (100, 600, 1200):
         for step in (0, 1, 2, 3, steps // 4, steps // 2, steps - 1):
-            yield Case((step, steps), rate_at(step, steps), tolerance=1e-6)
+            yield Case((step, steps), lr_scale_at(step, steps), tolerance=1e-6)

@@ -195,10 +195,10 @@ def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) 
     """
     from minicpmv_ref.config import nano
     from minicpmv_ref.learn.stages import stage_named
-    from minicpmv_ref.learn.train import rate_at
+    from minicpmv_ref.learn.train import lr_scale_at
 
     canvas, stage, paper, ours = Canvas(), stage_named(name), PAPER_STAGES[name], whose == "ours"
-    now = rate_at(round(percent / 100 * stage.steps), stage.steps)
+    now = lr_scale_at(round(percent / 100 * stage.steps), stage.steps)
     side, views = _resolution(stage, paper, ours, nano)
     canvas.facts = {
         "parts": _roles(stage, paper, ours),
@@ -284,10 +284,10 @@ def _draw_resolution(canvas, side, views, full):
 
 def _draw_curves(axes, stage, percent, losses):
     """The learning rate and, if there is one, the loss, over the steps of a stage."""
-    from minicpmv_ref.learn.train import rate_at
+    from minicpmv_ref.learn.train import lr_scale_at
 
     canvas, steps = axes.canvas, [round(p / 100 * stage.steps) for p in range(101)]
-    schedule = [(step, rate_at(step, stage.steps)) for step in steps]
+    schedule = [(step, lr_scale_at(step, stage.steps)) for step in steps]
     canvas.facts |= {"schedule": schedule, "losses": list(losses)}
     canvas.text(330, 232, "learning rate", 14, ORANGE, bold=True)
     axes.line([(p, rate) for p, (_, rate) in enumerate(schedule)], ORANGE)

@@ -68,7 +68,7 @@ class Stages(Panel):
 
     def describe(self, stage, whose, percent):
         from minicpmv_ref.learn.stages import stage_named
-        from minicpmv_ref.learn.train import rate_at
+        from minicpmv_ref.learn.train import lr_scale_at
 
         ours = stage_named(stage)
         learns = ours.learning_rates if whose == "ours" else draw.PAPER_STAGES[stage].learns
@@ -82,6 +82,6 @@ class Stages(Panel):
         verb = "learn" if len(learns) > 1 else "learns"
         words = f"{stage}: {draw.MEANINGS[stage]}. {who} {names} {verb}, {share:.1%} of all parameters"
         if whose == "ours":
-            now = rate_at(round(percent / 100 * ours.steps), ours.steps)
+            now = lr_scale_at(round(percent / 100 * ours.steps), ours.steps)
             words += f"; after {percent} percent of the steps at {now:.2f} times the highest rate"
         return words + "."

@@ -1,17 +1,17 @@
-"""Saves: all that a training needs to go on as if nothing had happened, in a folder that is whole or not there.
+"""Training checkpoints: all that a training needs to resume as if nothing had happened.
 
     saves/step-000120/
         config.json, model.safetensors, tokenizer.json, ...   a checkpoint like any other: ask it, or train from it
                                                               (of LoRA the adapter alone: `load_lora` onto the base)
         training.safetensors                                  state of the optimizer and of the random numbers
-        training.json                                         step, held-out loss, what is trained on what, checksums
+        training.json                                         the Header, and checksums
 
-A save is written under a temporary name and renamed when all of it is on the disk, and it is renamed again before it
-is removed. Whenever a process dies, each folder step-* is whole, and what is not goes with the next save.
-Disks err, too. So training.json has a checksum of every file and one of itself, and they are compared before anything
-is believed. They are CRC-32: three times as fast as SHA-256 (2.2 GB/s against 0.7), and any damage within 32 bits is
-found for sure, any other but for one in 2^32. A forger could write any checksum.
-Left out: shards of one model on several machines, and saves that are written while the training goes on.
+A training checkpoint is written under a temporary name, flushed to the disk, and then renamed. Before it is removed, it
+is renamed again. So whenever a process dies, each folder step-* is complete; the next write removes what is not.
+Disks fail, too. So training.json has a checksum of every file and one of itself, and all are compared before anything
+is loaded. They are CRC-32: three times as fast as SHA-256 (2.2 GB/s against 0.7), and any damage within 32 bits is
+found for sure, any other but for one in 2^32. They do not protect against a forger.
+Left out: shards of one model on several machines, and writing while the training goes on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -37,29 +35,57 @@ from ..inputs.files import flush, plain_file, read_json, replacing
 from ..model import MiniCPMV
 from ..processor import Processor
 
-STATE, NOTES = "training.safetensors", "training.json"
+FOLDER = "saves"  # of a training's checkpoints, in the folder that it writes to
+STATE, HEADER = "training.safetensors", "training.json"
 DRAFT = ".checkpoint.part"  # the folder in which a final checkpoint is made
-KEEP = 2  # saves; and the one with the lowest held-out loss
+KEEP = 2  # training checkpoints; and the one with the lowest held-out loss
 
 
 class Damaged(ValueError, OSError):
-    """A save whose files are not those that were written: one is missing, changed, or says what cannot be.
+    """A training checkpoint whose files are not those that were written: one is missing, changed, or makes no sense.
 
     Args:
-        path: of the save.
+        path: of the training checkpoint.
         reason: what is wrong.
     """
 
     def __init__(self, path: Path, reason: object):
-        super().__init__(f"{path} is damaged: {reason}; if you remove it, the save before it counts")
+        super().__init__(f"{path} is damaged: {reason}; if you remove it, the training checkpoint before it counts")
         self.reason = str(reason)
 
 
-def saves_in(folder: str | os.PathLike) -> list[Path]:
-    """List the saves of a folder, the oldest first; a folder that is not there has none.
+@dataclass(frozen=True)
+class Header:
+    """What training.json says.
+
+    Args:
+        step: how many steps are done.
+        held_out: the loss that decides which training checkpoint is the best; None if nothing was measured.
+        settings: what has to be the same for a training that resumes, as JSON can say it.
+        notes: anything else that you want to read again, as JSON can say it.
+
+    Raises:
+        TypeError, ValueError: a step below 0; a loss that is not finite; settings or notes that JSON cannot say.
+    """
+
+    step: int
+    held_out: float | None = None
+    settings: dict = field(default_factory=dict)
+    notes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_int("step", self.step, least=0)
+        if self.held_out is not None:
+            check_number("held_out", self.held_out)
+        for name in ("settings", "notes"):  # as JSON gives them back: tuples become lists
+            object.__setattr__(self, name, _as_json(name, getattr(self, name)))
+
+
+def training_checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """List the training checkpoints of a folder, the oldest first; a folder that is not there has none.
 
     Example:
-        >>> saves_in("no/such/folder")
+        >>> training_checkpoints("no/such/folder")
         []
     """
     return sorted((path for path in Path(folder).glob("step-*") if _step_of(path) and path.is_dir()), key=_order)
@@ -74,20 +100,20 @@ def _order(path: Path) -> tuple[int, str]:
     return int(_step_of(path)), path.name
 
 
-def best_in(folder: str | os.PathLike, report: Callable[[str], object] | None = None) -> Path | None:
-    """Find the save with the lowest held-out loss, and compare its checksums.
+def best_checkpoint(folder: str | os.PathLike, report: Callable[[str], object] | None = None) -> Path | None:
+    """Find the training checkpoint with the lowest held-out loss, and compare its checksums.
 
     Args:
-        folder: of the saves.
-        report: takes one line for each damaged save that is passed over.
+        folder: of the training checkpoints.
+        report: takes one line for each damaged one, which is skipped.
 
     Returns:
-        Its path; None if no save knows its own loss.
+        Its path; None if none knows its own loss.
     """
     report = report or (lambda line: None)
     for path in _by_loss(folder, report):
         try:
-            _check_files(path, _notes(path))
+            _check_files(path, _header(path))
         except Damaged as error:
             report(str(error))
         else:
@@ -96,48 +122,41 @@ def best_in(folder: str | os.PathLike, report: Callable[[str], object] | None = 
 
 
 def _by_loss(folder: str | os.PathLike, report=lambda line: None) -> list[Path]:
-    """The saves that know their held-out loss, the lowest first; those with damaged notes are left out."""
+    """The training checkpoints that know their held-out loss, the lowest first; without those with a damaged header."""
     losses = {}
-    for path in saves_in(folder):
+    for path in training_checkpoints(folder):
         try:
-            losses[path] = _notes(path)["held_out"]
+            losses[path] = _header(path)["held_out"]
         except Damaged as error:
             report(str(error))
     return sorted((path for path in losses if losses[path] is not None), key=losses.get)
 
 
-def write_save(
+def save_training(
     folder: str | os.PathLike,
-    step: int,
+    header: Header,
     model: MiniCPMV,
     processor: Processor,
     optimizer: torch.optim.Optimizer,
     objective=None,
-    *,
-    settings: dict | None = None,
-    notes: dict | None = None,
-    held_out: float | None = None,
     keep: int = KEEP,
 ) -> Path:
-    """Save a training between two steps, and remove older saves.
+    """Write a training checkpoint between two steps, and remove older ones.
 
     Args:
-        folder: of the saves of one training.
-        step: how many steps are done. If there is a save of this step already, nothing is written.
+        folder: of the checkpoints of one training.
+        header: its step says how many are done. If there is a checkpoint of this step already, nothing is written.
         model, processor, optimizer: what is trained, and by what.
         objective: the stage's, if it has weights of its own.
-        settings: what has to be the same for a training that goes on, as JSON can say it.
-        notes: anything else that you want to read again.
-        held_out: the loss that decides which save is the best.
         keep: so many of the newest stay, and the best.
 
     Returns:
-        The path of the save.
+        The path of the training checkpoint.
 
     Raises:
-        ValueError: keep is below 1, or step below 0; settings or notes that JSON cannot say; a loss that is not finite.
+        ValueError: keep is below 1.
         FloatingPointError: a weight or the state of the optimizer is not finite; nothing is written.
-        OSError: the disk is full, or the folder cannot be written. The saves before this one stay whole.
+        OSError: the disk is full, or the folder cannot be written. The checkpoints before this one stay complete.
 
     Example:
         >>> import tempfile
@@ -145,23 +164,21 @@ def write_save(
         >>> from minicpmv_ref.learn.train import optimizer_for
         >>> model, folder = start(), tempfile.mkdtemp()
         >>> optimizer = optimizer_for(model, stage_named("stage-1"))
-        >>> save = write_save(folder, 7, model, Processor.from_pretrained("nano"), optimizer, notes={"seconds": 1.5})
-        >>> read_save(save, model, optimizer)
+        >>> header = Header(step=7, notes={"seconds": 1.5})
+        >>> path = save_training(folder, header, model, Processor.from_pretrained("nano"), optimizer)
+        >>> load_training(path, model, optimizer)
         (7, {'seconds': 1.5})
     """
     if check_int("keep", keep, least=0) < 1:
-        raise ValueError(f"at least one save must be kept, got {keep=}")
-    step, folder = check_int("step", step, least=0), Path(folder)
-    held_out = None if held_out is None else check_number("held_out", held_out)
-    data = {"step": step, "held_out": held_out}
-    data |= {"settings": _plain("settings", settings), "notes": _plain("notes", notes)}
-    path = folder / f"step-{step:06d}"
+        raise ValueError(f"at least one training checkpoint must be kept, got {keep=}")
+    folder = Path(folder)
+    path = folder / f"step-{header.step:06d}"
     if path.is_dir():
         return path
     tensors, draft = _state(model, optimizer, objective), folder / f".{path.name}.part"
     for name, tensor in (*model.state_dict().items(), *tensors.items()):
         if not _finite(tensor):
-            raise FloatingPointError(f"{name} is not finite, so step {step} is not saved; {_last(folder)}")
+            raise FloatingPointError(f"{name} is not finite, so step {header.step} is not saved; {_newest(folder)}")
     try:
         _clear(folder)
         if model.has_adapters:
@@ -173,37 +190,37 @@ def write_save(
         processor.save_pretrained(draft)
         with replacing(draft / STATE) as (file,):
             save_file(tensors, file)
-        _seal(draft, data)
+        _seal(draft, asdict(header))
         os.replace(draft, path)
         flush(folder)
     except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
         shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"could not write the save {path}: {error}; {_last(folder)}") from error
+        raise OSError(f"could not write the training checkpoint {path}: {error}; {_newest(folder)}") from error
     best = _by_loss(folder)[:1]
-    for old in saves_in(folder)[:-keep]:
+    for old in training_checkpoints(folder)[:-keep]:
         if old not in best:
             _remove(old)
     return path
 
 
-def _plain(name: str, data: dict | None) -> dict:
+def _as_json(name: str, data: dict) -> dict:
     """Data as JSON will give it back, or an error before anything is written."""
     try:
-        return json.loads(json.dumps(check_type(name, data or {}, dict), allow_nan=False))
+        return json.loads(json.dumps(check_type(name, data, dict), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be a dict that JSON can say: {error}") from error
 
 
-def _last(folder: Path) -> str:
-    whole = saves_in(folder)
-    return f"the last whole save is {whole[-1]}" if whole else "there is no save before it"
+def _newest(folder: Path) -> str:
+    found = training_checkpoints(folder)
+    return f"the newest training checkpoint is {found[-1]}" if found else "there is no training checkpoint before it"
 
 
 def _seal(draft: Path, data: dict) -> None:
-    """Write the notes with the checksums of all other files, and wait until everything is on the disk."""
+    """Write the header with the checksums of all other files, and wait until everything is on the disk."""
     data = data | {"files": {part.name: _checksum(part) for part in sorted(draft.iterdir()) if part.is_file()}}
     data["crc32"] = _own_checksum(data)
-    (draft / NOTES).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (draft / HEADER).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     # A new name may reach the disk before the bytes do, and then the power fails.
     for part in (*draft.iterdir(), draft):
         flush(part)
@@ -226,40 +243,40 @@ def _finite(tensor: torch.Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def read_save(
+def load_training(
     path: str | os.PathLike,
     model: MiniCPMV,
     optimizer: torch.optim.Optimizer,
     objective=None,
     settings: dict | None = None,
 ) -> tuple[int, dict]:
-    """Go back to where a save was written: weights, state of the optimizer, random numbers.
+    """Load a training checkpoint: weights, state of the optimizer, random numbers.
 
-    After an error nothing is changed. Saves from before there were checksums are read without.
+    After an error nothing is changed. Those of older versions, without checksums, are read, too.
 
     Args:
-        path: of the save.
+        path: of the training checkpoint.
         model, optimizer, objective: as they were made when the training began; changed in place.
-        settings: have to be those of the save.
+        settings: have to be those that were saved.
 
     Returns:
         (steps that are done, the notes).
 
     Raises:
         Damaged: a file is missing or changed, or says what cannot be; a ValueError and an OSError in one.
-        ValueError: other settings, or a save of another model or optimizer.
+        ValueError: other settings, or a checkpoint of another model or optimizer.
         OSError: a file cannot be read.
     """
     path = Path(path)
-    data = _notes(path)
-    changed = _differences(data["settings"], _plain("settings", settings))
+    data = _header(path)
+    changed = _differences(data["settings"], _as_json("settings", settings or {}))
     if changed:
         raise ValueError(
             f"{path} belongs to another training: {'; '.join(changed)}. Go on with what was, or write somewhere else"
         )
     _check_files(path, data)
     if STATE not in data.get("files", [STATE]):
-        raise Damaged(path, f"{NOTES} does not name {STATE}")
+        raise Damaged(path, f"{HEADER} does not name {STATE}")
     adapters = model.has_adapters
     if adapters:
         from .lora import WEIGHTS as ADAPTER
@@ -277,7 +294,7 @@ def read_save(
         random.set_state(tensors["random/cpu"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise Damaged(path, f"{STATE} holds no state of the random numbers: {error}") from error
-    # All is well: from here on, things change.
+    # All is checked: from here on, things change.
     restore_lora(model, path) if adapters else model.load_state_dict(weights)
     for parameter, tensor in own.items():
         parameter.data.copy_(tensor)
@@ -333,7 +350,7 @@ def _optimizer_state(path: Path, tensors: dict, names: dict, optimizer) -> tuple
 
 
 def _tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of one file of a save. They may stay mapped to it: copy what you keep."""
+    """The tensors of one file. They may stay mapped to it: copy what you keep."""
     try:
         tensors = load_file(plain_file(path / name))
     except (SafetensorError, FileNotFoundError, IsADirectoryError) as error:
@@ -348,51 +365,51 @@ def finish(
     folder: str | os.PathLike,
     model: MiniCPMV,
     processor: Processor,
-    saves: Path,
     best: bool = False,
     notes: dict | None = None,
 ) -> None:
-    """Write the checkpoint that a training ends with, then remove its saves.
+    """Write the checkpoint that a training ends with, then remove its training checkpoints.
 
     All files are complete and on the disk before the first gets its name, and the weights get theirs last. A process
-    that dies leaves no model.safetensors and all of the saves, or the whole checkpoint: see `ended`.
+    that dies leaves no model.safetensors and all training checkpoints, or the complete checkpoint: see `finished`.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the checkpoint; the training checkpoints are in its folder `FOLDER`.
         model, processor: what was trained.
-        saves: the folder of the saves.
-        best: True keeps the save with the lowest held-out loss.
-        notes: what `ended` will tell, as JSON can say it; None leaves no notes.
+        best: True keeps the training checkpoint with the lowest held-out loss.
+        notes: what `finished` will return, as JSON can say it; None leaves no notes.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written. The saves are still there.
+        OSError: the disk is full, or the folder cannot be written. The training checkpoints are still there.
     """
-    folder, kept = Path(folder), best_in(saves) if best else None
-    draft, last = folder / DRAFT, saves_in(saves)[-1:]
+    folder = Path(folder)
+    kept = best_checkpoint(folder / FOLDER) if best else None
+    draft, last = folder / DRAFT, training_checkpoints(folder / FOLDER)[-1:]
     shutil.rmtree(draft, ignore_errors=True)
     try:
         processor.save_pretrained(draft)
         model.save_pretrained(draft)
         if notes is not None and last:
-            _seal(draft, _notes(last[0]) | {"notes": _plain("notes", notes)})
+            _seal(draft, _header(last[0]) | {"notes": _as_json("notes", notes)})
         for part in (*draft.iterdir(), draft):
             flush(part)
         (folder / WEIGHTS).unlink(missing_ok=True)  # those of an earlier training do not belong to what comes now
         for part in sorted(draft.iterdir(), key=lambda part: part.name == WEIGHTS):
             os.replace(part, folder / part.name)
         flush(folder)
-    except Exception as error:  # as in write_save
+    except Exception as error:  # as in save_training
         shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"could not write {folder}: {error}; the end of the training is saved in {saves}") from error
-    clear_end(folder, saves, but=kept)
+        where = f"the end of the training is saved in {folder / FOLDER}"
+        raise OSError(f"could not write {folder}: {error}; {where}") from error
+    clean_up(folder, but=kept)
 
 
-def ended(folder: str | os.PathLike, settings: dict | None) -> dict | None:
+def finished(folder: str | os.PathLike, settings: dict | None) -> dict | None:
     """Find out whether a training with these settings has ended here.
 
     Args:
         folder: of the checkpoint that `finish` wrote.
-        settings: as for `write_save`.
+        settings: as in the Header.
 
     Returns:
         The notes that `finish` got; None if the folder holds no checkpoint, or not one of `finish` with notes.
@@ -401,27 +418,27 @@ def ended(folder: str | os.PathLike, settings: dict | None) -> dict | None:
         ValueError: another training has ended here, or a file was changed since; the message says what is different.
     """
     folder = Path(folder)
-    if not ((folder / WEIGHTS).is_file() and (folder / NOTES).is_file()):
+    if not ((folder / WEIGHTS).is_file() and (folder / HEADER).is_file()):
         return None
     try:
-        data = _read_notes(folder)
+        data = _read_header(folder)
         _check_files(folder, data)
     except Damaged as error:
         raise ValueError(error.reason) from error
-    if changed := _differences(data["settings"], _plain("settings", settings)):
+    if changed := _differences(data["settings"], _as_json("settings", settings or {})):
         raise ValueError("; ".join(changed))
     return data["notes"]
 
 
-def clear_end(folder: Path, saves: Path, but: Path | None = None) -> None:
-    """Remove what a training that has ended in a folder needs no longer: what `finish` does last."""
+def clean_up(folder: Path, but: Path | None = None) -> None:
+    """Remove what a finished training no longer needs: all its training checkpoints `but` one."""
     shutil.rmtree(folder / DRAFT, ignore_errors=True)
-    remove_saves(saves, but)
+    remove_training_checkpoints(folder / FOLDER, but)
 
 
-def remove_saves(folder: str | os.PathLike, but: Path | None = None) -> None:
-    """Remove the saves of a training that has ended, all `but` one."""
-    for path in saves_in(folder):
+def remove_training_checkpoints(folder: str | os.PathLike, but: Path | None = None) -> None:
+    """Remove all training checkpoints of a folder `but` one."""
+    for path in training_checkpoints(folder):
         if path != but:
             _remove(path)
     _clear(Path(folder))
@@ -429,35 +446,32 @@ def remove_saves(folder: str | os.PathLike, but: Path | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _notes(path: Path) -> dict:
-    """What training.json of a save says, checked."""
-    data = _read_notes(path)
+def _header(path: Path) -> dict:
+    """What training.json of a training checkpoint says, checked."""
+    data = _read_header(path)
     if _step_of(path) and int(_step_of(path)) != data["step"]:
-        raise Damaged(path, f"{NOTES} says step {data['step']}")
+        raise Damaged(path, f"{HEADER} says step {data['step']}")
     return data
 
 
-def _read_notes(path: Path) -> dict:
+def _read_header(path: Path) -> dict:
+    known = {"step", "held_out", "settings", "notes"}
     try:
-        data = read_json(path / NOTES)
-        if missing := {"step", "held_out", "settings", "notes"} - data.keys():
-            raise ValueError(f"{path / NOTES} lacks {', '.join(sorted(missing))}")
-        if more := data.keys() - {"step", "held_out", "settings", "notes"}:  # none: written before there were checksums
+        data = read_json(path / HEADER)
+        if missing := known - data.keys():
+            raise ValueError(f"{path / HEADER} lacks {', '.join(sorted(missing))}")
+        if more := data.keys() - known:  # none: written by a version without checksums
             if more != {"files", "crc32"} or data["crc32"] != _own_checksum(data):
-                raise ValueError(f"{path / NOTES} is not what was written: its checksum is another one")
+                raise ValueError(f"{path / HEADER} is not what was written: its checksum is another one")
             check_type("files", data["files"], dict)
-        check_int("step", data["step"], least=0)
-        if data["held_out"] is not None:
-            check_number("held_out", data["held_out"])
-        for name in ("settings", "notes"):
-            check_type(name, data[name], dict)
+        Header(**{name: data[name] for name in known})
     except (ValueError, FileNotFoundError, IsADirectoryError) as error:
         raise Damaged(path, error) from error
     return data
 
 
 def _check_files(path: Path, data: dict) -> None:
-    """Compare the checksums of a save, if it has some."""
+    """Compare the checksums, if there are some."""
     for name, checksum in data.get("files", {}).items():
         try:
             if Path(name).name != name or _checksum(plain_file(path / name)) != checksum:
@@ -467,19 +481,19 @@ def _check_files(path: Path, data: dict) -> None:
 
 
 def has_checksums(path: Path) -> bool:
-    """Saves from before there were checksums are believed, so whoever goes on from one should know."""
-    return "files" in _notes(path)
+    """Without checksums, as older versions wrote, damage is not noticed; the user should know."""
+    return "files" in _header(path)
 
 
 def set_aside(path: Path) -> Path:
-    """Give a damaged save another name, so that it no longer counts; its new path."""
+    """Rename a damaged training checkpoint, so that it no longer counts; its new path."""
     aside = path.with_name(f"{path.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)
 
 
 def _state(model: MiniCPMV, optimizer: torch.optim.Optimizer, objective) -> dict[str, torch.Tensor]:
-    """All that is not in the model: "exp_avg/NAME" and the like, "weight/NAME" of scaffolding, "random/cpu"."""
+    """All that is not in the model: "exp_avg/NAME" and so on, "weight/NAME" of the objective, "random/cpu"."""
     names = _names(model, objective)
     tensors = {"random/cpu": torch.get_rng_state()}
     if model.resampler.query.is_cuda:
@@ -511,62 +525,13 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def _remove(path: Path) -> None:
-    grave = path.with_name(f".{path.name}.part")
-    shutil.rmtree(grave, ignore_errors=True)
-    os.replace(path, grave)
-    shutil.rmtree(grave)
+    hidden = path.with_name(f".{path.name}.part")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a process that died has left behind."""
-    for left in folder.glob(".step-*.part"):
-        shutil.rmtree(left)
-
-
-# ---- Ctrl-C and SIGTERM
-
-
-class Stopped(KeyboardInterrupt):
-    """A training was asked to stop, and has saved itself.
-
-    Args:
-        number: of the signal: SIGINT (Ctrl-C) or SIGTERM.
-        step: steps that are done.
-        path: of the save.
-    """
-
-    def __init__(self, number: int, step: int, path: Path):
-        super().__init__(f"stopped after step {step}; everything is saved in {path}")
-        self.code = 128 + number  # the exit code that shells expect: 130 or 143
-
-
-@contextmanager
-def wait_for_step() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM instead of obeying, so that a step can end first. A second one is obeyed at once.
-
-    Yields:
-        A list that the numbers of caught signals are put into. Look at it between two steps.
-
-    Example:
-        >>> with wait_for_step() as caught:
-        ...     signal.raise_signal(signal.SIGINT)
-        ...     caught
-        [2]
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
-        yield caught
-        return
-
-    def catch(number, frame):
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, catch)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Remove incomplete folders of a process that died."""
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part)
