@@ -25,14 +25,24 @@ from minicpmv_ref.positions import sincos_2d
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def forgets_the_values(size, config):
-    llm, tokens = config.llm, plan_slices(size, config.slicing).visual_tokens(config.resampler.num_queries)
-    return 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width * tokens
+def vit_work(size, config, of_views):
+    v, views = config.vision, [rows * cols for rows, cols in plan_slices(size, config.slicing).patch_grids]
+    per_patch = 2 * v.layers * (4 * v.width**2 + 2 * v.width * v.mlp_width)
+    whole = round(size[0] / 14) * round(size[1] / 14)
+    return (per_patch * whole + 4 * v.layers * v.width * whole**2) / of_views(views, per_patch, 4 * v.layers * v.width)
 
 
-def counts_all_heads(size, config):
-    llm, tokens = config.llm, plan_slices(size, config.slicing).visual_tokens(config.resampler.num_queries)
-    return 4 * llm.num_hidden_layers * llm.num_attention_heads * llm.head_width * tokens
+def squares_the_sum(size, config):
+    return vit_work(size, config, lambda views, each, pair: each * sum(views) + pair * sum(views) ** 2)
+
+
+def forgets_the_overview_too(size, config):
+    return vit_work(size, config, lambda views, each, pair: sum(each * n + pair * n * n for n in views[1:] or views))
+
+
+def forgets_the_attention(size, config):
+    views = [rows * cols for rows, cols in plan_slices(size, config.slicing).patch_grids]
+    return round(size[0] / 14) * round(size[1] / 14) / sum(views)
 
 
 def forgets_the_overview(grid, num_queries):
@@ -68,8 +78,27 @@ def as_areas(width, height, budget):
             return size
 
 
-def transposed_afterwards(shape):
-    return best_grid((shape[0], shape[1]))[::-1]
+def equal_grids(port, sizes, what=lambda grid: grid):
+    return all(what(port((height, width, 3))) == what(best_grid((width, height))) for width, height in sizes)
+
+
+MANY_SIZES = [(width, height) for width in range(50, 3000, 97) for height in range(50, 3000, 89)]
+
+
+def looks_at_squares_only(port):
+    return equal_grids(port, [(side, side) for side in range(1, 2000)])
+
+
+def compares_numbers_of_slices(port):
+    return equal_grids(port, MANY_SIZES, lambda grid: grid and grid[0] * grid[1])
+
+
+def misses_the_last_bit(port):
+    return equal_grids(port, MANY_SIZES)
+
+
+def knows_one_size(port):
+    return equal_grids(port, [(1280, 720)])
 
 
 # lesson 02
@@ -84,12 +113,17 @@ def rounds_the_fraction(n, bucket):
 
 
 def may_look_back_only(lengths):
-    view = np.repeat(np.arange(len(lengths)), lengths)
-    return np.tril(view[:, None] == view[None, :])
+    view = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return torch.tril(view[:, None] == view[None, :])
 
 
 def one_square_for_all(lengths):
-    return np.ones((sum(lengths), sum(lengths)), dtype=bool)
+    return torch.ones(sum(lengths), sum(lengths), dtype=torch.bool)
+
+
+def adds_to_the_scores(lengths):  # a mask of floats is added to the scores: something else than attending or not
+    view = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return (view[:, None] == view[None, :]).float()
 
 
 def pads_to_the_longest_of_all(lengths, batch):
@@ -535,13 +569,13 @@ def has_128_steps(x):
 
 
 WRONG = {  # checker: wrong answers
-    "picture_bytes": [forgets_the_values, counts_all_heads],
+    "times_the_work": [squares_the_sum, forgets_the_overview_too, forgets_the_attention],
     "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
     "boxes": [column_by_column, left_top_width_height],
     "shrink": [halves, as_areas],
-    "fixed_port": [lambda shape: best_grid(shape[:2]), transposed_afterwards],
+    "is_right": [looks_at_squares_only, compares_numbers_of_slices, misses_the_last_bit, knows_one_size],
     "readers": [asks_with_the_end_of_the_patch, rounds_the_fraction],
-    "view_mask": [may_look_back_only, one_square_for_all],
+    "view_mask": [may_look_back_only, one_square_for_all, adds_to_the_scores],
     "padding": [pads_to_the_longest_of_all, averages_the_batches],
     "fixed_ids": [clamps_the_address, numbers_by_the_columns_of_the_view],
     "spread": [forgets_to_take_exp, mixes_two_bases, counts_what_is_above_zero, takes_the_log_of_zero],
@@ -576,6 +610,9 @@ WRONG = {  # checker: wrong answers
     "tokens_per_second": [reads_weights_only, gives_seconds],
     "to_int8": [divides_zero_by_zero, cuts_decimals, looks_for_the_largest_only, has_128_steps],
 }
+
+
+SAY_WHAT_THEY_TEST = ("00", "01")  # lessons whose checkers say it before the first try
 
 
 @dataclass
@@ -628,7 +665,10 @@ IDS = [f"{exercise.notebook}-{exercise.name}" for exercise in EXERCISES]
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
 def test_stub(exercise, capsys):
-    assert exercise.run(exercise.stub, capsys) == "not attempted yet"
+    said, *tested = exercise.run(exercise.stub, capsys).splitlines()
+    assert said == "not attempted yet"
+    if exercise.notebook[:2] in SAY_WHAT_THEY_TEST:
+        assert len(tested) == 1 and tested[0].startswith("tested: "), f"{exercise.checker} needs a docstring of a line"
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
@@ -648,6 +688,52 @@ def test_wrong_answers(exercise, capsys):
         assert re.search(r" (gave|has|raised) .*expected ", said), said
         assert said.endswith((".", "?"))
         assert len(said) < 300
+
+
+def other_types(value):
+    """The right value in wrong types, each with the words that the checker's sentence must have."""
+    if hasattr(value, "detach"):
+        yield value.tolist(), "gave a list, expected a torch tensor of shape"
+        yield value.numpy(), "gave a numpy array of shape"
+        yield value.to("meta"), "on meta, expected one on cpu"
+        yield (value.half(), "float16, expected float32") if value.is_floating_point() else (value.float(), "float32, ")
+    elif isinstance(value, bool):
+        yield int(value), f"gave {int(value)}, expected {value}"
+        yield torch.tensor(value), "as a plain value"
+    elif isinstance(value, int):
+        yield float(value), f"gave {float(value)}, expected {value}"
+        yield torch.tensor(value), "expected"
+    elif isinstance(value, float):
+        yield torch.tensor([value]), "as a plain value"
+        yield str(value), f"gave {str(value)!r}"
+    elif isinstance(value, str):
+        yield [value], "expected"
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(each, (int, float)) for each in value):
+        yield torch.tensor(value), f"gave a torch tensor of shape ({len(value)},), expected a {type(value).__name__}"
+        yield [str(each) for each in value], "expected"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_a_right_value_of_a_wrong_type_is_named(exercise, capsys):
+    """The solution's results in other types: no checker takes them, and its sentence says what is wrong."""
+    namespace = {"__name__": "lesson"}
+    exec(exercise.imports + "\n" + exercise.solution, namespace)
+    solve, planted = namespace[exercise.name], []
+
+    def first_result(*args):
+        planted.extend(planted or other_types(solve(*args)))
+        raise NotImplementedError
+
+    getattr(check, exercise.checker)(first_result)
+    for number, (_, words) in enumerate(planted):
+
+        def answer(*args, number=number):
+            wrong = list(other_types(solve(*args)))
+            return wrong[number][0] if number < len(wrong) else solve(*args)
+
+        capsys.readouterr()
+        getattr(check, exercise.checker)(answer)
+        assert words in capsys.readouterr().out
 
 
 def test_every_checker_is_used():
@@ -687,6 +773,19 @@ def double(number):
         (double, Case((torch.tensor(1.5),), 3.0), "double(tensor(1.5000)) gave tensor(3.), expected 3.0 as a plain "
          "value; `.item()` makes one."),
         (double, Case((np.float32(1.5),), 3.0), "correct"),
+        (double, Case((torch.ones(2),), torch.full((2,), 2.0, dtype=torch.float64)), "correct"),
+        (double, Case((np.ones(2),), torch.full((2,), 2.0)), "double([1, 1]) gave a numpy array of shape (2,), "
+         "expected a torch tensor of shape (2,)."),
+        (double, Case(([1],), torch.ones(2)), "double([1]) gave a list, expected a torch tensor of shape (2,)."),
+        (double, Case((torch.ones(2).half(),), torch.full((2,), 2.0)), "double([1, 1]) gave numbers of dtype float16, "
+         "expected float32."),
+        (double, Case((torch.ones(2, device="meta"),), torch.full((2,), 2.0)), "double(an array of shape (2,)) gave a "
+         "tensor on meta, expected one on cpu."),
+        (double, Case((torch.ones(1),), [2.0]), "double([1]) gave a torch tensor of shape (1,), expected a list; "
+         "`.tolist()` makes a list."),
+        (double, Case((1.0,), 2), "double(1.0) gave 2.0, expected 2."),
+        (double, Case((double,), 2), "double(double) raised TypeError: unsupported operand type(s) for *: 'int' and "
+         "'function'; expected 2."),
         (double, Case((torch.tensor([[0.12345], [2.0]]) > 1,), 1), "double([[False], [True]]) gave [[0], [2]], "
          "expected 1 as a plain value; `.item()` makes one."),
     ],
@@ -719,7 +818,9 @@ def test_tensors_are_compared_like_arrays():
         ([1, (2, 3)], (1, [2, 3]), True),
         ((1, 2), (1, 2, 3), False),
         (0.1 + 0.2, 0.3, True),
-        (64.0, 64, True),
+        (64.0, 64, False),
+        (np.int64(64), 64, True),
+        (64, 64.0, True),
         (True, 1, False),
         (None, None, True),
         ("a", "a", True),

@@ -4,8 +4,9 @@
     correct
     fit_side(35) gave 42, expected 28.
 
-A checker is a function that lists cases; `@exercise` makes the rest. The expected values come from the package,
-so a checker cannot disagree with what the lesson teaches.
+A checker is a function that lists cases; `@exercise` makes the rest. Its docstring says what is tested, and is shown
+until the first try. The expected values come from the package, so a checker cannot disagree with what the lesson
+teaches. Besides the value it looks at the type: a list is no tensor, float16 no float32, 64.0 no count.
 """
 
 import copy
@@ -42,7 +43,10 @@ def exercise(cases: Callable):
 
     @wraps(cases)
     def checker(answer) -> None:
-        print(verdict(answer, cases()))  # noqa: T201 (to print is all that a checker does)
+        said = verdict(answer, cases())
+        if said == "not attempted yet" and cases.__doc__:
+            said += f"\ntested: {cases.__doc__}"
+        print(said)  # noqa: T201 (to print is all that a checker does)
 
     EXERCISES[cases.__name__] = checker
     return checker
@@ -78,12 +82,23 @@ def _problem(got, case: Case) -> str | None:
         return _array_problem(got, case)
     if _is_array(got) and isinstance(case.want, numbers.Number) and not isinstance(got, numbers.Number):
         return f"gave {show(got)}, expected {show(case.want)} as a plain value; `.item()` makes one."
+    if _is_array(got) and isinstance(case.want, (list, tuple)):
+        return f"gave {_kind(got)}, expected a {type(case.want).__name__}; `.tolist()` makes a list."
     return None if same(got, case.want, case.tolerance) else f"gave {show(got)}, expected {show(case.want)}."
 
 
 def _array_problem(got, case: Case) -> str | None:
+    if isinstance(got, (list, tuple)):
+        return f"gave a {type(got).__name__}, expected {_kind(case.want)}."
     if not _is_array(got):
         return f"gave {show(got)}, expected {show(case.want)}."
+    if hasattr(case.want, "detach"):
+        if not hasattr(got, "detach"):
+            return f"gave {_kind(got)}, expected {_kind(case.want)}."
+        if got.device != case.want.device:
+            return f"gave a tensor on {got.device}, expected one on {case.want.device}."
+    if not _suits(_dtype(got), _dtype(case.want)):
+        return f"gave numbers of dtype {_dtype(got)}, expected {_dtype(case.want)}."
     got, want = _to_numpy(got), _to_numpy(case.want)
     if got.shape != want.shape:
         return f"gave shape {got.shape}, expected shape {want.shape}."
@@ -96,8 +111,24 @@ def _array_problem(got, case: Case) -> str | None:
     return f"has {len(wrong)} of {want.size} numbers wrong, {first}."
 
 
+def _kind(array) -> str:
+    return f"a {'torch tensor' if hasattr(array, 'detach') else 'numpy array'} of shape {tuple(array.shape)}"
+
+
+def _dtype(array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _suits(got: str, want: str) -> bool:
+    """Whether numbers of one dtype may stand for those of another: any two integers, and float32 and float64."""
+    kinds = [
+        "integer" if "int" in name else "float" if name in ("float32", "float64") else name for name in (got, want)
+    ]
+    return kinds[0] == kinds[1]
+
+
 def same(got, want, tolerance=None) -> bool:
-    """Equal, where lists equal tuples and floats may differ in the last digits."""
+    """Equal, where lists equal tuples and floats may differ in the last digits. A float is no integer."""
     if isinstance(want, (list, tuple)):
         return (
             isinstance(got, (list, tuple))
@@ -111,22 +142,26 @@ def same(got, want, tolerance=None) -> bool:
     if isinstance(want, bool) or isinstance(got, bool):
         return isinstance(got, bool) and isinstance(want, bool) and got == want
     if isinstance(want, numbers.Number) and isinstance(got, numbers.Number):
+        if isinstance(want, numbers.Integral) and not isinstance(got, numbers.Integral):
+            return False
         if tolerance is None:
-            return got == want or math.isclose(got, want, rel_tol=1e-9)
-        return abs(got - want) <= tolerance
+            return bool(got == want or math.isclose(got, want, rel_tol=1e-9))
+        return bool(abs(got - want) <= tolerance)
     return type(got) is type(want) and got == want
 
 
 def show(value) -> str:
     """A value in one short piece of text."""
     if _is_array(value) and value.shape:
-        small = 0 < math.prod(value.shape) <= SMALL
+        small = 0 < math.prod(value.shape) <= SMALL and str(getattr(value, "device", "")) != "meta"
         return _listed(value.tolist()) if small else f"an array of shape {tuple(value.shape)}"
     if hasattr(value, "size") and hasattr(value, "mode") and not _is_array(value):  # a PIL image
         return f"a {value.size[0]}x{value.size[1]} image"
     for name, preset in PRESETS.items():
         if value is preset:
             return name
+    if callable(value) and hasattr(value, "__name__"):
+        return value.__name__
     if type(value) is tuple:
         text = ", ".join(map(show, value)).join("()") if len(value) > 1 else repr(value)
     else:
