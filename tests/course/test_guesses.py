@@ -23,7 +23,6 @@ TRUTH = re.compile(r"[█░]+  (\S+)$", re.MULTILINE)
 ALLOWED = {  # (lesson, answer): why it may stand above
     ("01", 6): "one of the three numbers that the question offers",
     ("01", 3): "one of the two numbers that the question offers",
-    ("02", 56): "computed in the source: `70 * 4 // 5`",
     ("02", 13): "a count of grids, and the place of a border in a list",
     ("02", 6): "the end of the range that the question offers",
     ("02", 2): "an exponent",
