@@ -6,6 +6,7 @@ below.
 """
 
 import ast
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -223,14 +224,16 @@ def keeps_the_opening_marker(bounds, most):
 # lesson 05
 
 
-def forgets_that_numbers_have_two_bytes(config, budget):
-    llm = config.llm
-    return budget // (2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width)
+def takes_the_length_where_they_are_equal(light, heavy):
+    return -(-(heavy[0] - light[0]) // (light[1] - heavy[1])) if light[1] > heavy[1] else None
 
 
-def divides_without_rounding(config, budget):
-    llm = config.llm
-    return budget / (4 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_width)
+def forgets_that_lines_may_never_cross(light, heavy):
+    return (heavy[0] - light[0]) // (light[1] - heavy[1]) + 1
+
+
+def gives_the_crossing_as_a_float(light, heavy):
+    return (heavy[0] - light[0]) / (light[1] - heavy[1]) if light[1] > heavy[1] else None
 
 
 def forgets_the_float16_numbers(weights, level, small, small_bits, floats):
@@ -241,12 +244,18 @@ def takes_small_numbers_per_weight(weights, level, small, small_bits, floats):
     return level + small_bits + 16 * floats / weights
 
 
-def adds_everything(eyes, language, seen, read, cache):
-    return eyes + language + max(seen, read + cache)
+def counts_what_is_just_freed(lives):
+    held = {step: sum(size for born, freed, size in lives if born <= step <= freed) for step, _, _ in lives}
+    return max(sorted(held), key=held.get, default=0), max(held.values(), default=0)
 
 
-def forgets_the_cache(eyes, language, seen, read, cache):
-    return max(eyes + seen, language + read)
+def adds_all_sizes(lives):
+    return max((born for born, _, _ in lives), default=0), sum(size for _, _, size in lives)
+
+
+def takes_the_last_of_equal_steps(lives):
+    held = {step: sum(size for born, freed, size in lives if born <= step < freed) for step, _, _ in lives}
+    return max(sorted(held, reverse=True), key=held.get, default=0), max(held.values(), default=0)
 
 
 def counts_the_parameters_only(config, memory):
@@ -297,6 +306,28 @@ def drops_the_last_label(samples):
 
 def drops_the_first_of_the_row_only(samples):
     return [-100, *[label for labels in samples for label in labels][1:]]
+
+
+def weighs_all_tokens_alike(labels, borders):
+    places = [t for t, label in enumerate(labels) if label != -100 and t not in borders]
+    return [1 / len(places) if t in places else 0.0 for t in range(len(labels))]
+
+
+def weights_by_sample(labels, borders, first, count):
+    weights = [0.0] * len(labels)
+    samples = [[t for t in range(a + first, b) if labels[t] != -100] for a, b in itertools.pairwise(borders)]
+    for places in samples:
+        for t in places:
+            weights[t] = 1 / len(places) / count(samples)
+    return weights
+
+
+def supervises_first_tokens(labels, borders):
+    return weights_by_sample(labels, borders, 0, lambda samples: sum(map(bool, samples)))
+
+
+def counts_samples_without_a_loss(labels, borders):
+    return weights_by_sample(labels, borders, 1, len)
 
 
 def waits_for_a_fall(positions):
@@ -589,12 +620,17 @@ WRONG = {  # checker: wrong answers
     "image_tokens": [forgets_the_markers, newline_after_every_row],
     "fixed_layout": [keeps_the_last_newline, as_in_2_5],
     "safe_length": [forgets_the_closing_marker, keeps_the_opening_marker],
-    "cache_tokens": [forgets_that_numbers_have_two_bytes, divides_without_rounding],
+    "overtakes": [
+        takes_the_length_where_they_are_equal,
+        forgets_that_lines_may_never_cross,
+        gives_the_crossing_as_a_float,
+    ],
     "block_bits": [forgets_the_float16_numbers, takes_small_numbers_per_weight],
-    "peak_in_turns": [adds_everything, forgets_the_cache],
+    "fullest": [counts_what_is_just_freed, adds_all_sizes, takes_the_last_of_equal_steps],
     "largest_batch": [counts_the_parameters_only, takes_the_first_that_does_not_fit],
     "in_order": [cuts_into_pictures, never_cuts, wants_more_than_it_needs],
     "packed_labels": [only_joins, drops_the_last_label, drops_the_first_of_the_row_only],
+    "token_weights": [weighs_all_tokens_alike, supervises_first_tokens, counts_samples_without_a_loss],
     "samples_of": [waits_for_a_fall, forgets_the_last_sample],
     "bits_per_weight": [forgets_the_second_float, forgets_the_lows],
     "best_line": [fits_unweighted, weighs_twice, allows_a_low_above_zero, clips_the_low_only],
@@ -616,7 +652,7 @@ WRONG = {  # checker: wrong answers
 }
 
 
-SAY_WHAT_THEY_TEST = ("00", "01", "02")  # lessons whose checkers say it before the first try
+SAY_WHAT_THEY_TEST = ("00", "01", "02", "05", "06")  # lessons whose checkers say it before the first try
 
 
 @dataclass

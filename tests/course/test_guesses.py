@@ -29,7 +29,6 @@ ALLOWED = {  # (lesson, answer): why it may stand above
     ("03", 1): "the end of the range that the question offers",
     ("03", 23): "the end of the range that the question offers",
     ("04", 38): "a position in another prompt",
-    ("06", 0): "an index",
     ("07b", 2): "a number in a name",
     ("07b", 1): "an index",
     ("07b", 16): "records of a shard, from which the answer follows",

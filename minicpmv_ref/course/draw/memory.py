@@ -147,7 +147,7 @@ def _formulas(preset, need, given):
     if given["training"]:
         each = f"weights, gradients and AdamW’s two: 4 x {size} B a parameter"
         yield f"{each} = {in_bytes(need.weights + need.gradients + need.optimizer)}"
-        kept = "each layer's input, and one layer" if given["checkpointing"] else "all that the way back needs"
+        kept = "each layer's input, and one layer" if given["checkpointing"] else "all that the backward pass needs"
         yield f"the LLM keeps {kept}: {in_bytes(need.activations)} for {given['batch']} x {given['tokens']:,} tokens"
     else:
         heads = f"{llm.num_hidden_layers} layers x {llm.num_key_value_heads} heads x {llm.head_width}"
