@@ -9,6 +9,7 @@ from .cases import Case, exercise
 
 @exercise
 def spread():
+    """six lists, also with a weight of 0; a float, right to 0.0001."""
     cases = [[1.0], [0.5, 0.5], [0.25] * 4, [0.5, 0.25, 0.25], [0.5, 0.5, 0.0], [0.7, 0.1, 0.1, 0.1]]
     for weights in cases:
         entropy = -sum(w * math.log(w) for w in weights if w > 0)
@@ -17,6 +18,7 @@ def spread():
 
 @exercise
 def masked_weights():
+    """batches of one, two and three rows; a torch tensor of dtype float32, right to 0.000001."""
     import torch
 
     for lengths in ([3], [4, 2], [1, 5, 3]):
@@ -29,6 +31,7 @@ def masked_weights():
 
 @exercise
 def resampler_parameters():
+    """2.6, 2.5 and 2.0; the int must be equal."""
     for cfg in (v2_6.resampler, v2_5.resampler, v2_0.resampler):
         e, c, q = cfg.width, cfg.kv_width, cfg.num_queries
         parts = [q * e, e * c, 3 * (e * e + e), e * e + e, 3 * 2 * e, e * e]
@@ -36,8 +39,19 @@ def resampler_parameters():
 
 
 @exercise
-def fixed_positions():
-    from minicpmv_ref.positions import sincos_2d
+def hides():
+    """nine views, square or not, white, mirrored or random; True or False."""
+    import torch
 
-    for dim, rows, cols in [(4, 1, 1), (8, 3, 3), (8, 2, 3), (64, 28, 37), (32, 4, 227)]:
-        yield Case((dim, rows, cols), sincos_2d(dim, rows, cols), tolerance=1e-4)
+    noise = torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(0))
+    mirror, other_mirror = noise + noise.transpose(0, 1), noise + noise.transpose(0, 1).flip(0, 1)
+    nearly = mirror.clone()
+    nearly[0, 3, 2] += 1  # one channel of one patch
+    views = [(torch.ones(3, 5, 3), True), (mirror, True), (noise, False), (noise[:3], False), (other_mirror, False)]
+    views += [
+        (nearly, False),
+        (noise[:1, :1], True),
+        (torch.ones(4, 4, 3), True),
+        (torch.arange(12.0).reshape(1, 4, 3), False),
+    ]
+    yield from (Case(view, hidden) for *view, hidden in views)
