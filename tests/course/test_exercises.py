@@ -609,6 +609,77 @@ def has_128_steps(x):
     return [round(v / scale) if scale else 0 for v in x], scale
 
 
+# lesson 13
+
+
+def rounds_groups_down(seconds):
+    frames = min(3 * seconds, 540)
+    return 64 * (frames // -(-frames // 180))
+
+
+def samples_without_a_limit(seconds):
+    each = min(3, -(-3 * seconds // 180))
+    return 64 * -(-3 * seconds // each)
+
+
+def always_packs_three(seconds):
+    return 64 * -(-min(3 * seconds, 540) // 3)
+
+
+def forgets_the_scores(scores, constants):
+    parts = [math.exp(c) for c in constants]
+    return [part / sum(parts) for part in parts]
+
+
+def averages_the_scores(scores, constants):
+    parts = [math.exp(sum(frame) / len(frame) + c) for frame, c in zip(scores, constants)]
+    return [part / sum(parts) for part in parts]
+
+
+def takes_exp_of_large_numbers(scores, constants):
+    parts = [sum(math.exp(s + c) for s in frame) for frame, c in zip(scores, constants)]
+    return [part / sum(parts) for part in parts]
+
+
+def patch_by_patch(keys):
+    return keys.reshape(-1, keys.shape[-1])
+
+
+def channel_by_channel(keys):
+    return keys.permute(1, 2, 0).reshape(-1, keys.shape[-1])
+
+
+def keeps_three_axes(keys):
+    return keys.transpose(0, 1)
+
+
+def takes_four_in_a_row(rows, cols):
+    return [list(range(n, n + 4)) for n in range(0, rows * cols, 4)]
+
+
+def swaps_rows_and_columns(rows, cols):
+    corners = [c * rows + r for r in range(0, rows, 2) for c in range(0, cols, 2)]
+    return [[n, n + 1, n + rows, n + rows + 1] for n in corners]
+
+
+def walks_down_the_columns(rows, cols):
+    corners = [r * cols + c for c in range(0, cols, 2) for r in range(0, rows, 2)]
+    return [[n, n + 1, n + cols, n + cols + 1] for n in corners]
+
+
+def steps(columns_first=False, markers=2, always_overview=False):
+    def picture_steps(grid, tile, overview):
+        in_a_row, (rows, cols) = overview[0] * overview[1] + markers, overview
+        if grid:
+            in_a_row += grid[0] * grid[1] * (tile[0] * tile[1] + markers) + (grid[1] - 1) * (markers > 0)
+        if grid and not always_overview:
+            down, across = grid if columns_first else grid[::-1]
+            rows, cols = tile[0] * down, tile[1] * across
+        return in_a_row, max(rows, cols) + 1
+
+    return picture_steps
+
+
 WRONG = {  # checker: wrong answers
     "times_the_work": [squares_the_sum, forgets_the_overview_too, forgets_the_attention],
     "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
@@ -654,6 +725,11 @@ WRONG = {  # checker: wrong answers
     "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
     "way_to_load": [adds_both_working_memories, looks_at_weights_only, always_takes_turns],
     "tokens_per_second": [reads_weights_only, gives_seconds],
+    "clip_tokens": [rounds_groups_down, samples_without_a_limit, always_packs_three],
+    "frame_shares": [forgets_the_scores, averages_the_scores, takes_exp_of_large_numbers],
+    "fixed_rows": [patch_by_patch, channel_by_channel, keeps_three_axes],
+    "windows": [takes_four_in_a_row, swaps_rows_and_columns, walks_down_the_columns],
+    "picture_steps": [steps(columns_first=True), steps(markers=0), steps(always_overview=True)],
     "to_int8": [divides_zero_by_zero, cuts_decimals, looks_for_the_largest_only, has_128_steps],
 }
 
