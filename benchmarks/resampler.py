@@ -29,8 +29,9 @@ from _timing import paired, speedup
 
 from experiments._fair import assert_same_output
 from minicpmv_ref.config import ResamplerConfig
+from minicpmv_ref.deploy.fold import fold
 from minicpmv_ref.positions import sincos_2d
-from minicpmv_ref.resampler import Resampler, fold
+from minicpmv_ref.resampler import Resampler
 
 V2_5 = ResamplerConfig(num_queries=96, width=4096, kv_width=1152, version="2.5")
 V2_6 = ResamplerConfig(num_queries=64, width=3584, kv_width=1152)

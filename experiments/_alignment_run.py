@@ -85,8 +85,8 @@ def align(
     figures: dict = {"config": asdict(config), "base": fingerprint(root), "policy": fingerprint(model), "rounds": []}
     figures["before"] = before or measure_model(model, processor, held_out, config)
     report(f"before: {short(figures['before'])} ({on(config)})")
-    tensors = model._own_tensors()
-    original = {name: tensor.clone() for name, tensor in root._own_tensors().items()}
+    tensors = model.own_tensors()
+    original = {name: tensor.clone() for name, tensor in root.own_tensors().items()}
     share = replace(config, pictures=config.pictures // config.rounds, steps=config.steps // config.rounds)
     for number in range(config.rounds):
         figures["rounds"].append(_round(model, processor, share, judge, report, answers, held_out, number))
@@ -170,7 +170,7 @@ def apply_changes(model: MiniCPMV, folder: str | os.PathLike) -> None:
     base = read_json(folder / REPORT).get("base")
     if base != fingerprint(model):
         raise ValueError(f"{folder} changes the model {shown(base)}, and this one is {fingerprint(model)}")
-    own = model._own_tensors()
+    own = model.own_tensors()
     plain_file(folder / WEIGHTS)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:

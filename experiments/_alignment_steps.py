@@ -113,7 +113,7 @@ def fingerprint(model: MiniCPMV) -> str:
     """Name a model by its weights: 16 hexadecimal digits."""
     check_type("model", model, MiniCPMV)
     state = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model._own_tensors().items()):
+    for name, tensor in sorted(model.own_tensors().items()):
         state.update(name.encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return state.hexdigest()

@@ -169,10 +169,7 @@ _PARTS = {"vision": VisionConfig, "resampler": ResamplerConfig, "llm": LLMConfig
 
 @dataclass(frozen=True)
 class MiniCPMVConfig:
-    """The whole model: eyes (`vision`), the bottleneck (`resampler`), the mouth (`llm`), and the scissors (`slicing`).
-
-    `version` chooses text layout and chat template: "2.0", "2.5" or "2.6".
-    """
+    """The whole model. `version` chooses text layout and chat template: "2.0", "2.5" or "2.6"."""
 
     version: str
     vision: VisionConfig

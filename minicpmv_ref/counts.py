@@ -1,7 +1,6 @@
 """Parameters, FLOPs and bytes of a model, from its config alone: no weights, no torch. Each formula stands here once.
 
 Left out: norms, activations and rotary positions in FLOPs (as usual), the allocator's waste in bytes.
-N patches of all views, T tokens, Q queries, D width, F width of the MLP, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,13 +18,7 @@ PARTS = ("vpm", "resampler", "llm")
 
 
 def parameters(config: MiniCPMVConfig) -> dict[str, int]:
-    """Count the parameters of each part.
-
-    Args:
-        config: a MiniCPMVConfig.
-
-    Returns:
-        {"vpm": ..., "resampler": ..., "llm": ...}; an LM head that is tied to the embeddings counts once.
+    """Count the parameters of each part, {"vpm": ..., "resampler": ..., "llm": ...}; a tied LM head counts once.
 
     Raises:
         TypeError: no MiniCPMVConfig.
@@ -46,13 +39,6 @@ def trainable_parameters(config: MiniCPMVConfig) -> dict[str, int]:
     """As `parameters`, without those that never learn: 2.0's positions of the queries."""
     counts, r = parameters(config), config.resampler
     return counts | {"resampler": counts["resampler"] - r.num_queries * r.width * (r.version == "2.0")}
-
-
-def largest_tensor(config: MiniCPMVConfig) -> int:
-    """Numbers in the largest parameter."""
-    v, e, c = config.vision, config.resampler.width, config.llm
-    vision = max(v.table_side**2 * v.width, v.width * v.mlp_width)
-    return max(vision, 3 * e * e, c.hidden_size * max(c.vocab_size, c.intermediate_size))
 
 
 def _vision_parameters(v: VisionConfig) -> int:
@@ -97,14 +83,7 @@ class Workload(NamedTuple):
 
 
 def flops(config: MiniCPMVConfig, workload: Workload, learning: Collection[str] = PARTS) -> int:
-    """Count the FLOPs of one training step, or of a forward pass: the sum of `flops_by_part`.
-
-    Example:
-        >>> from minicpmv_ref import nano
-        >>> workload = Workload(tokens=100, supervised=10, token_pairs=10_000)
-        >>> flops(nano, workload) / flops(nano, workload, learning=())  # forward, and twice as much backward
-        3.0
-    """
+    """Count the FLOPs of one training step, or of a forward pass: the sum of `flops_by_part`."""
     return sum(flops_by_part(config, workload, learning).values())
 
 
@@ -178,12 +157,6 @@ def flops_by_part(config: MiniCPMVConfig, workload: Workload, learning: Collecti
 def kv_cache_numbers(llm: LLMConfig) -> int:
     """Count the numbers that the KV cache holds for one token: a key and a value of each key-value head of each layer.
 
-    Args:
-        llm: an LLMConfig.
-
-    Returns:
-        Numbers; times 2 in bytes if the cache is in 16 bits.
-
     Raises:
         TypeError: no LLMConfig.
 
@@ -214,43 +187,6 @@ def planned_state_bytes(config: MiniCPMVConfig, learning: Collection[str], size:
     trainable = sum(counts[part] for part in learning)
     weights = sum(parameters(config).values()) * size
     return {"weights": weights, "gradients": trainable * size, "optimizer": trainable * (12 if mixed else 2 * size)}
-
-
-def vision_working_bytes(config: MiniCPMVConfig, size: int) -> int:
-    """Bytes of a view in the fullest moment of the ViT and the resampler, without gradients."""
-    v, e = config.vision, config.resampler.width
-    pixels = 3 * v.patch_size**2 * (1 if size == 4 else 2)  # as patches; below float32 the converted views as well
-    attention = pixels + 9 * v.width  # x, its norm, q, k, v, the positions, and the result in three forms
-    mlp = pixels + 5 * v.width + 2 * v.mlp_width  # a CPU computes the MLP in chunks and needs less
-    resampler = v.width + 4 * e  # features; x, positions, keys, values
-    return square_patches(config) * max(attention, mlp, resampler) * size
-
-
-def llm_working_bytes(c: LLMConfig, size: int) -> int:
-    """Bytes of a token in the fullest moment of a layer of the LLM, without gradients and cache."""
-    kv = c.num_key_value_heads * c.head_width
-    mlp = 4 * c.hidden_size + 3 * c.intermediate_size  # the prompt, x, x + attention, its norm; gate, up, product
-    attention = 8 * c.hidden_size + 2 * kv  # the prompt, x, its norm, q and its four forms before rotary; k, v
-    return (max(mlp, attention) + 2 * c.head_width) * size  # and one cosine and sine for all heads and layers
-
-
-def vision_kept_bytes(config: MiniCPMVConfig, size: int) -> int:
-    """Bytes of a view that are kept for the backward pass. Every product keeps its input, every norm, too."""
-    v, r = config.vision, config.resampler
-    # two sums, two norms, q, k, v, attention in two forms; the MLP before and after its activation
-    layer = 9 * v.width + 2 * v.mlp_width
-    patch = 3 * v.patch_size**2 + v.layers * layer + 2 * v.width + 5 * r.width
-    query = 6 * r.width
-    return (square_patches(config) * patch + r.num_queries * query) * size
-
-
-def llm_kept_bytes(c: LLMConfig, size: int) -> tuple[int, int]:
-    """Bytes of a token that are kept for the backward pass, in one layer of the LLM and in its head."""
-    d, kv = c.hidden_size, c.num_key_value_heads * c.head_width
-    norm = 2 * d * size + 4 * d  # normalized, times gain; and x in float32: x itself, or a copy
-    layer = (2 * d + 2 * kv + 4 * c.intermediate_size) * size + 2 * norm  # q, attention, k, v; the MLP's four
-    head = norm + c.vocab_size * (size + 4 + 4)  # logits; their log-softmax and its gradient in float32
-    return layer, head
 
 
 def square_patches(config: MiniCPMVConfig) -> int:

@@ -21,8 +21,7 @@ class Linear(nn.Linear):
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of exactly this kind and its forward() all that a call of it runs.
 
-    Only then may its weights be used without a call, as faster ways do: what wraps a layer (LoRA, a quantized layer,
-    hooks) would be bypassed.
+    Only then may its weights be used without a call: wrappers (LoRA, a quantized layer, hooks) would be bypassed.
 
     Example:
         >>> is_plain(nn.Linear(2, 2), nn.Linear), is_plain(Linear(2, 2), nn.Linear)
@@ -35,8 +34,6 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight.T + bias, as F.linear; for float32 inference on a CPU it goes through oneDNN.
-
-    Left alone, torch multiplies float32 with MKL, which takes twice as long as oneDNN on processors of AMD.
 
     Example:
         >>> linear(torch.ones(200, 3), torch.ones(2, 3)).sum()

@@ -1,15 +1,14 @@
 """The whole model: slices go through the ViT and the resampler, land in the slots of the text, and the LLM answers.
 
 Left out: the LLM itself. It is a `transformers` causal LM built from our numbers; we own the glue: where visual tokens
-enter, positions, masks, the loss, generation over embeddings, streaming.
+enter, positions, masks, the loss, generation over embeddings. `decoding.py` chooses tokens and writes text.
 S samples, T tokens, B views of all samples, Q visual tokens of a view, D width of the LLM, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,12 +17,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .config import LLMConfig, MiniCPMVConfig
+from .config import MiniCPMVConfig
+from .decoding import SEEDS, check_sampling, decode_answer, decode_stream, next_token  # noqa: F401 (decode_answer is public here)
 from .inputs.checkpoint import read_tensors, write_checkpoint
-from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_number, check_type, shown
+from .inputs.checks import check_int, check_list, check_type, shown
 from .inputs.published import BUNDLED, find_folder, read_config
+from .llm import build_llm
 from .processor import Batch, Processor, check_slots
-from .prompt import GROUNDING
 from .resampler import Resampler
 from .slicing import SlicePlan
 from .vision import VisionTransformer
@@ -36,10 +36,7 @@ class Output:
 
 
 class MiniCPMV(nn.Module):
-    """MiniCPM-V: `vpm` (the ViT), `resampler`, `llm`. Weights are random until a checkpoint is loaded.
-
-    Args:
-        config: a MiniCPMVConfig, for example one of the presets.
+    """MiniCPM-V of a MiniCPMVConfig: `vpm` (the ViT), `resampler`, `llm`. Weights are random until one is loaded.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -77,17 +74,12 @@ class MiniCPMV(nn.Module):
         """
         folder = find_folder(path)
         config = read_config(folder)
-        with torch.device("meta"):  # names and shapes first; no memory is taken until the files are read
-            model = cls(config)
-        shapes = {name: tensor.shape for name, tensor in model._own_tensors().items()}
-        tensors = read_tensors(folder, config, shapes)
+        model = cls.without_memory(config)  # names and shapes first
+        tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in model.own_tensors().items()})
         if config.llm.tie_word_embeddings:
             tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"]
         model.load_state_dict(tensors, strict=True, assign=True)
         model.llm.tie_weights()
-        # Frequencies of the rotary positions are no parameters: build them anew, outside the meta device.
-        rotary = model.llm.model.rotary_emb
-        model.llm.model.rotary_emb = type(rotary)(config=model.llm.config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name != "resampler.pos_embed")  # 2.0's is frozen
         if folder.parent == BUNDLED:  # small models, for machines that may not know bfloat16
@@ -95,19 +87,28 @@ class MiniCPMV(nn.Module):
         return model.eval()
 
     @classmethod
+    def without_memory(cls, config: MiniCPMVConfig) -> MiniCPMV:
+        """Build a model on the meta device: names and shapes only, until `load_state_dict(..., assign=True)`."""
+        with torch.device("meta"):
+            model = cls(config)
+        # The frequencies of the rotary positions are no parameters, so no checkpoint brings them: compute them here.
+        rotary = model.llm.model.rotary_emb
+        model.llm.model.rotary_emb = type(rotary)(config=model.llm.config)
+        return model
+
+    @classmethod
     def seeded(cls, config: MiniCPMVConfig, seed: int = 0) -> MiniCPMV:
         """Build a model with random weights that are the same every time.
 
         Raises:
-            TypeError: not a MiniCPMVConfig, or a seed that is no integer.
-            ValueError: a seed that is too large for 64 bits.
+            TypeError, ValueError: not a MiniCPMVConfig, or a seed that is no integer of 64 bits.
 
         Example:
             >>> from minicpmv_ref import nano
             >>> bool((MiniCPMV.seeded(nano).resampler.query == MiniCPMV.seeded(nano).resampler.query).all())
             True
         """
-        seed = check_int("seed", seed, *_SEEDS)
+        seed = check_int("seed", seed, *SEEDS)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
             return cls(config).eval()
@@ -121,14 +122,15 @@ class MiniCPMV(nn.Module):
         """
         if self.has_adapters:
             raise ValueError("the model has adapters: save them with save_lora, or merge_lora before you save it whole")
-        write_checkpoint(path, self.config, self._own_tensors())
+        write_checkpoint(path, self.config, self.own_tensors())
 
     @property
     def has_adapters(self) -> bool:
         """Whether LoRA adapters are in place; they say by themselves what learns, and have files of their own."""
         return hasattr(self, "peft_config")
 
-    def _own_tensors(self) -> dict[str, torch.Tensor]:
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that a checkpoint holds: `state_dict` without a tied lm_head."""
         tensors = self.state_dict()
         if self.config.llm.tie_word_embeddings:
             del tensors["llm.lm_head.weight"]
@@ -146,9 +148,8 @@ class MiniCPMV(nn.Module):
             this list is one prompt's.
 
         Raises:
-            TypeError: no list of tensors, or no list of pairs of integers.
-            ValueError: a view that does not have the size its grid says, or more views than grids; pixels that are
-                integers.
+            TypeError, ValueError: no tensors of floats, no pairs of integers, more views than grids, or a view that
+                does not have the size its grid says.
         """
         images = check_list("images", images, torch.Tensor)
         patch_grids = check_list("patch_grids", patch_grids, tuple, list, what="a pair (rows, cols)")
@@ -185,9 +186,8 @@ class MiniCPMV(nn.Module):
             Tensor (S, T, D), the input of `llm`.
 
         Raises:
-            TypeError: not a Batch, or `visual` is no tensor.
-            ValueError: slots and visual tokens that do not match; names the image and both counts. Or tokens that the
-                model does not have.
+            TypeError, ValueError: not a Batch of this model, `visual` is no such tensor, or slots and visual tokens
+                do not match (names the image and both counts).
         """
         self._check_batch(batch)
         for bounds, plans in zip(batch.image_bounds, batch.plans):
@@ -269,9 +269,7 @@ class MiniCPMV(nn.Module):
             are none). Labels are shifted here.
 
         Raises:
-            TypeError: not a Batch.
-            ValueError: slots and visual tokens that do not match; tokens or labels that the model does not have; logits
-                that are not finite.
+            TypeError, ValueError: as `embed`; labels that the model does not have; logits that are not finite.
         """
         self._check_batch(batch)
         packed = batch.attention_mask is None  # then the positions say where a sample begins
@@ -300,15 +298,13 @@ class MiniCPMV(nn.Module):
                 top_k 100, repetition_penalty 1.05. There is no beam search.
 
         Returns:
-            LongTensor (S, n): new tokens only, the stop token included, `batch.pad_id` behind it.
+            LongTensor (S, n): new tokens only, the stop token included, `batch.pad_id` after it.
 
         Raises:
-            TypeError: not a Batch, or a setting of a wrong type.
-            ValueError: slots and visual tokens that do not match, no room for an answer, an impossible setting, logits
-                that are not finite.
+            TypeError, ValueError: as `embed`; no position left for an answer, an impossible setting, logits that are
+                not finite.
         """
-        steps = list(self.stream(batch, max_new_tokens, **sampling))
-        return torch.stack(steps, dim=1)
+        return torch.stack(list(self.stream(batch, max_new_tokens, **sampling)), dim=1)
 
     def stream(
         self,
@@ -325,13 +321,12 @@ class MiniCPMV(nn.Module):
         """Generate token by token, with a KV cache.
 
         Args:
-            batch, max_new_tokens: as in `generate`.
+            batch, max_new_tokens, visual: as in `generate` and `embed`.
             temperature: 0 takes the likeliest token (greedy); 0.0001 or more samples.
             top_k: sample from the k likeliest tokens only.
             top_p: sample from the likeliest tokens whose probabilities sum to at least p.
             repetition_penalty: above 1 makes tokens that the answer already has less likely; 0.001 to 1000.
             seed: of the sampling.
-            visual: as in `embed`.
 
         Returns:
             An iterator of LongTensors (S,): the next token of every sample; `batch.pad_id` for those that have stopped.
@@ -339,17 +334,17 @@ class MiniCPMV(nn.Module):
         Raises:
             TypeError, ValueError: as `generate`.
         """
-        _check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+        check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
         self._check_batch(batch)
         _check_shapes(batch, "attention_mask", "position_ids", "labels")
         check_int("batch.pad_id", batch.pad_id, 0, self.config.llm.vocab_size - 1)
         check_list("batch.stop_ids", batch.stop_ids, int)
-        room = self.config.llm.max_position_embeddings - batch.input_ids.shape[1]
-        if room < 1:
+        free = self.config.llm.max_position_embeddings - batch.input_ids.shape[1]
+        if free < 1:
             raise ValueError(f"the prompt fills all {self.config.llm.max_position_embeddings} positions of the model")
         # A generator would raise only at its first token, so the checks stand outside of it.
         return self._steps(
-            batch, min(max_new_tokens, room), temperature, top_k, top_p, repetition_penalty, seed, visual
+            batch, min(max_new_tokens, free), temperature, top_k, top_p, repetition_penalty, seed, visual
         )
 
     @torch.no_grad()
@@ -373,14 +368,7 @@ class MiniCPMV(nn.Module):
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
             _check_finite(logits, running, f"token {number + 1} of the answer")
-            if repetition_penalty != 1:
-                damped = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-                logits = torch.where(seen, damped, logits)
-            if temperature == 0:
-                token = logits.argmax(dim=-1)
-            else:  # large logits may overflow here; two infinite ones would have no probabilities
-                scores = (logits / temperature).clamp(_SMALLEST, _LARGEST)
-                token = _sample(scores, top_k, top_p, generator)
+            token = next_token(logits, seen, temperature, top_k, top_p, repetition_penalty, generator)
             token = torch.where(running, token, batch.pad_id)
             yield token
             seen[torch.arange(len(token)), token] = True
@@ -430,82 +418,6 @@ class MiniCPMV(nn.Module):
         return pieces if stream else "".join(pieces)
 
 
-def decode_answer(tokens: Iterable[int], tokenizer, stop_ids: Iterable[int] = ()) -> str:
-    """Decode the tokens of one answer to the text that is shown.
-
-    Args:
-        tokens, tokenizer, stop_ids: as for `decode_stream`.
-
-    Returns:
-        The text: all pieces of `decode_stream`.
-
-    Raises:
-        TypeError, ValueError: as `decode_stream`.
-
-    Example:
-        >>> tokenizer = Processor.from_pretrained("nano").tokenizer
-        >>> decode_answer(tokenizer("<box>1 2 3 4</box><|im_end|>")["input_ids"], tokenizer)
-        '<box>1 2 3 4</box>'
-
-    Source: _decode_text in modeling_minicpmv.py of MiniCPM-V 2.6, which cuts off the stop token and keeps the marks.
-    """
-    return "".join(decode_stream(tokens, tokenizer, stop_ids))
-
-
-def decode_stream(tokens: Iterable[int], tokenizer, stop_ids: Iterable[int] = ()) -> Iterator[str]:
-    """Decode token ids to text piece by piece, never splitting a character.
-
-    Marks of places (`<ref>`, `<box>`, `<quad>`, `<point>` and their ends) are part of an answer. All other special
-    tokens, those that end it and padding among them, are not shown.
-
-    Args:
-        tokens: an iterable of ids.
-        tokenizer: the tokenizer.
-        stop_ids: ids that end the answer.
-
-    Returns:
-        An iterator of pieces of text; joined, they are the decoded answer.
-
-    Raises:
-        TypeError: tokens or stop_ids that are no integers, a tokenizer that is none.
-        ValueError: negative ids.
-    """
-    if not (hasattr(tokenizer, "decode") and hasattr(tokenizer, "added_tokens_decoder")):
-        raise WrongType(f"tokenizer must be one of transformers, got {type(tokenizer).__name__}: {shown(tokenizer)}")
-    stops = {check_int("stop_ids", token, 0) for token in _iterable("stop_ids", stop_ids)}
-    return _pieces(_iterable("tokens", tokens), tokenizer, stops)
-
-
-def _iterable(name: str, value) -> Iterator:
-    try:
-        return iter(value)
-    except TypeError:
-        what = f"got {type(value).__name__}: {shown(value)}"
-        raise WrongType(f"{name} must be token ids, one after the other, {what}") from None
-
-
-def _pieces(tokens: Iterator[int], tokenizer, stops: set[int]) -> Iterator[str]:
-    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    hidden = {number for number, content in special.items() if content not in GROUNDING}
-    # Only tokens that still wait are decoded, or an answer would take quadratic time. Those of the piece before them
-    # are decoded as well: what a token looks like may depend on its neighbor (some drop the first space of a text).
-    before, waiting, left_out = [], [], 0
-    for token in tokens:
-        token = check_int("tokens", token, 0, 2**32 - 1)
-        if token in stops:
-            break
-        if token in hidden:
-            continue
-        waiting.append(token)
-        piece = tokenizer.decode(before + waiting)[left_out:]
-        if not piece.endswith("\ufffd"):  # a character of several tokens is shown once it is whole
-            yield piece
-            before, waiting = waiting, []
-            left_out = len(tokenizer.decode(before))
-    if waiting:
-        yield tokenizer.decode(before + waiting)[left_out:]
-
-
 def _check_shapes(batch: Batch, *names: str) -> None:
     """Compare other tensors of a batch with its ids."""
     for name in names:
@@ -518,10 +430,8 @@ def _check_shapes(batch: Batch, *names: str) -> None:
 
 
 def _check_finite(logits: torch.Tensor, asked: torch.Tensor | None, where: str) -> None:
-    """Refuse logits (..., V) that are not numbers, for the samples or tokens that are `asked`, a mask (...) or all.
-
-    A NaN or +inf anywhere is the largest; a token with -inf is merely impossible, unless all are.
-    """
+    """Refuse logits (..., V) that are not numbers, for the samples or tokens that are `asked`, a mask (...) or all."""
+    # A NaN or +inf anywhere is the largest; a token with -inf is merely impossible, unless all are.
     bad = ~logits.detach().amax(dim=-1).isfinite()
     bad = bad if asked is None else bad & asked
     if bad.any():
@@ -530,73 +440,3 @@ def _check_finite(logits: torch.Tensor, asked: torch.Tensor | None, where: str) 
             f"{where}: the logits of sample {sample} are not finite numbers. A weight or a picture holds a NaN or an "
             "infinity, or the model's numbers are too large for its dtype (float16 ends at 65,504; try bfloat16)"
         )
-
-
-_SMALLEST, _LARGEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
-_SEEDS = -(2**63), 2**64 - 1  # the smallest and the largest that torch takes
-
-
-def _check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed) -> None:
-    check_int("max_new_tokens", max_new_tokens, -math.inf, math.inf)
-    if top_k is not None:
-        check_int("top_k", top_k, -math.inf, math.inf)
-    if max_new_tokens < 1 or (top_k is not None and top_k < 1):
-        raise ValueError(f"max_new_tokens and top_k must be at least 1, got {shown(max_new_tokens)} and {shown(top_k)}")
-    if check_number("temperature", temperature, least=0):
-        check_number("temperature", temperature, least=LIMITS["temperature"])
-    check_number("top_p", top_p, above=0, most=1)
-    most = LIMITS["repetition_penalty"]
-    check_number("repetition_penalty", repetition_penalty, 1 / most, most)
-    check_int("seed", seed, *_SEEDS)
-
-
-def _sample(logits: torch.Tensor, top_k: int | None, top_p: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw one token of each row of (S, V) logits."""
-    if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities  # mass of all likelier tokens
-    before[:, 0] = -1  # the likeliest stays, however small top_p is
-    probabilities = probabilities.masked_fill(before >= top_p, 0)
-    return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]
-
-
-def build_llm(cfg: LLMConfig) -> nn.Module:
-    """Build the `transformers` causal LM of a config, with random weights.
-
-    MiniCPM-2.4B of 2.0 is a Granite by another name: both multiply embeddings, residuals and logits by constants.
-
-    Returns:
-        A LlamaForCausalLM, Qwen2ForCausalLM or GraniteForCausalLM.
-    """
-    from transformers import (
-        GraniteConfig,
-        GraniteForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
-
-    config_class, model_class = {
-        "granite": (GraniteConfig, GraniteForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }[cfg.family]
-    names = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
-        "max_position_embeddings tie_word_embeddings"
-    ).split()
-    numbers = {name: getattr(cfg, name) for name in names}
-    # JSON may say 1 where transformers insists on 1.0.
-    numbers |= {name: float(getattr(cfg, name)) for name in ("rms_norm_eps", "initializer_range")}
-    if cfg.family == "granite":
-        numbers |= dict(
-            embedding_multiplier=cfg.embedding_multiplier,
-            residual_multiplier=cfg.residual_multiplier,
-            logits_scaling=cfg.logits_divisor,
-            attention_multiplier=cfg.head_width**-0.5,
-        )
-    rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
-    return model_class(config_class(**numbers, rope_parameters=rope, pad_token_id=None, attn_implementation="sdpa"))

@@ -24,16 +24,15 @@ def bucket_position_ids(rows: int, cols: int, side: int = 70, exact: bool = Fals
     Args:
         rows, cols: the grid in patches; either may be larger than `side`. At most 524,288 patches.
         side: cells on one side of the square table, at most 1,024.
-        exact: False: the float32 arithmetic of the released 2.6 code, which the weights were trained with.
-            True: floor(side * i / n) in integers, as transformers' MiniCPM-V 4.6 and llama.cpp do. The two differ
-            for n = 25, 49, 50, 55, 58, 77, ... (the released ids are one too low at a few patches).
+        exact: False: the float32 arithmetic of the released 2.6 code, which the weights were trained with. True:
+            floor(side * i / n) in integers, as transformers' MiniCPM-V 4.6 and llama.cpp do. The two differ for n = 25,
+            49, 50, 55, 58, 77, ... (the released ids are one too low at a few patches).
 
     Returns:
         LongTensor (rows * cols,), row by row; values in 0 .. side * side - 1.
 
     Raises:
-        TypeError: a count that is not an integer, `exact` neither True nor False.
-        ValueError: a count below 1, a grid that is too large.
+        TypeError, ValueError: a count that is no integer of at least 1, a grid that is too large, another `exact`.
 
     Example:
         >>> bucket_position_ids(2, 3).tolist()  # patch (r, c) -> 70 * floor(70 r / 2) + floor(70 c / 3)
@@ -73,8 +72,7 @@ def interpolate_position_table(table: torch.Tensor, rows: int, cols: int) -> tor
         Tensor (rows * cols, D) in the table's dtype; the table itself when the grid is S x S.
 
     Raises:
-        TypeError: `table` is no tensor of floating-point numbers, a count is not an integer.
-        ValueError: a table whose length is not a square, a count below 1, a grid that is too large.
+        TypeError, ValueError: a table that is no floating-point tensor with a square number of rows; counts as above.
 
     Example:
         >>> interpolate_position_table(torch.ones(27 * 27, 8), 28, 37).shape
@@ -107,8 +105,7 @@ def sincos_2d(dim: int, rows: int, cols: int) -> torch.Tensor:
         Tensor (rows, cols, dim), float32.
 
     Raises:
-        TypeError: a number that is not an integer.
-        ValueError: `dim` not a multiple of 4, a count below 1, a grid that is too large.
+        TypeError, ValueError: `dim` no multiple of 4, a count that is no integer above 0, a grid too large.
 
     Example:
         >>> sincos_2d(8, 1, 2)[0, 1].round(decimals=2).tolist()  # column 1: sin 1, sin 0.01, cos 1, cos 0.01; row 0

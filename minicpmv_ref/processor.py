@@ -8,8 +8,6 @@ S samples in the batch, T tokens, views of a sample in the order of its text: ov
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,65 +15,49 @@ from functools import cached_property
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image
+from PIL import Image
 
 from .config import MiniCPMVConfig, SliceConfig
 from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_type, shown
-from .inputs.pictures import load_image
+from .inputs.messages import PLACEHOLDER, SLOT, check_messages, content_parts, reserved_tokens, sample_frames  # noqa: F401
+from .inputs.pictures import load_image, upright_size
 from .inputs.published import base_folder, find_folder, read_config
-from .inputs.tokenizer import TOKENIZER, check_fits, read_tokenizer, save_tokenizer, stop_ids
-from .prompt import (
-    MARKERS,
-    PLACEHOLDER,
-    SLOT,
-    answer_labels,
-    check_messages,
-    image_bounds,
-    image_layout,
+from .inputs.tokenizer import (
+    TOKENIZER,
+    check_fits,
     marker_ids,
     merged_answers,
-    render_chat,
-    reserved_in,
-    reserved_tokens,
-    token_row,
+    read_tokenizer,
+    save_tokenizer,
+    stop_ids,
 )
+from .prompt import answer_labels, image_bounds, image_layout, render_chat, token_row
 from .slicing import SlicePlan, check_plan, plan_slices, resize_views
 
-MAX_FRAMES = 64  # of one video
 MAX_FRAME_SLICES = 2
 SHORTER = "a smaller max_slice_nums, fewer images or less text makes it shorter"
-PICTURE = re.compile(r"(https?:|file:)\S+|data:image/\S+|\S+\.(png|jpe?g|webp|gif|bmp|tiff?|ppm|heic|avif)", re.I)
 
 
 @dataclass
 class Batch:
-    """What the model takes. Lists have one entry per sample; tensors are padded on the left.
+    """What the model takes. Lists have one entry per sample; tensors are padded on the left."""
 
-    input_ids, attention_mask, position_ids, labels: LongTensors (S, T). Labels are not shifted; -100: unsupervised.
-    images: per sample its views, normalized (3, 14 * rows, 14 * cols).
-    patch_grids: per sample the (rows, cols) of its views.
-    image_bounds: per sample a LongTensor (views, 2): where the slots of each view stand in its row of input_ids.
-    plans: per sample the SlicePlan of each image.
-    stop_ids: tokens that end an answer.
-    """
-
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor  # LongTensor (S, T), as the next three
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
-    labels: torch.Tensor
-    images: list[list[torch.Tensor]]
-    patch_grids: list[list[tuple[int, int]]]
-    image_bounds: list[torch.Tensor]
-    plans: list[list[SlicePlan]]
-    stop_ids: tuple[int, ...]
+    labels: torch.Tensor  # not shifted; -100: unsupervised
+    images: list[list[torch.Tensor]]  # views, normalized (3, 14 * rows, 14 * cols)
+    patch_grids: list[list[tuple[int, int]]]  # (rows, cols) of each view
+    image_bounds: list[torch.Tensor]  # LongTensor (views, 2): where the slots of a view stand in the row of input_ids
+    plans: list[list[SlicePlan]]  # of each image
+    stop_ids: tuple[int, ...]  # tokens that end an answer
     pad_id: int
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Batch:
         """Move all tensors to a device; `dtype` changes the pictures only.
 
         Raises:
-            TypeError: a dtype that is none of floating point.
-            ValueError: a device that torch does not know.
+            TypeError, ValueError: a dtype that is none of floating point, a device that torch does not know.
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise WrongType(f"dtype must be a floating-point dtype of torch, got {shown(dtype)}")
@@ -158,10 +140,9 @@ class Processor:
 
         Raises:
             TypeError: an argument, or a part of a content, of another type.
-            ValueError: more or fewer images than placeholders, a reserved token typed as text (see
-                `prompt.reserved_tokens`), an undecodable image, a prompt longer than the model's positions; in a
-                conversation that ends with the assistant, an answer whose beginning changes the tokens before it
-                (2.6: a newline).
+            ValueError: more or fewer images than placeholders, a reserved token typed as text, an undecodable image, a
+                prompt longer than the model's positions; in a conversation that ends with the assistant, an answer
+                whose beginning changes the tokens before it (2.6: a newline).
         """
         if not isinstance(messages, list | tuple) or not messages:
             raise WrongType(f"messages must be a list of at least one message or conversation, got {shown(messages)}")
@@ -176,11 +157,11 @@ class Processor:
             slicing = replace(slicing, max_slice_nums=check_int("max_slice_nums", max_slice_nums))
         pairs = zip(samples, image_lists, strict=True)
         written = [self._write(sample, given, slicing, bool(use_image_id)) for sample, given in pairs]
-        return self.collate([self._draw(**sample) for sample in written])
+        return self.collate([self._add_pixels(**sample) for sample in written])
 
     @cached_property
     def reserved(self) -> tuple[str, ...]:
-        """Tokens that a content must not hold; see `prompt.reserved_tokens`."""
+        """Tokens that a content must not hold; see `inputs.messages.reserved_tokens`."""
         return reserved_tokens(self.tokenizer)
 
     def _write(self, messages: list[dict], images, slicing: SliceConfig, use_image_id: bool) -> dict:
@@ -190,21 +171,21 @@ class Processor:
         if not isinstance(images, list | tuple | None) or not all(isinstance(i, Image.Image) for i in images or ()):
             raise WrongType(f"images= takes a list of PIL images (load_image opens files), got {shown(images)}")
         queue = deque(images or ())
-        contents = [_parts(message, number, queue, self.reserved) for number, message in enumerate(messages)]
+        contents = [content_parts(message, number, queue, self.reserved) for number, message in enumerate(messages)]
         if queue:
             raise ValueError(f"{len(queue)} of {len(images)} images have no placeholder {PLACEHOLDER} in the messages")
         parts = [part for content in contents for part in content]
-        letters = sum(len(part) for part in parts if isinstance(part, str))
+        characters = sum(len(part) for part in parts if isinstance(part, str))
         videos = [part if isinstance(part, list) else [part] for part in parts if not isinstance(part, str)]
         pictures = [image for video in videos for image in video]
-        self._check_room(len(pictures) * queries, letters)
+        self._check_length(len(pictures) * queries, characters)
 
         plans, text_messages = [], []
         numbered = 0  # images that got an id so far; frames get none
 
         def lay_out(image: Image.Image, cfg: SliceConfig, with_id: bool) -> str:
             nonlocal numbered
-            plan = plan_slices(_upright_size(image), cfg)
+            plan = plan_slices(upright_size(image), cfg)
             check_plan(plan)
             plans.append(plan)
             number = numbered if with_id else None
@@ -223,14 +204,14 @@ class Processor:
                     pieces.extend(lay_out(frame, frame_cfg, False) for frame in part)
             joined = "".join(pieces) if isinstance(message["content"], str) else _join(pieces)
             text_messages.append({"role": message["role"], "content": joined})
-        self._check_room(sum(plan.visual_tokens(queries) for plan in plans))
+        self._check_length(sum(plan.visual_tokens(queries) for plan in plans))
         return dict(pictures=pictures, plans=plans) | self._encode(text_messages, plans)
 
-    def _check_room(self, visual: int, letters: int = 0) -> None:
+    def _check_length(self, visual: int, characters: int = 0) -> None:
         """Refuse what cannot fit before it is tokenized or resized."""
         most = self.config.llm.max_position_embeddings
-        if visual > most or letters > most * LIMITS["token_letters"]:
-            what = f"{visual} visual tokens or more" if visual > most else f"{letters} letters of text"
+        if visual > most or characters > most * LIMITS["token_characters"]:
+            what = f"{visual} visual tokens or more" if visual > most else f"{characters} characters of text"
             raise ValueError(f"the prompt has {what}, but the model takes {most} tokens; {SHORTER}")
 
     def _encode(self, messages: list[dict], plans: list[SlicePlan]) -> dict:
@@ -265,7 +246,7 @@ class Processor:
         ids = {self.tokenizer.convert_tokens_to_ids(token): token for token in self.reserved if token != SLOT}
         return {i: token for i, token in ids.items() if i not in (None, self.tokenizer.unk_token_id)}
 
-    def _draw(self, pictures: list[Image.Image], plans: list[SlicePlan], **written) -> dict:
+    def _add_pixels(self, pictures: list[Image.Image], plans: list[SlicePlan], **written) -> dict:
         """Add the pixels to what `_write` returns."""
         views = [view for image, plan in zip(pictures, plans) for view in normalize_views(load_image(image), plan)]
         grids = [grid for plan in plans for grid in plan.patch_grids]
@@ -278,12 +259,8 @@ class Processor:
             samples: dicts of ids and labels (lists of one length), images, patch_grids, bounds (views, 2), counted
                 without padding, and plans. They are not changed.
 
-        Returns:
-            A Batch.
-
         Raises:
-            TypeError: no list of dicts, or ids, labels or bounds of another type.
-            ValueError: no sample, a key is missing, as many labels as ids are not given.
+            TypeError, ValueError: no list of such dicts, a key is missing, more or fewer labels than ids.
 
         Example:
             >>> processor = Processor.from_pretrained("nano")
@@ -328,8 +305,7 @@ def normalize_views(image: Image.Image, plan: SlicePlan) -> list[torch.Tensor]:
         one tensor.
 
     Raises:
-        TypeError: no PIL image, or no SlicePlan.
-        ValueError: a plan of another size, an image that cannot be decoded.
+        TypeError, ValueError: no PIL image or one that cannot be decoded, no SlicePlan or one of another size.
 
     Example:
         >>> image = Image.new("RGB", (640, 480), "white")
@@ -355,39 +331,11 @@ def _normalize(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.subtract(planes, np.float32(1), out=planes))
 
 
-def sample_frames(frames: list, most: int = MAX_FRAMES) -> list:
-    """Thin a video out to at most `most` frames, evenly: the middle of each of `most` equal parts.
-
-    Args:
-        frames: a list of anything.
-        most: at least 1.
-
-    Returns:
-        A new list.
-
-    Raises:
-        TypeError: frames that are no list, or a `most` that is no integer.
-        ValueError: a `most` below 1.
-
-    Example:
-        >>> sample_frames(list(range(10)), 4)
-        [1, 3, 6, 8]
-
-    Source: docs/minicpm_v2dot6_en.md of OpenBMB/MiniCPM-V, encode_video.
-    """
-    frames, most = check_list("frames", frames), check_int("most", most)
-    if len(frames) <= most:
-        return frames
-    gap = len(frames) / most
-    return [frames[int(i * gap + gap / 2)] for i in range(most)]
-
-
 def check_slots(bounds: torch.Tensor, plans: list[SlicePlan], num_queries: int) -> None:
     """Compare the slots in the text with the embeddings the images will give; the most common failure of all.
 
     Raises:
-        TypeError: bounds that are no LongTensor, plans that are no list of SlicePlan.
-        ValueError: names the image, the view, and both counts.
+        TypeError, ValueError: slots that do not match (names the image, the view, and both counts); other types.
     """
     _check_bounds("bounds", bounds)
     plans, num_queries = check_list("plans", plans, SlicePlan), check_int("num_queries", num_queries)
@@ -421,80 +369,6 @@ def _check_bounds(name: str, bounds) -> None:
     if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.long or bounds.shape[1:] != (2,):
         what = f"{bounds.dtype} {(*bounds.shape,)}" if isinstance(bounds, torch.Tensor) else shown(bounds)
         raise WrongType(f"{name} must be a LongTensor (views, 2), got {what}")
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """The size that `load_image` gives to a PIL image, without its pixels."""
-    try:
-        if image.format == "TIFF":
-            image.load()  # Pillow turns it then, and its size is the turned one before
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:
-        return load_image(image).size  # says what is wrong with it
-    return image.size[::-1] if turned else image.size
-
-
-def _parts(message: dict, number: int, queue: deque, reserved: tuple[str, ...]) -> list:
-    """A message's content as a list of text, images and videos; images of the queue fill placeholders."""
-    content = message.get("content")
-    if isinstance(content, str):
-        texts = content.split(PLACEHOLDER)
-        if len(texts) - 1 > len(queue):
-            raise ValueError(
-                f"message {number}: {len(texts) - 1} placeholders {PLACEHOLDER} but only {len(queue)} images left"
-            )
-        parts = [texts[0]]
-        for text in texts[1:]:
-            parts += [queue.popleft(), text]
-    elif isinstance(content, list | tuple) and content:
-        parts = [_part(part, number) for part in content]
-    else:
-        raise WrongType(f"message {number}: content must be text or a list of text and images, got {shown(content)}")
-    if message["role"] == "assistant" and not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"message {number}: an image in an answer would be supervised as text")
-    text = "\n".join(part if isinstance(part, str) else "\0" for part in parts)
-    if typed := reserved_in(text, reserved):
-        hint = " (a placeholder belongs in a string content; in a list, put the picture itself)" * (typed in MARKERS)
-        raise ValueError(
-            f"message {number}: {typed} is reserved for the image layout and the chat template, it cannot be text{hint}"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"message {number}: half a character (a lone surrogate) is in the text") from None
-    return parts
-
-
-def _part(part, number: int):
-    """One part of a content list: text, an image, or the list of a video's frames."""
-    if isinstance(part, dict):  # as messages for `transformers` and for web services are written
-        kind = part.get("type") if isinstance(part.get("type"), str) else None
-        value = part.get(kind)
-        surplus = [key for key, other in part.items() if key not in ("type", kind) and other is not None]
-        if surplus or not isinstance(value, {"text": str, "image": Image.Image}.get(kind, ())):
-            raise WrongType(
-                f'message {number}: a dict in a content is {{"type": "text", "text": "..."}} or {{"type": "image", '
-                f'"image": a PIL image}} (load_image opens files; a video is a list of PIL images), got {shown(part)}'
-            )
-        return value
-    if isinstance(part, str):
-        if PICTURE.fullmatch(part.strip()) or (PICTURE.fullmatch(part.replace(" ", "")) and os.path.isfile(part)):
-            warnings.warn(
-                f"message {number}: {shown(part)} is read as text, no picture is opened: give load_image(path) "
-                'instead, or {"type": "text", "text": ...} if you mean the text',
-                stacklevel=2,
-            )
-        return part
-    if isinstance(part, list | tuple):
-        if not part or not all(isinstance(frame, Image.Image) for frame in part):
-            raise WrongType(f"message {number}: a video must be a list of at least one PIL image")
-        return sample_frames(part)
-    if not isinstance(part, Image.Image):
-        raise WrongType(
-            f"message {number}: {type(part).__name__} is neither text, a PIL image nor a list of frames "
-            "(load_image opens files)"
-        )
-    return part
 
 
 def _join(pieces: list[str]) -> str:

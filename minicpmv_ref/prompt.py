@@ -11,76 +11,39 @@ U stands for one `<unk>` slot below. For a 2 x 2 grid:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
 from .config import VERSIONS
 from .inputs.checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, shown
+from .inputs.messages import SLOT, TURNS, check_messages, reserved_in
+from .inputs.tokenizer import marker_ids
 from .slicing import SlicePlan
 
-SLOT = "<unk>"
-PLACEHOLDER = "(<image>./</image>)"  # what user code writes where an image belongs
-MARKERS = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
-GROUNDING = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<point>", "</point>")
-# What begins and ends turns, in all versions: the text of one model may train another.
-TURNS = (
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
-    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    *("<s>", "</s>", "<用户>", "<AI>"),
-)
-RESERVED = (*MARKERS, SLOT, *TURNS)
 DEFAULT_SYSTEM = "You are a helpful assistant."  # 2.6 only
 
 
-def reserved_tokens(tokenizer=None) -> tuple[str, ...]:
-    """List the tokens that layouts and chat templates write, and that questions and answers must not hold.
+class Turn(NamedTuple):
+    """How a version writes a turn."""
 
-    In a text they would begin a turn, end one, or open a picture. Marks of places (`<ref>`, `<box>`, `<quad>`,
-    `<point>` and their ends) are allowed: people write them in questions, and models in answers.
+    before: str  # the role
+    after: str  # the role; then comes the content
+    end: str  # belongs to the answer
+    gap: str  # before the next turn
+    names: Mapping[str, str] = MappingProxyType({})  # of roles, where they differ from ours
 
-    Args:
-        tokenizer: adds all special tokens that it has; None gives those of all versions only.
-
-    Returns:
-        The tokens as text, each once.
-
-    Raises:
-        TypeError: not a tokenizer.
-
-    Example:
-        >>> "<|im_end|>" in reserved_tokens(), "<box>" in reserved_tokens()
-        (True, False)
-    """
-    if tokenizer is None:
-        return RESERVED
-    if not hasattr(tokenizer, "added_tokens_decoder"):
-        raise WrongType(f"tokenizer must be one of transformers, got {type(tokenizer).__name__}: {shown(tokenizer)}")
-    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    own = (token for token in special if token.strip() and token not in GROUNDING)
-    return tuple(dict.fromkeys((*RESERVED, *own)))
+    def head(self, role: str) -> str:
+        return self.before + self.names.get(role, role) + self.after
 
 
-def reserved_in(text: str, tokens: tuple[str, ...] = RESERVED) -> str | None:
-    """Find a reserved token in what a user or a model has written.
-
-    Args:
-        text: the text.
-        tokens: from `reserved_tokens`.
-
-    Returns:
-        The first of `tokens` that the text holds; None if there is none.
-
-    Raises:
-        TypeError: not text.
-
-    Example:
-        >>> reserved_in("Hi<|im_end|>"), reserved_in("<ref>the cup</ref>")
-        ('<|im_end|>', None)
-    """
-    check_type("text", text, str)
-    return next((token for token in check_list("tokens", tokens, str) if token in text), None)
+TEMPLATES = {
+    "2.0": Turn("<", ">", "", "", {"user": "用户", "assistant": "AI"}),  # only the whole conversation has an end, eos
+    "2.5": Turn("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", ""),
+    "2.6": Turn("<|im_start|>", "\n", "<|im_end|>", "\n"),
+}
 
 
 def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_id: int | None = 0) -> str:
@@ -97,8 +60,7 @@ def image_layout(plan: SlicePlan, num_queries: int, version: str = "2.6", image_
         whole image with one).
 
     Raises:
-        TypeError: no SlicePlan, or numbers that are no integers.
-        ValueError: an unknown version, a negative image_id, fewer than 1 query or more than any model has.
+        TypeError, ValueError: no SlicePlan, an unknown version, image_id or num_queries that no prompt has.
 
     Example:
         >>> from minicpmv_ref import plan_slices
@@ -184,22 +146,6 @@ def token_row(name: str, ids) -> torch.Tensor:
     return row.long()
 
 
-def marker_ids(tokenizer) -> dict[str, int]:
-    """Look up the ids of `<image>`, `</image>`, `<slice>` and `</slice>`.
-
-    Raises:
-        TypeError: not a tokenizer.
-        ValueError: the tokenizer does not know one of them.
-    """
-    if not hasattr(tokenizer, "convert_tokens_to_ids"):
-        raise WrongType(f"tokens must be a tokenizer or a mapping, got {type(tokenizer).__name__}: {shown(tokenizer)}")
-    ids = {marker: tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS[:4]}
-    unknown = [m for m, i in ids.items() if i is None or i == tokenizer.convert_tokens_to_ids(SLOT)]
-    if unknown:
-        raise ValueError(f"this tokenizer does not know {', '.join(unknown)}: it is not one of a MiniCPM-V model")
-    return ids
-
-
 def render_chat(
     messages: list[dict], version: str = "2.6", bos: str = "", eos: str = ""
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -211,8 +157,7 @@ def render_chat(
     Args:
         messages: [{"role": "system" | "user" | "assistant", "content": str}, ...], images already laid out.
         version: "2.0", "2.5" or "2.6".
-        bos: text of the first token; used by 2.0 and 2.5.
-        eos: text of the last token of a finished 2.0 conversation.
+        bos, eos: text of the first token (2.0 and 2.5) and of the last one of a finished conversation (2.0).
 
     Returns:
         (text, answers): `answers` are the (start, end) characters of what the assistant said, its end token included.
@@ -241,29 +186,16 @@ def render_chat(
     if version == "2.6" and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
 
-    text, answers = bos if version != "2.6" else "", []
+    turn, text, answers = TEMPLATES[version], bos if version != "2.6" else "", []
     for number, message in enumerate(messages):
         role, content = message["role"], message["content"]
-        last = number == len(messages) - 1
-        if version == "2.6":
-            head, end, tail = f"<|im_start|>{role}\n", "<|im_end|>", "\n"
-        elif version == "2.5":
-            head, end, tail = f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", ""
-            content = content.strip()
-        else:  # 2.0 ends only the conversation, not the turn
-            head, end, tail = "<用户>" if role == "user" else "<AI>", eos if last and role == "assistant" else "", ""
-        start = len(text) + len(head)
-        text += head + content + end
+        ends = version == "2.0" and role == "assistant" and number == len(messages) - 1
+        start = len(text := text + turn.head(role))
+        text += (content.strip() if version == "2.5" else content) + (eos if ends else turn.end)
         if role == "assistant":
             answers.append((start, len(text)))
-        text += tail
-    if messages[-1]["role"] != "assistant":
-        text += {
-            "2.0": "<AI>",
-            "2.5": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-            "2.6": "<|im_start|>assistant\n",
-        }[version]
-    return text, answers
+        text += turn.gap
+    return text + (turn.head("assistant") if role != "assistant" else ""), answers
 
 
 def answer_labels(input_ids: list[int], offsets: list[tuple[int, int]], answers: list[tuple[int, int]]) -> list[int]:
@@ -279,8 +211,7 @@ def answer_labels(input_ids: list[int], offsets: list[tuple[int, int]], answers:
         beforehand; here each answer token is supervised once.
 
     Raises:
-        TypeError: offsets or answers that are no lists of pairs of integers.
-        ValueError: another number of offsets than of ids.
+        TypeError, ValueError: other than lists of pairs of integers, more or fewer offsets than ids.
 
     Example:
         >>> answer_labels([7, 8, 9], [(0, 3), (3, 5), (5, 6)], [(3, 6)])
@@ -300,61 +231,3 @@ def answer_labels(input_ids: list[int], offsets: list[tuple[int, int]], answers:
         ]
     except (TypeError, ValueError, RuntimeError):  # the last: an array of torch is neither larger nor smaller
         raise WrongType("offsets and answers must be lists of (start, end) pairs of integers") from None
-
-
-def merged_answers(text: str, answers: list[tuple[int, int]], encoded, tokenizer) -> list[int]:
-    """Find answers whose beginning changes the tokens of the header before them.
-
-    Qwen2's tokenizer reads a newline at the end of the header and one that begins the answer as one token. A model
-    that learns from such a sample never sees the header that `chat` will end its prompt with.
-
-    Args:
-        text, answers: from `render_chat`.
-        encoded: `tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)`.
-        tokenizer: a fast tokenizer.
-
-    Returns:
-        The numbers of these answers, counted from 0.
-
-    Example:
-        >>> from minicpmv_ref import Processor
-        >>> tokenizer = Processor.from_pretrained("nano").tokenizer
-        >>> text, answers = "<|im_start|>assistant\\nred", [(22, 25)]
-        >>> encoded = tokenizer(text, return_offsets_mapping=True)
-        >>> merged_answers(text, answers, encoded, tokenizer)
-        []
-        >>> merged_answers(text, [(15, 25)], encoded, tokenizer)  # "ass" alone is another token than "assistant"
-        [0]
-    """
-    ids, offsets, merged = encoded["input_ids"], encoded["offset_mapping"], []
-    special = tokenizer.added_tokens_decoder
-    for number, (start, _) in enumerate(answers):
-        end = bisect_left(offsets, start, key=lambda offset: offset[0])
-        # A tokenizer cuts a text at its special tokens first, so nothing before the last one can change.
-        begin = next((i for i in range(end - 1, -1, -1) if ids[i] in special), 0)
-        cut = offsets[begin][0] if begin < end and ids[begin] in special else 0
-        if tokenizer(text[cut:start], add_special_tokens=False)["input_ids"] != ids[begin:end]:
-            merged.append(number)
-    return merged
-
-
-def check_messages(messages, version: str) -> list[dict]:
-    """A conversation as a list of dicts with a role that the version knows, and a content."""
-    if not isinstance(messages, list | tuple) or not all(isinstance(message, dict) for message in messages):
-        raise WrongType(f"messages: a conversation is a list of dicts with role and content, got {shown(messages)}")
-    if not messages:
-        raise ValueError("a conversation needs at least one message")
-    roles = ("user", "assistant") if version == "2.0" else ("system", "user", "assistant")
-    for number, message in enumerate(messages):
-        role = message.get("role")
-        if not isinstance(role, str) or role not in roles or (role == "system" and number > 0):
-            raise ValueError(
-                f"message {number}: role must be one of {roles} (system only first) in {version}, got {shown(role)}"
-            )
-        surplus = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
-        if surplus:  # "images", for example: the picture would not be seen
-            raise ValueError(
-                f"message {number}: {shown(surplus[0])} is no key of a message, only role and content are read; "
-                "pictures stand in the content"
-            )
-    return list(messages)

@@ -42,8 +42,7 @@ def candidate_grids(size: Size, cfg: SliceConfig = SliceConfig()) -> list[Grid]:
         (cols, rows) pairs; an empty list when the image is not sliced.
 
     Raises:
-        TypeError: `size` is not two integers, `cfg` no SliceConfig.
-        ValueError: a side below 1 or above 2^31.
+        TypeError, ValueError: `size` is not two integers from 1 to 2^31, `cfg` no SliceConfig.
 
     Example:
         >>> candidate_grids((1000, 700))  # N = ceil(3.49) = 4, so 3, 4 and 5 slices are tried
@@ -66,15 +65,13 @@ def partition_score(size: Size, grid: Grid) -> float:
     """Score how well a grid's shape fits the image's: the paper's S(m, n), 0 at best.
 
     Args:
-        size: (width, height) of the image in pixels.
-        grid: (cols, rows).
+        size, grid: (width, height) of the image in pixels, (cols, rows).
 
     Returns:
         A float <= 0: minus the distance of the two log aspect ratios.
 
     Raises:
-        TypeError: a side or a grid entry that is not an integer.
-        ValueError: one below 1 or above 2^31.
+        TypeError, ValueError: a side or a grid entry that is no integer from 1 to 2^31.
 
     Example:
         >>> partition_score((800, 400), (2, 1)), round(partition_score((800, 400), (1, 2)), 3)
@@ -92,15 +89,13 @@ def best_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid | None:
     """Choose the slice grid as the released models do.
 
     Args:
-        size: (width, height) of the image in pixels.
-        cfg: the slicing parameters.
+        size, cfg: as for `candidate_grids`.
 
     Returns:
         (cols, rows), or None when the image is not sliced.
 
     Raises:
-        TypeError: `size` is not two integers, `cfg` no SliceConfig.
-        ValueError: a side below 1 or above 2^31.
+        TypeError, ValueError: as `candidate_grids`.
 
     Example:
         >>> best_grid((1920, 1080)), best_grid((1080, 1920)), best_grid((300, 200))
@@ -116,20 +111,17 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
     """Choose the slice grid by the paper's equations, taken literally.
 
     N = ceil(W * H / (W_v * H_v)), "in practice N < 10"; candidates C = C_(N-1) + C_N + C_(N+1); the best S(m, n)
-    wins. The released code has three rules that the text does not print: an image with N = 1 is not cut, an image
-    with N = 2 always is, and no grid has more than `max_slice_nums` slices. So the two disagree, mostly on small
-    images.
+    wins. The released code has three rules that the text does not print: an image with N = 1 is not cut, one with N = 2
+    always is, and no grid has more than `max_slice_nums` slices. So the two disagree, mostly on small images.
 
     Args:
-        size: (width, height) of the image in pixels.
-        cfg: `scale_resolution` is W_v = H_v, `max_slice_nums` the largest N.
+        size, cfg: as for `candidate_grids`; `scale_resolution` is W_v = H_v, `max_slice_nums` the largest N.
 
     Returns:
         (cols, rows); (1, 1) means that the paper would not cut.
 
     Raises:
-        TypeError: `size` is not two integers, `cfg` no SliceConfig.
-        ValueError: a side below 1 or above 2^31.
+        TypeError, ValueError: as `candidate_grids`.
 
     Example:
         >>> paper_grid((640, 480)), best_grid((640, 480))
@@ -189,15 +181,13 @@ def plan_slices(size: Size, cfg: SliceConfig = SliceConfig()) -> SlicePlan:
     """Work out the grid and every size of a sliced image.
 
     Args:
-        size: (width, height) of the image in pixels.
-        cfg: the slicing parameters.
+        size, cfg: as for `candidate_grids`.
 
     Returns:
         A SlicePlan with .grid .overview_size .refined_size .slice_size .num_slices .patch_grids .visual_tokens(n).
 
     Raises:
-        TypeError: `size` is not two integers, `cfg` no SliceConfig.
-        ValueError: a side below 1 or above 2^31.
+        TypeError, ValueError: as `candidate_grids`.
 
     Example:
         >>> plan = plan_slices((1920, 1080))
@@ -219,8 +209,7 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
     """Cut an image into its views.
 
     Args:
-        image: a PIL image of any mode; it is read as RGB. EXIF orientation is not applied here
-            (`load_image` does that).
+        image: a PIL image of any mode; it is read as RGB. `load_image` applies EXIF orientation, this does not.
         cfg: the slicing parameters.
 
     Returns:
@@ -228,8 +217,7 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
 
     Raises:
         TypeError: `image` is no PIL image, `cfg` no SliceConfig.
-        ValueError: an image without pixels, one that is too long for its width, or one whose file turns out to be
-            damaged.
+        ValueError: an image without pixels, one too long for its width, or one whose file turns out to be damaged.
 
     Example:
         >>> [view.size for view in slice_image(Image.new("RGB", (640, 480)))]
@@ -243,13 +231,9 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
 
 
 def resize_views(image: Image.Image, plan: SlicePlan, finish: Callable = lambda view: view) -> tuple:
-    """Resize an image to the two sizes of its plan and apply `finish` to each result.
+    """Resize an image to both sizes of its plan (bicubic): (finish(overview), finish(refined)); no grid: refined None.
 
-    Both resizes are Pillow's bicubic. Pillow releases the interpreter lock, so the two run side by side; so does
-    `finish`, if it releases the lock as well.
-
-    Returns:
-        (overview, refined) after `finish`; refined is None without a grid.
+    Pillow releases the interpreter lock, so the two run side by side; so does a `finish` that releases it as well.
     """
     check_plan(plan)
     if check_type("image", image, Image.Image, what="a PIL image").size != plan.image_size:

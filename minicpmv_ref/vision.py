@@ -1,4 +1,4 @@
-"""The eye: a SigLIP-style ViT that reads slices of any shape in one pass, without padding.
+"""A SigLIP-style ViT that reads slices of any shape in one pass, without padding.
 
 The patches of all slices are laid end to end in one long row (NaViT's "patch n' pack"). Everything but attention
 works on single patches, so it does not care where a slice ends. Attention runs once for each slice length:
@@ -57,8 +57,7 @@ class VisionTransformer(nn.Module):
             For each slice its features (rows * cols, D), row by row.
 
         Raises:
-            TypeError: no list of tensors.
-            ValueError: a slice that is not (3, H, W) with sides that are multiples of the patch; integer pixels.
+            TypeError, ValueError: a slice that is no float tensor (3, H, W) with sides that are multiples of the patch.
         """
         images = check_list("images", images, torch.Tensor, what="a slice, which is a tensor (3, H, W)")
         if not images:
@@ -178,10 +177,10 @@ class _MLP(nn.Module):
         self.approximate = "tanh" if cfg.act == "gelu_tanh" else "none"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Patches are independent here, so a CPU takes bites of them: the hidden layer, the widest tensor of the
+        # Patches are independent here, so a CPU computes them in chunks: the hidden layer, the widest tensor of the
         # model, then stays in the cache (1.1 times faster) and never exists in full. A GPU wants one big matmul.
-        bites = x.split(1024) if x.is_cpu else [x]
-        return torch.cat([self.fc2(self._hidden(bite)) for bite in bites])
+        chunks = x.split(1024) if x.is_cpu else [x]
+        return torch.cat([self.fc2(self._hidden(chunk)) for chunk in chunks])
 
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
         """gelu(fc1(x)); where oneDNN multiplies, it does both in one pass."""

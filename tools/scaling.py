@@ -121,11 +121,11 @@ def operations(kept: dict) -> str:
     )
     return f"""## Operations of one sample
 
-An (n, a) times an (a, b) matrix costs 2nab operations. On the way back, the gradient of the input costs the same again,
-and so does the gradient of the weight. Now freeze parts:
+An (n, a) times an (a, b) matrix costs 2nab operations. In the backward pass the gradient of the input costs the same
+again, and so does the gradient of the weight. Now freeze parts:
 
 - A part that learns costs 3 times its forward pass.
-- A frozen part *behind* one that learns costs 2 times: the gradient must pass through. (Its attention 3 times: both
+- A frozen part *after* one that learns costs 2 times: the gradient must pass through. (Its attention 3 times: both
   factors depend on the input.)
 - A frozen part with nothing that learns before it costs 1.
 
@@ -159,8 +159,9 @@ def hours(kept: dict) -> str:
 {table(["stage", *(f"{v}, card hours" for v in MODELS), *(f"2.6 on {n} cards" for n in CARDS)], rows)}
 
 At an MFU of 50 or 30 % the sum for 2.6 is {card_hours(sums[-1] * MFU / 0.5)} or {card_hours(sums[-1] * MFU / 0.3)} card
-hours. The table counts nothing twice: computing the LLM's layers again on the way back, to save memory, makes SFT
-{again:.2f} times as long. It counts no padding; without packing that comes on top ([claims](claims.md)). And training
+hours. The table counts nothing twice: computing the LLM's layers again in the backward pass, to save memory,
+makes SFT {again:.2f} times
+as long. It counts no padding; without packing that comes on top ([claims](claims.md)). And training
 is not all: to rewrite {captions / 1e6:.0f} M captions, {first.text} tokens in and {first.text} out, with a model of
 {REWRITER / 1e9:.0f} B parameters (guesses) is {card_hours(rewriting)} card hours at this MFU, and engines that write
 text stay far below it. RLAIF-V is small beside all that: ten answers for each of 3 K pictures."""
@@ -491,7 +492,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--measure", action="store_true", help="measure again; otherwise only the page is written")
     if parser.parse_args(arguments).measure:
         old = read_json(DATA) if DATA.exists() else None
-        # A prediction that failed must not vanish behind one that did not.
+        # A prediction that failed must not be hidden by one that did not.
         earlier = [*old["earlier"], {"rounds": old["rounds"], **errors(old)}] if old else []
         write(DATA, json.dumps({**measure(), "earlier": earlier}, indent=1) + "\n")
     write(PAGE, page(read_json(DATA)))

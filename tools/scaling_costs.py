@@ -166,9 +166,9 @@ def activations(config: MiniCPMVConfig, stage: Stage, batch: int = 1) -> int:
 
 def least_sharding(config: MiniCPMVConfig, stage: Stage, cards: int) -> str:
     """The first way of sharding that leaves room for one sample, the reserve kept free."""
-    room = CARD * (1 - RESERVE) - activations(config, stage)
+    free = CARD * (1 - RESERVE) - activations(config, stage)
     for name, sharded in SHARDINGS.items():
-        if per_card(states(config, stage.trains), sharded, cards) <= room:
+        if per_card(states(config, stage.trains), sharded, cards) <= free:
             return name
     return "does not fit"
 

@@ -1,24 +1,20 @@
 """K-quants: 256 weights go in, 144 bytes come out (Q4_K), byte for byte what llama.cpp writes on x86-64.
 
-Implements Q4_K, Q5_K, Q6_K, Q8_0 and Q5_0, with and without an importance per column, and their way back.
+Implements Q4_K, Q5_K, Q6_K, Q8_0 and Q5_0, with and without an importance per column, and the decoding of each.
 Left out: the other formats of ggml. ARM builds of ggml fuse multiply and add, and differ in a few bytes.
-All arithmetic is float32, every operation rounded by itself, every sum taken in index order; both matter to the byte.
-G groups of 32 (or 16) weights, laid out as columns: x (32, G). N blocks: 8 (or 16) groups of a K-quant. R rows.
+N blocks: 8 (or 16) groups of a K-quant. G groups of 32 (or 16) weights, laid out as columns: x (32, G). R rows.
 
 The idea of Q4_K. A group of 32 weights becomes 32 levels of 4 bits and two numbers: w = scale * level + low.
     1. search   try 22 rulers (how many levels per unit of weight), round the weights to levels with each, solve
-                weighted least squares for scale and low, keep the best                         `_fit_scale_and_low`
+                weighted least squares for scale and low, keep the best       `kquant_search.fit_scale_and_low`
     2. squeeze  the 8 scales and 8 lows of a block become 6-bit integers times two float16 numbers  `_six_bits`
     3. settle   choose the levels again, now that the scales are rounded                        `_settle`
     4. pack     2 + 2 bytes of float16, 12 of scales, 128 of levels: 4.5 bits per weight        `_pack_q4_k`
 Q5_K has 32 levels instead of 16. Q6_K has no low, groups of 16, and 8-bit scales. Q8_0 and Q5_0 do not search.
-
-The search is four fifths of the work. The same lines run it in numpy or, on a GPU, in torch: see `_search`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,8 +22,20 @@ import numpy as np
 from einops import rearrange
 
 from ..inputs.checks import WrongType, check_choice, shown
+from .kquant_search import (
+    F32,
+    PLAIN,
+    WEIGHTED,
+    Fit,
+    column_sum,
+    first_largest,
+    fit_scale,
+    fit_scale_and_low,
+    nearest,
+    round_to_levels,
+    search,
+)
 
-F32 = np.float32
 MOST_VALUES = 1 << 17  # worked on at a time: five arrays of 512 kB, which is about what a core's cache holds
 MOST_ON_A_GPU = 1 << 24  # which wants more: some thousand short steps on arrays of 64 MB
 TOO_LARGE = 2.0**29  # no kind reaches it: the farthest, Q6_K, ends at 32 x 128 x 65504, a little below 2^28
@@ -144,161 +152,7 @@ def dequantize(blocks: np.ndarray, kind: str, cols: int) -> np.ndarray:
     return out
 
 
-# The search for scale and low (Q4_K, Q5_K) ---------------------------------------------------------------------------
-
-
-class _Ladder(NamedTuple):
-    """The rulers to try: a weight range is spread over `top + first + i * step` levels, i = 0 .. `last`."""
-
-    first: float
-    step: float
-    last: int
-
-    def spreads(self, top: int) -> list[np.float32]:
-        return [F32(self.step) * F32(i) + F32(self.first) + F32(top) for i in range(self.last + 1)]
-
-
-class _Fit(NamedTuple):
-    """A group's scale and low (G,), and the ruler (inverse, start) that chose its levels: round((x - start) * inverse).
-
-    Levels are not kept: two numbers bring them back.
-    """
-
-    scale: np.ndarray
-    low: np.ndarray
-    inverse: np.ndarray
-    start: np.ndarray
-
-
-def _fit_scale_and_low(x: np.ndarray, w: np.ndarray, top: int, ladder: _Ladder) -> _Fit:
-    """Find scale and low <= 0 with small sum(w * (scale * level + low - x)^2), levels 0..top, for each column of x.
-
-    For given levels l this is a line fit. Setting both derivatives to zero gives two equations,
-
-        scale * S(wll) + low * S(wl) = S(wlx)
-        scale * S(wl)  + low * S(w)  = S(wx)
-
-    solved by Cramer's rule. A low above 0 is not allowed (the format stores -low without a sign); then low = 0 and
-    the first equation alone gives the scale. Which levels are best is the hard part: each ruler proposes some.
-    """
-    xp = _library(x)
-    ends = xp.stack([xp.amin(x, axis=0), xp.amax(x, axis=0)])
-    zero = xp.zeros_like(ends[0])
-    start = xp.minimum(ends[0], zero)
-    flat = ends[1] == start  # all weights equal and not above 0: level 0, scale 0
-    high = xp.where(flat, np.inf, ends[1])  # an endless ruler: every level is 0, every error NaN, nothing wins
-    inverse = _over(F32(top), high - start)
-    scale, low = 1 / inverse, start
-    levels = _levels(x, start, inverse, top, ends)
-    best = [_squared_error(levels, x, w, scale, low), scale, low, inverse, start]
-
-    sum_w, sum_wx = _column_sum(w), _column_sum(w * x)
-    for spread in ladder.spreads(top):
-        # Subtle: a better fit moves the start of all rulers that follow. Without this 93 % of the blocks differ.
-        start = best[2]
-        inverse = _over(spread, high - start)
-        levels = _levels(x, start, inverse, top, ends)
-        wl = w * levels
-        sum_wl, sum_wll, sum_wlx = _column_sum(wl), _column_sum(wl * levels), _column_sum(xp.multiply(wl, x, out=wl))
-        det = sum_w * sum_wll - sum_wl * sum_wl
-        scale = (sum_w * sum_wlx - sum_wx * sum_wl) / det
-        low = (sum_wll * sum_wx - sum_wl * sum_wlx) / det
-        above = low > 0
-        scale, low = xp.where(above, sum_wlx / sum_wll, scale), xp.minimum(low, zero)
-        error = _squared_error(levels, x, w, scale, low)
-        better = (det > 0) & (error < best[0])
-        best = [xp.where(better, new, old) for new, old in zip((error, scale, low, inverse, start), best)]
-    _, scale, low, inverse, start = best
-    return _Fit(xp.where(flat, 0, scale), low, inverse, start)
-
-
-def _levels(x: np.ndarray, start: np.ndarray, inverse: np.ndarray, top: int, ends: np.ndarray) -> np.ndarray:
-    """round((x - start) * inverse), clipped to 0..top, as float32. `ends`: the least and greatest of each column."""
-    xp = _library(x)
-    levels = x - start
-    levels *= inverse
-    # Subtle: where a fit has moved `start` close to `high`, a value may leave the range in which ggml rounds well.
-    # Rounding keeps order, so it is enough to look at the ends.
-    if xp.abs((ends - start) * inverse).max() < 2**22:
-        xp.round(levels, out=levels)
-        return xp.clip(levels, 0, top, out=levels)
-    # Subtle: a NaN counts as 0. Its bits, and with them `_nearest`, differ between CPUs and GPUs.
-    levels[:] = xp.clip(xp.where(xp.isnan(levels), 0, _nearest(levels)), 0, top)
-    return levels
-
-
-def _squared_error(levels, x, w, scale, low) -> np.ndarray:
-    """sum(w * (scale * level + low - x)^2) of each column. Overwrites `levels`: fresh memory is slow."""
-    diff = levels
-    diff *= scale
-    diff += low
-    diff -= x
-    diff *= diff
-    diff *= w
-    return _column_sum(diff)
-
-
-# The search for a scale alone (Q6_K, Q5_0 with importance) -----------------------------------------------------------
-
-
-def _fit_scale(x: np.ndarray, w: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find scale with small sum(w * (scale * level - x)^2), levels -half..half-1, for each column of x.
-
-    For given levels l, scale = S(wxl) / S(wll), and the error is S(wxx) - S(wxl)^2 / S(wll): so the largest
-    S(wxl)^2 / S(wll) wins, and no error needs to be summed. The comparison is multiplied out to avoid a division.
-
-    Returns (scale, inverse), both (G,): the levels are round(x * inverse). Both are 0 where all weights are tiny.
-    """
-    # The weight of largest size gets the level -half: the negative side has one level more.
-    xp = _library(x)
-    most = _first_largest(x)
-    empty = xp.abs(most) < F32(1e-15)
-    most = xp.where(empty, 1, most)
-    wx = w * x
-    levels, product = xp.empty_like(x), xp.empty_like(x)  # used again and again: fresh memory is slow
-
-    def sums(inverse):
-        xp.multiply(x, inverse, out=levels)
-        xp.round(levels, out=levels)
-        xp.clip(levels, -half, half - 1, out=levels)
-        sum_wxl = _column_sum(xp.multiply(wx, levels, out=product))
-        xp.multiply(w, levels, out=product)
-        return sum_wxl, _column_sum(xp.multiply(product, levels, out=product))
-
-    best_inverse = _over(F32(-half), most)
-    sum_wxl, sum_wll = sums(best_inverse)
-    scale = xp.where(sum_wll != 0, sum_wxl / sum_wll, 0)
-    best = scale * sum_wxl
-    for i in [*range(-9, 0), *range(1, 10)]:
-        inverse = _over(-(F32(half) + F32(0.1) * F32(i)), most)
-        sum_wxl, sum_wll = sums(inverse)
-        better = (sum_wll > 0) & (sum_wxl * sum_wxl > best * sum_wll)
-        scale = xp.where(better, sum_wxl / sum_wll, scale)
-        best = xp.where(better, scale * sum_wxl, best)
-        best_inverse = xp.where(better, inverse, best_inverse)
-    return xp.where(empty, 0, scale), xp.where(empty, 0, best_inverse)
-
-
-def _stored_levels(x: np.ndarray, inverse: np.ndarray, half: int) -> np.ndarray:
-    """The levels of `_fit_scale` as stored, in 0..2 * half - 1. NOTE ggml leaves 0, not `half`, in a tiny group."""
-    return np.where(inverse == 0, 0, np.clip(_nearest(x * inverse), -half, half - 1) + half)
-
-
-def _first_largest(x: np.ndarray) -> np.ndarray:
-    """The signed weight of largest size in each column; of equals the first."""
-    xp = _library(x)
-    least, most = xp.amin(x, axis=0), xp.amax(x, axis=0)
-    largest = xp.where(most > -least, most, least)
-    tied = xp.argwhere((most == -least) & (most > 0))[:, 0]
-    first = xp.argmax(xp.abs(x[:, tied]), axis=0)
-    largest[tied] = x[first, tied]
-    return largest
-
-
 # Q4_K and Q5_K -------------------------------------------------------------------------------------------------------
-
-PLAIN = {15: _Ladder(-1.0, 0.1, 20), 31: _Ladder(-0.5, 0.1, 15)}  # by the top level
-WEIGHTED = _Ladder(-0.9, 0.05, 36)
 
 
 def _encode_q4_k(rows: np.ndarray, importance, device) -> np.ndarray:
@@ -323,13 +177,13 @@ def _encode_q5_k(rows: np.ndarray, importance, device) -> np.ndarray:
 def _scales_and_lows(rows, x, importance, device, top):
     """Search, then squeeze: the fit, d and dmin as float16 bytes (N, 2), 6-bit scales and lows (N, 8)."""
     if importance is None:
-        w = np.abs(x) + np.sqrt(_column_sum(x * x) / F32(32))  # a large weight counts more
-        fit = _Fit(*_search(device, _fit_scale_and_low, x, w, top, PLAIN[top]))
+        w = np.abs(x) + np.sqrt(column_sum(x * x) / F32(32))  # a large weight counts more
+        fit = Fit(*search(device, fit_scale_and_low, x, w, top, PLAIN[top]))
         scales, lows = (_six_bits(v.reshape(-1, 8)) for v in (fit.scale, -fit.low))
     else:
         w = _columns(_weights(rows, importance, 256, F32(2)), 32)
-        fit = _Fit(*_search(device, _fit_scale_and_low, x, w, top, WEIGHTED))
-        group_weight = _column_sum(w).reshape(-1, 8)
+        fit = Fit(*search(device, fit_scale_and_low, x, w, top, WEIGHTED))
+        group_weight = column_sum(w).reshape(-1, 8)
         scales, lows = (_six_bits_weighted(v.reshape(-1, 8), group_weight) for v in (fit.scale, -fit.low))
     (scale_levels, d), (low_levels, dmin) = scales, lows
     return fit, _float16_bytes(d), _float16_bytes(dmin), scale_levels, low_levels
@@ -339,7 +193,7 @@ def _six_bits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, 8) numbers -> levels uint8 (N, 8) in 0..63 and a float32 unit (N,): values are about unit * level."""
     most = np.fmax.reduce(values, axis=1, initial=F32(0))
     inverse = np.where(most > 0, F32(63) / most, F32(0))
-    levels = _nearest(values * inverse[:, None]).astype(np.uint8)  # wraps, as C does
+    levels = nearest(values * inverse[:, None]).astype(np.uint8)  # wraps, as C does
     return np.minimum(levels, 63), most / F32(63)
 
 
@@ -347,7 +201,7 @@ def _six_bits_weighted(values: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, n
     """As `_six_bits`, but with small sum(w * (unit * level - value)^2), as an importance deserves.
 
     First nine rulers are tried. Then one level at a time moves to where the others' unit wants it, if that raises
-    S(wvl)^2 / S(wll), the measure of `_fit_scale`; five rounds of this are enough.
+    S(wvl)^2 / S(wll), the measure of `fit_scale`; five rounds of this are enough.
     """
     v, w = np.ascontiguousarray(values.T), np.ascontiguousarray(w.T)  # (8, N)
     most = v.max(axis=0)
@@ -356,25 +210,25 @@ def _six_bits_weighted(values: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, n
 
     def error(inverse, levels):
         diff = v - (1 / inverse) * levels.astype(F32)
-        return _column_sum((w * diff) * diff)
+        return column_sum((w * diff) * diff)
 
     best_inverse = F32(63) / most
-    best = error(best_inverse, _nearest(v * best_inverse).astype(np.uint8))
+    best = error(best_inverse, nearest(v * best_inverse).astype(np.uint8))
     for i in (-4, -3, -2, -1, 1, 2, 3, 4):
         inverse = (F32(0.1) * F32(i) + F32(63)) / most
-        trial = error(inverse, np.minimum(_nearest(v * inverse), 63))
+        trial = error(inverse, np.minimum(nearest(v * inverse), 63))
         better = trial < best
         best, best_inverse = np.where(better, trial, best), np.where(better, inverse, best_inverse)
 
-    levels = np.minimum(_nearest(v * best_inverse), 63)
-    sum_wvl, sum_wll = _column_sum(w * v * levels.astype(F32)), _column_sum(w * levels.astype(F32) * levels.astype(F32))
+    levels = np.minimum(nearest(v * best_inverse), 63)
+    sum_wvl, sum_wll = column_sum(w * v * levels.astype(F32)), column_sum(w * levels.astype(F32) * levels.astype(F32))
     levels = levels.astype(np.uint8)  # subtle: a negative level wraps here, after the sums
     for _ in range(5):
         changed = False
         for vi, wi, level in zip(v, w, levels):  # `level` is a view: what we write into it stays
             old = level.astype(F32)
             wvl, wll = sum_wvl - wi * vi * old, sum_wll - wi * old * old
-            moved = np.minimum(_nearest(vi * wll / wvl), 63)
+            moved = np.minimum(nearest(vi * wll / wvl), 63)
             new = moved.astype(F32)
             take = (wvl > 0) & (wll > 0) & (moved != level)
             wvl, wll = wvl + wi * vi * new, wll + wi * new * new
@@ -388,7 +242,7 @@ def _six_bits_weighted(values: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, n
     return np.where(empty, np.uint8(0), levels).T, np.where(empty, F32(0), unit)
 
 
-def _settle(x: np.ndarray, fit: _Fit, d, dmin, packed, top: int) -> np.ndarray:
+def _settle(x: np.ndarray, fit: Fit, d, dmin, packed, top: int) -> np.ndarray:
     """Choose the levels again for the scales that the file will hold. Returns uint8 (N, 8, 32).
 
     Subtle: the 6-bit numbers are read back from their bytes. With a wild importance one may exceed 63 and spill over
@@ -401,12 +255,12 @@ def _settle(x: np.ndarray, fit: _Fit, d, dmin, packed, top: int) -> np.ndarray:
     if np.abs(v).max() < 2**22:  # NaN compares false
         levels = np.clip(np.rint(v, out=v), F32(0), F32(top), out=v)
     else:
-        levels = np.clip(_nearest(v), 0, top)
+        levels = np.clip(nearest(v), 0, top)
     # Subtle: where the scale was rounded to zero the levels mean nothing, yet ggml writes those of the search.
     lost = np.flatnonzero(scale == 0)
     if len(lost):
         searched, ends = x[:, lost], np.stack([x.min(axis=0), x.max(axis=0)])[:, lost]
-        levels[:, lost] = _levels(searched, fit.start[lost], fit.inverse[lost], top, ends)
+        levels[:, lost] = round_to_levels(searched, fit.start[lost], fit.inverse[lost], top, ends)
     return rearrange(levels.astype(np.uint8), "l (n j) -> n j l", j=8)
 
 
@@ -462,18 +316,18 @@ def _encode_q6_k(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 210): 128 bytes of low nibbles, 64 of upper bits, 16 signed scales, d at the end."""
     x = _columns(rows, 16)
     w = x * x if importance is None else _columns(np.broadcast_to(importance, rows.shape), 16)
-    scale, inverse = _search(device, _fit_scale, x, w, 32)
+    scale, inverse = search(device, fit_scale, x, w, 32)
 
     # The scales of a block: signed 8 bits, the largest in size at -128.
     scale = np.where(np.isnan(scale), F32(0), scale).reshape(-1, 16)  # NaN: x * x overflowed
-    most = _first_largest(np.ascontiguousarray(scale.T))
+    most = first_largest(np.ascontiguousarray(scale.T))
     unit = F32(-128) / most
-    scales = np.minimum(_nearest(scale * unit[:, None]), 127).astype(np.int8)
+    scales = np.minimum(nearest(scale * unit[:, None]), 127).astype(np.int8)
     d = _float16_bytes(1 / unit)
 
     # Settle, as in Q4_K.
     settled = (_read_float16(d) * scales).reshape(-1)
-    levels = np.clip(_nearest(x / settled), -32, 31) + 32
+    levels = np.clip(nearest(x / settled), -32, 31) + 32
     lost = np.flatnonzero(settled == 0)
     levels[:, lost] = _stored_levels(x[:, lost], inverse[lost], half=32)
     levels = rearrange(levels.astype(np.uint8), "l (n j) -> n (j l)", j=16)
@@ -500,6 +354,11 @@ def _decode_q6_k(packed: np.ndarray) -> np.ndarray:
     return (scale[:, :, None] * levels).reshape(-1, 256)
 
 
+def _stored_levels(x: np.ndarray, inverse: np.ndarray, half: int) -> np.ndarray:
+    """The levels of `fit_scale` as stored, in 0..2 * half - 1. NOTE ggml leaves 0, not `half`, in a tiny group."""
+    return np.where(inverse == 0, 0, np.clip(nearest(x * inverse), -half, half - 1) + half)
+
+
 # Q8_0 and Q5_0 -------------------------------------------------------------------------------------------------------
 
 
@@ -522,11 +381,11 @@ def _encode_q5_0(rows: np.ndarray, importance, device) -> np.ndarray:
     x = _columns(rows, 32)
     if importance is None:
         # Subtle: + 0.0 turns -0.0 into 0.0, so that a block of zeros has d = -0.0, bytes 00 80.
-        d = (_first_largest(x) + F32(0)) / F32(-16)
+        d = (first_largest(x) + F32(0)) / F32(-16)
         levels = np.minimum(_truncate(x * _inverse(d) + F32(16.5)), 31)
     else:
         w = _columns(_weights(rows, importance, rows.shape[1], F32(1)), 32)
-        d, inverse = _search(device, _fit_scale, x, w, 16)
+        d, inverse = search(device, fit_scale, x, w, 16)
         levels = _stored_levels(x, inverse, half=16)
     levels = levels.T.astype(np.uint8)
     fifth = np.packbits(levels >> 4, axis=1, bitorder="little")
@@ -547,27 +406,6 @@ def _columns(rows: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, size).T)
 
 
-def _column_sum(t: np.ndarray) -> np.ndarray:
-    """Sum the rows of (rows, G) one after the other, each sum rounded to float32.
-
-    NOTE `t.sum(axis=-1)` would add in pairs, and so does numpy's reduction below when there is one column only.
-    """
-    if isinstance(t, np.ndarray):
-        return np.add.reduce(t, axis=0) if t.shape[1] > 1 else np.add.accumulate(t, axis=0)[-1]
-    total = t[0].clone()
-    for row in t[1:]:
-        total += row
-    return total
-
-
-def _nearest(v: np.ndarray) -> np.ndarray:
-    """Round half to even as ggml does, int32: 1.5 * 2^23 pushes the fraction out of a float32, and the integer stays.
-
-    Subtle: beyond 2^22 this wraps; infinity gives -2^22 and NaN gives 0. Extreme weights do get there.
-    """
-    return ((v + 12582912).view(_library(v).int32) & 0x7FFFFF) - 0x400000
-
-
 def _truncate(v: np.ndarray) -> np.ndarray:
     """Cut the fraction off, int32. Infinities and NaN (from weights too small for an inverse) give 0."""
     return np.where(np.isfinite(v), v, F32(0)).astype(np.int32)
@@ -580,7 +418,7 @@ def _inverse(d: np.ndarray) -> np.ndarray:
 def _weights(rows: np.ndarray, importance: np.ndarray, span: int, factor: np.float32) -> np.ndarray:
     """importance * sqrt(factor * mean(x^2) + x^2), with the mean over each `span` weights. (R, cols)"""
     squares = (rows * rows).reshape(-1, span)
-    mean = factor * _column_sum(np.ascontiguousarray(squares.T)) / F32(span)
+    mean = factor * column_sum(np.ascontiguousarray(squares.T)) / F32(span)
     return importance * np.sqrt(mean[:, None] + squares).reshape(rows.shape)
 
 
@@ -592,36 +430,6 @@ def _float16_bytes(d: np.ndarray) -> np.ndarray:
 def _read_float16(packed: np.ndarray) -> np.ndarray:
     """uint8 (N, 2) -> float32 (N, 1)."""
     return np.ascontiguousarray(packed).view("<f2").astype(F32)
-
-
-# On a GPU ------------------------------------------------------------------------------------------------------------
-#
-# What the search calls is spelled alike in numpy and torch, and rounds alike: `round` goes half to even in both,
-# no multiply is fused with an add, divisions of arrays by arrays are exact. Divisions by or of a number are not:
-# see `_over`. Sums of torch add in no order one may rely on: see `_column_sum`. And NaN differ: see X86_NAN.
-
-X86_NAN = np.uint32(0xFFC00000).view(F32)  # what 0 / 0 gives there. Its sign reaches the file, in Q5_0.
-
-
-def _search(device, fit: Callable, x: np.ndarray, w: np.ndarray, *args):
-    """fit(x, w, *args): in numpy, or by torch on a device if there is one. Returns numpy arrays."""
-    if device is None:
-        return fit(x, w, *args)
-    import torch
-
-    found = fit(torch.tensor(x, device=device), torch.tensor(w, device=device), *args)
-    found = [t.cpu().numpy() for t in found]
-    return [np.where(np.isnan(t), X86_NAN, t) for t in found]
-
-
-def _library(x):
-    """numpy or torch, whichever `x` is of."""
-    return np if isinstance(x, np.ndarray) else sys.modules["torch"]
-
-
-def _over(number: np.float32, x):
-    """number / x, rounded once. Subtle: torch's `/` gives number * (1 / x), which differs for a third of the x."""
-    return _library(x).asarray(number) / x
 
 
 # The formats, and the checks -----------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def prompt_text(question: str, processor, with_image: bool = True) -> str:
         >>> prompt_text("What is this?", Processor.from_pretrained("nano"))[-75:]
         '<|im_start|>user\\n<__media__>\\nWhat is this?<|im_end|>\\n<|im_start|>assistant\\n'
     """
-    from ..prompt import render_chat, reserved_in, reserved_tokens  # here, because the child needs no torch
+    from ..inputs.messages import reserved_in, reserved_tokens
+    from ..prompt import render_chat  # here, because the child needs no torch
 
     check_type("question", question, str)
     check_type("with_image", with_image, bool, what="True or False")
@@ -184,13 +185,13 @@ class _LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         self.batch = settings.n_batch
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
-        self.eye = None
+        self.vision = None
         if mmproj:
             settings = mtmd_cpp.mtmd_context_params_default()
             settings.use_gpu = settings.print_timings = settings.warmup = False
             settings.flash_attn_type, settings.n_threads = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, threads
-            self.eye = mtmd_cpp.mtmd_init_from_file(mmproj.encode(), self.model, settings)
-            if not self.eye:
+            self.vision = mtmd_cpp.mtmd_init_from_file(mmproj.encode(), self.model, settings)
+            if not self.vision:
                 raise ValueError(f"llama.cpp cannot load {mmproj}")
 
     @staticmethod
@@ -225,7 +226,7 @@ class _LlamaCpp:
         raw = text.encode()
         chunks = m.mtmd_input_chunks_init()
         prompt = m.mtmd_input_text(raw, len(raw), False, True)
-        if m.mtmd_tokenize(self.eye, chunks, ctypes.byref(prompt), (ctypes.c_void_p * 1)(bitmap), 1):
+        if m.mtmd_tokenize(self.vision, chunks, ctypes.byref(prompt), (ctypes.c_void_p * 1)(bitmap), 1):
             raise ValueError(f"a prompt with a picture must hold {MARKER} exactly once")
         self._check_room(m.mtmd_helper_get_n_pos(chunks))
         count, past, visual = m.mtmd_input_chunks_size(chunks), self.c.llama_pos(0), []
@@ -233,14 +234,14 @@ class _LlamaCpp:
             chunk = m.mtmd_input_chunks_get(chunks, number)
             if m.mtmd_input_chunk_get_type(chunk) == m.MTMD_INPUT_CHUNK_TYPE_TEXT:
                 rest = (past.value, 0, self.batch, number == count - 1, ctypes.byref(past))
-                failed = m.mtmd_helper_eval_chunk_single(self.eye, self.context, chunk, *rest)
+                failed = m.mtmd_helper_eval_chunk_single(self.vision, self.context, chunk, *rest)
             else:
-                failed = m.mtmd_encode_chunk(self.eye, chunk)
-                seen = m.mtmd_get_output_embd(self.eye)
+                failed = m.mtmd_encode_chunk(self.vision, chunk)
+                seen = m.mtmd_get_output_embd(self.vision)
                 shape = m.mtmd_input_chunk_get_n_tokens(chunk), self.c.llama_model_n_embd(self.model)
                 visual.append(np.ctypeslib.as_array(seen, shape).copy())
                 rest = (past.value, 0, self.batch, ctypes.byref(past), m.mtmd_helper_post_decode_callback(), None)
-                failed = failed or m.mtmd_helper_decode_image_chunk(self.eye, self.context, chunk, seen, *rest)
+                failed = failed or m.mtmd_helper_decode_image_chunk(self.vision, self.context, chunk, seen, *rest)
             if failed:
                 raise OSError(f"llama.cpp could not read part {number} of the prompt")
         m.mtmd_input_chunks_free(chunks)

@@ -18,17 +18,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import MiniCPMVConfig
+from ..config import LLMConfig, MiniCPMVConfig
 from ..counts import (
     PARTS,
     kv_cache_numbers,
-    largest_tensor,
-    llm_kept_bytes,
-    llm_working_bytes,
     parameters,
     planned_state_bytes,
-    vision_kept_bytes,
-    vision_working_bytes,
+    square_patches,
 )
 from ..inputs.checks import WrongType, check_choice, check_int, check_type, shown
 
@@ -105,7 +101,7 @@ def estimate(
         >>> need.weights, need.kv_cache, need.fullest
         (16198350304, 57344000, 'see')
 
-    Source: this project; the formulas stand in counts.py.
+    Source: this project; the counts follow from model.py and from transformers' modeling_llama.py.
     """
     check_type("config", config, MiniCPMVConfig)
     for name, value in (("training", training), ("checkpointing", checkpointing)):
@@ -121,7 +117,7 @@ def estimate(
 
     weights = sum(parameters(config).values()) * size if mixture is None else _quantized(config, mixture)
     cache = rows * kv_cache_numbers(config.llm) * size
-    vision, activations = views * vision_working_bytes(config, size), rows * llm_working_bytes(config.llm, size)
+    vision, activations = views * _vision_working_bytes(config, size), rows * _llm_working_bytes(config.llm, size)
     moments = {
         "see": {"weights": weights, "vision": vision},
         "read": {"weights": weights, "activations": activations, "kv_cache": cache},
@@ -147,8 +143,8 @@ def _views_and_tokens(config: MiniCPMVConfig, batch, images, slices, tokens) -> 
 def _training_step(config: MiniCPMVConfig, size: int, views: int, rows: int, checkpointing: bool) -> Estimate:
     state = planned_state_bytes(config, PARTS, size)
     always = {part: state[part] for part in ("weights", "optimizer")}
-    vision = views * vision_kept_bytes(config, size)
-    layer, head = llm_kept_bytes(config.llm, size)
+    vision = views * _vision_kept_bytes(config, size)
+    layer, head = _llm_kept_bytes(config.llm, size)
     if checkpointing:
         inputs = config.llm.num_hidden_layers * config.llm.hidden_size * size
         activations = rows * (inputs + max(layer, head))
@@ -160,7 +156,7 @@ def _training_step(config: MiniCPMVConfig, size: int, views: int, rows: int, che
         "forward": {**always, "vision": vision, "activations": activations},
         "backward": {**always, "vision": vision, "activations": rows * layer, "gradients": llm_gradients},
         # One tensor at a time: its root mean square, and that divided by a correction.
-        "update": {**always, "gradients": gradients, "activations": 2 * largest_tensor(config) * size},
+        "update": {**always, "gradients": gradients, "activations": 2 * _largest_tensor(config) * size},
     }
     return Estimate(state["weights"], gradients, state["optimizer"], activations, 0, vision, moments)
 
@@ -190,8 +186,52 @@ def fits(need: Estimate | int, device: str) -> bool:
     return (need.total if isinstance(need, Estimate) else check_int("need", need, 0)) <= memory * share
 
 
+def _vision_working_bytes(config: MiniCPMVConfig, size: int) -> int:
+    """Bytes of a view in the fullest moment of the ViT and the resampler, without gradients."""
+    v, e = config.vision, config.resampler.width
+    pixels = 3 * v.patch_size**2 * (1 if size == 4 else 2)  # as patches; below float32 the converted views as well
+    attention = pixels + 9 * v.width  # x, its norm, q, k, v, the positions, and the result in three forms
+    mlp = pixels + 5 * v.width + 2 * v.mlp_width  # a CPU computes the MLP in chunks and needs less
+    resampler = v.width + 4 * e  # features; x, positions, keys, values
+    return square_patches(config) * max(attention, mlp, resampler) * size
+
+
+def _llm_working_bytes(c: LLMConfig, size: int) -> int:
+    """Bytes of a token in the fullest moment of a layer of the LLM, without gradients and cache."""
+    kv = c.num_key_value_heads * c.head_width
+    mlp = 4 * c.hidden_size + 3 * c.intermediate_size  # the prompt, x, x + attention, its norm; gate, up, product
+    attention = 8 * c.hidden_size + 2 * kv  # the prompt, x, its norm, q and its four forms before rotary; k, v
+    return (max(mlp, attention) + 2 * c.head_width) * size  # and one cosine and sine for all heads and layers
+
+
+def _vision_kept_bytes(config: MiniCPMVConfig, size: int) -> int:
+    """Bytes of a view that are kept for the backward pass. Every product keeps its input, every norm, too."""
+    v, r = config.vision, config.resampler
+    # two sums, two norms, q, k, v, attention in two forms; the MLP before and after its activation
+    layer = 9 * v.width + 2 * v.mlp_width
+    patch = 3 * v.patch_size**2 + v.layers * layer + 2 * v.width + 5 * r.width
+    query = 6 * r.width
+    return (square_patches(config) * patch + r.num_queries * query) * size
+
+
+def _llm_kept_bytes(c: LLMConfig, size: int) -> tuple[int, int]:
+    """Bytes of a token that are kept for the backward pass, in one layer of the LLM and in its head."""
+    d, kv = c.hidden_size, c.num_key_value_heads * c.head_width
+    norm = 2 * d * size + 4 * d  # normalized, times gain; and x in float32: x itself, or a copy
+    layer = (2 * d + 2 * kv + 4 * c.intermediate_size) * size + 2 * norm  # q, attention, k, v; the MLP's four
+    head = norm + c.vocab_size * (size + 4 + 4)  # logits; their log-softmax and its gradient in float32
+    return layer, head
+
+
+def _largest_tensor(config: MiniCPMVConfig) -> int:
+    """Numbers in the largest parameter."""
+    v, e, c = config.vision, config.resampler.width, config.llm
+    vision = max(v.table_side**2 * v.width, v.width * v.mlp_width)
+    return max(vision, 3 * e * e, c.hidden_size * max(c.vocab_size, c.intermediate_size))
+
+
 def _quantized(config: MiniCPMVConfig, mixture: str) -> int:
-    from .gguf import plan_mixture, plan_vision  # these need torch, the rest of this file does not
+    from .gguf_plan import plan_mixture, plan_vision  # these need numpy, the rest of this file does not
 
     return plan_mixture(config, mixture).total_bytes + plan_vision(config).total_bytes
 

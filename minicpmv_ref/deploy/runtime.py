@@ -3,9 +3,9 @@
 `Runtime` is a MiniCPMV whose LLM is a `Decoder`. In float it gives the answers of MiniCPMV.generate; with little to
 compute (small models, one conversation) it is more than twice as fast, because it does less around the same products:
 three matrices become one, two become one, the KV cache is there before the tokens come, and a matrix meets a single
-token as fast as memory delivers it. With a mixture, weights stay in their blocks and are unpacked a few rows at a time,
-each time they are used: that shows how little memory an answer takes, and what quantization does to it. It is no fast
-way to run them: real engines multiply the blocks.
+token as fast as memory delivers it. With a quantization mixture, weights stay in their blocks and are unpacked a few
+rows at a time, each time they are used: that shows how little memory an answer takes, and what quantization does to it.
+It is no fast way to run them: real engines multiply the blocks.
 Implements Llama, Qwen2 (biases) and MiniCPM-2.4B (three multipliers). Left out: training, sliding windows.
 S samples, T new tokens, N tokens in the cache, D width, H heads, G key-value heads, K head width, V vocabulary.
 """
@@ -24,18 +24,19 @@ from ..config import LLMConfig, MiniCPMVConfig
 from ..inputs.checks import check_choice, check_type
 from ..linear import linear
 from ..model import MiniCPMV
-from .gguf import BITE, encode, llm_tensors, plan_mixture, weights_of
+from .gguf import CHUNK, encode, weights_of
+from .gguf_plan import llm_tensors, plan_mixture
 from .kquant import FORMATS, dequantize
 
 
 class Runtime(MiniCPMV):
-    """A model for answers only: the same eyes, and a `Decoder` in place of the LLM.
+    """A model for answers only: the same ViT and resampler, and a `Decoder` in place of the LLM.
 
     Args:
         model: a MiniCPMV, or a folder as for `MiniCPMV.from_pretrained`. Its ViT and resampler are shared, the weights
             of its LLM are copied.
-        mixture: None keeps the weights as they are. A mixture of `plan_mixture`, for example "Q4_K_M", quantizes the
-            LLM's as `export` does; it then computes in float32.
+        mixture: None keeps the weights as they are. A quantization mixture of `plan_mixture`, for example
+            "Q4_K_M", quantizes the LLM's as `export` does; it then computes in float32.
         activations: "float", or "int8" to round what meets a quantized matrix to 8 bits, as llama.cpp does.
 
     Raises:
@@ -295,7 +296,7 @@ class Matrix:
 
 
 class Blocks:
-    """A matrix that stays quantized. Rows are unpacked when they are needed, used, and forgotten."""
+    """A matrix that stays quantized. Rows are unpacked each time they are used, and not kept."""
 
     def __init__(self, parts: list[tuple[str, str, torch.Tensor]], bias: torch.Tensor | None, activations: str):
         self.bias, self.activations, self.device = bias, activations, parts[0][2].device
@@ -309,7 +310,7 @@ class Blocks:
             way = ROUNDING.get(kind, "float") if self.activations == "int8" else "float"
             if way not in rounded:
                 rounded[way] = round_activations(x, way)
-            step = max(1, BITE // self.cols)
+            step = max(1, CHUNK // self.cols)
             for first in range(0, len(packed), step):
                 products.append(linear(rounded[way], self._unpack(kind, packed[first : first + step])))
         y = torch.cat(products, dim=-1)

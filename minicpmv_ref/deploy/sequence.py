@@ -121,7 +121,7 @@ def _write_parts(folder: Path, model, processor) -> list[int]:
     """Two checkpoints, each with a part of the tensors. Returns their bytes."""
     sizes = []
     for part, beginnings in PARTS.items():
-        tensors = {name: t for name, t in model._own_tensors().items() if name.startswith(beginnings)}
+        tensors = {name: t for name, t in model.own_tensors().items() if name.startswith(beginnings)}
         write_checkpoint(folder / part, model.config, tensors)
         sizes.append(sum(tensor.nbytes for tensor in tensors.values()))
     processor.save_pretrained(folder / "language")
@@ -183,13 +183,10 @@ def _answer(folder: Path, batch, max_new_tokens: int, mapped: bool, in_turns: bo
 def _load(folder: Path, mapped: bool) -> MiniCPMV:
     """A model with one part. The other stays on the meta device, where tensors have shapes and no bytes."""
     config = read_config(folder)
-    with torch.device("meta"):
-        model = MiniCPMV(config)
+    model = MiniCPMV.without_memory(config)
     tensors = load_file(folder / WEIGHTS) if mapped else _read(folder / WEIGHTS)  # the library maps files
     model.load_state_dict(tensors, strict=False, assign=True)
     model.llm.tie_weights()
-    rotary = model.llm.model.rotary_emb  # its frequencies are in no file
-    model.llm.model.rotary_emb = type(rotary)(config=model.llm.config)
     return model.eval()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ..config import MiniCPMVConfig
 from ..counts import Workload, flops, kv_cache_numbers, square_patches
 from ..inputs.checks import WrongType, check_int, check_number, check_type, shown
-from .gguf import plan_mixture, plan_vision
+from .gguf_plan import plan_mixture, plan_vision
 
 
 class Search(NamedTuple):

@@ -19,7 +19,7 @@ LIMITS = {
     "picture_bytes": 2**30,  # a picture file; 100 megapixels without any compression have 0.3 GB
     "shard_bytes": 4 * 2**30,  # a tar of records, held in memory while it is read; usual ones have 1 GB
     "lost_records": 10_000,  # that an index of shards may name beyond what their bytes can hold: shards are cut off
-    "token_letters": 512,  # letters of one token: the longest of the published tokenizers is 128 spaces
+    "token_characters": 512,  # characters of one token: the longest of the published tokenizers is 128 spaces
     "temperature": 1e-4,  # the least above 0: it already takes the likeliest token; far smaller ones divide by zero
     "repetition_penalty": 1000,  # or its inverse; released: 1.05 and 1.2
     "answers": 1000,  # to one picture, of which all pairs are compared; the paper asks for 10
@@ -208,7 +208,7 @@ def shown(value, most: int = 80) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would obey, or what changes the order of letters; newlines stay.
+    """Replace what a terminal would obey, or what changes the order of characters; newlines stay.
 
     Example:
         >>> printable("red\\x1b[2J")

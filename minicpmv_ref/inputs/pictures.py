@@ -70,6 +70,17 @@ def picture_size(source) -> tuple[int, int]:
         return check_sides(image.size)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The size that `load_image` gives to a PIL image, without its pixels."""
+    try:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns it then, and its size is the turned one before
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:
+        return load_image(image).size  # says what is wrong with it
+    return image.size[::-1] if turned else image.size
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Read a PIL image of any mode as 8-bit RGB.
 
@@ -143,7 +154,7 @@ def _file(source) -> tuple[str | io.BytesIO, str]:
     try:
         path = os.fsdecode(source)
         sound = 0 < len(os.fsencode(path)) < 4096 and "\0" not in path
-    except (TypeError, ValueError):  # an odd __fspath__; letters that no file name can have
+    except (TypeError, ValueError):  # an odd __fspath__; characters that no file name can have
         path, sound = source, False
     if isinstance(path, str) and re.match(r"(https?|ftp|s3|gs|file|data):", path, re.I):
         raise ValueError(f"source is an address, not a path; pass io.BytesIO of its bytes instead: {shown(path)}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..config import MiniCPMVConfig
-from .checks import LIMITS, check_choice, check_int, check_list, check_type, printable, shown
+from .checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, printable, shown
 from .files import read_json, replacing
+from .messages import MARKERS, SLOT
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
@@ -299,3 +301,55 @@ def stop_ids(tokenizer, version: str) -> tuple[int, ...]:
             f"(in a folder: in {SETTINGS}; {version}'s is {SPECIAL[version]['eos_token']})"
         )
     return tuple(sorted(ids))
+
+
+def marker_ids(tokenizer) -> dict[str, int]:
+    """Look up the ids of `<image>`, `</image>`, `<slice>` and `</slice>`.
+
+    Raises:
+        TypeError: not a tokenizer.
+        ValueError: the tokenizer does not know one of them.
+    """
+    if not hasattr(tokenizer, "convert_tokens_to_ids"):
+        raise WrongType(f"tokens must be a tokenizer or a mapping, got {type(tokenizer).__name__}: {shown(tokenizer)}")
+    ids = {marker: tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS[:4]}
+    unknown = [m for m, i in ids.items() if i is None or i == tokenizer.convert_tokens_to_ids(SLOT)]
+    if unknown:
+        raise ValueError(f"this tokenizer does not know {', '.join(unknown)}: it is not one of a MiniCPM-V model")
+    return ids
+
+
+def merged_answers(text: str, answers: list[tuple[int, int]], encoded, tokenizer) -> list[int]:
+    """Find answers whose beginning changes the tokens of the header before them.
+
+    Qwen2's tokenizer reads a newline at the end of the header and one that begins the answer as one token. A model
+    that learns from such a sample never sees the header that `chat` will end its prompt with.
+
+    Args:
+        text, answers: from `render_chat`.
+        encoded: `tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)`.
+        tokenizer: a fast tokenizer.
+
+    Returns:
+        The numbers of these answers, counted from 0.
+
+    Example:
+        >>> from minicpmv_ref import Processor
+        >>> tokenizer = Processor.from_pretrained("nano").tokenizer
+        >>> text, answers = "<|im_start|>assistant\\nred", [(22, 25)]
+        >>> encoded = tokenizer(text, return_offsets_mapping=True)
+        >>> merged_answers(text, answers, encoded, tokenizer)
+        []
+        >>> merged_answers(text, [(15, 25)], encoded, tokenizer)  # "ass" alone is another token than "assistant"
+        [0]
+    """
+    ids, offsets, merged = encoded["input_ids"], encoded["offset_mapping"], []
+    special = tokenizer.added_tokens_decoder
+    for number, (start, _) in enumerate(answers):
+        end = bisect_left(offsets, start, key=lambda offset: offset[0])
+        # A tokenizer cuts a text at its special tokens first, so nothing before the last one can change.
+        begin = next((i for i in range(end - 1, -1, -1) if ids[i] in special), 0)
+        cut = offsets[begin][0] if begin < end and ids[begin] in special else 0
+        if tokenizer(text[cut:start], add_special_tokens=False)["input_ids"] != ids[begin:end]:
+            merged.append(number)
+    return merged

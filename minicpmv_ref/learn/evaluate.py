@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..decoding import until_stop
 from ..inputs.checks import check_choice, check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
@@ -112,8 +113,7 @@ def answers(
         for begin in range(0, len(prompts), BATCH):
             batch = processor(prompts[begin : begin + BATCH], max_slice_nums=max_slice_nums).to(device)
             for row in model.generate(batch, max_new_tokens, **sampling).tolist():
-                length = next((k for k, token in enumerate(row) if token in batch.stop_ids), len(row))
-                said.append(processor.tokenizer.decode(row[:length]).strip())
+                said.append(processor.tokenizer.decode(list(until_stop(row, batch.stop_ids))).strip())
     finally:
         model.train(was_training)
     return said

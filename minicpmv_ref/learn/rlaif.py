@@ -46,7 +46,7 @@ def sample_answers(
         seed, sampling: as for `MiniCPMV.stream`.
 
     Returns:
-        n stripped texts for each prompt. One that holds a reserved token (see `prompt.reserved_tokens`) becomes "": no
+        n stripped texts for each prompt. One that holds a reserved token (see `reserved_tokens`) becomes "": no
         conversation may hold it, so it is no answer. Tags of boxes stay.
 
     Raises:

@@ -12,11 +12,13 @@ from tiny import ask, picture, tiny_model, tiny_processor
 from minicpmv_ref import MiniCPMV, Processor, SliceConfig, image_bounds, image_layout, load_image, plan_slices
 from minicpmv_ref.config import MiniCPMVConfig
 from minicpmv_ref.deploy import kquant
+from minicpmv_ref.inputs.messages import reserved_tokens
 from minicpmv_ref.inputs.published import config_from_published, find_folder
+from minicpmv_ref.inputs.tokenizer import merged_answers
 from minicpmv_ref.learn import dpo, packing, rlaif
 from minicpmv_ref.model import decode_stream
 from minicpmv_ref.processor import check_slots, normalize_views, sample_frames
-from minicpmv_ref.prompt import answer_labels, merged_answers, render_chat, reserved_tokens
+from minicpmv_ref.prompt import answer_labels, render_chat
 from minicpmv_ref.vision import VisionTransformer
 
 

@@ -15,7 +15,6 @@ from minicpmv_ref.counts import (
     flops,
     flops_by_part,
     kv_cache_numbers,
-    largest_tensor,
     parameters,
     planned_state_bytes,
     state_bytes,
@@ -44,7 +43,6 @@ def test_parameters(preset):
     never = sum(p.numel() for p in frozen)
     assert trainable_parameters(config) == counts | {"resampler": counts["resampler"] - never}
     assert (never > 0) == (config == v2_0)
-    assert largest_tensor(config) == max(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

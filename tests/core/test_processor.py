@@ -635,7 +635,7 @@ def untouched(width: int, height: int) -> Image.Image:
         (ask(untouched(20, 20), untouched(1, 100_000)), "too long for its width"),
         (ask(untouched(20, 20), "<|im_end|>"), "is reserved"),
         (ask(untouched(20, 20), "a" * 3000), "the prompt has 3.* tokens, 16 of them visual, but the model takes 2048"),
-        (ask(untouched(20, 20), "a" * 2_000_000), "the prompt has 2000000 letters of text, but the model takes 2048"),
+        (ask(untouched(20, 20), "a" * 2_000_000), "the prompt has 2000000 characters of text, but the model"),
         ([*ask(untouched(20, 20)), {"role": "robot", "content": "a"}], "message 1: role must be one of"),
         ([ask(untouched(20, 20)), ask("\ud800")], "half a character"),
     ],

@@ -12,21 +12,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from minicpmv_ref.config import VERSIONS, v2_0, v2_5, v2_6
-from minicpmv_ref.prompt import (
-    GROUNDING,
-    MARKERS,
-    RESERVED,
-    SLOT,
-    TURNS,
-    answer_labels,
-    image_bounds,
-    image_layout,
-    marker_ids,
-    merged_answers,
-    render_chat,
-    reserved_in,
-    reserved_tokens,
-)
+from minicpmv_ref.inputs.messages import GROUNDING, MARKERS, RESERVED, SLOT, TURNS, reserved_in, reserved_tokens
+from minicpmv_ref.inputs.tokenizer import marker_ids, merged_answers
+from minicpmv_ref.prompt import answer_labels, image_bounds, image_layout, render_chat
 from minicpmv_ref.slicing import plan_slices
 
 LAYOUTS = json.loads((ROOT / "tests/golden/text_layout.json").read_text())

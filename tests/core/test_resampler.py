@@ -11,8 +11,9 @@ from places import ROOT
 from torch.nn.utils.parametrize import register_parametrization
 
 from minicpmv_ref.config import ResamplerConfig, v2_0, v2_5, v2_6
+from minicpmv_ref.deploy.fold import fold
 from minicpmv_ref.positions import sincos_2d
-from minicpmv_ref.resampler import Resampler, fold
+from minicpmv_ref.resampler import Resampler
 
 GOLDEN = ROOT / "tests/golden/modules.npz"
 V2_6 = ResamplerConfig(num_queries=6, width=64, kv_width=40, heads=4)

@@ -19,9 +19,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from minicpmv_ref import MiniCPMV, Processor, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.deploy.gguf import (
-    CHAT_TEMPLATES,
     MIXTURES,
-    PRE_TOKENIZERS,
     encode,
     export,
     llm_tensors,
@@ -29,6 +27,7 @@ from minicpmv_ref.deploy.gguf import (
     plan_vision,
     vision_tensors,
 )
+from minicpmv_ref.deploy.gguf_keys import PRE_TOKENIZERS, chat_template
 from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 from minicpmv_ref.deploy.runtime import Runtime
@@ -502,11 +501,11 @@ def test_a_tokenizer_larger_than_the_model(tmp_path):
         export(MiniCPMV.seeded(config), processor, tmp_path)
 
 
-@pytest.mark.parametrize("version", CHAT_TEMPLATES)
+@pytest.mark.parametrize("version", ["2.5", "2.6"])
 @pytest.mark.parametrize("roles", [["user"], ["user", "assistant", "user"], ["system", "user"], ["user", "assistant"]])
 def test_chat_templates_say_what_we_say(version, roles):
     messages = [{"role": role, "content": f" Say {number}\n"} for number, role in enumerate(roles)]
-    template = jinja2.Environment().from_string(CHAT_TEMPLATES[version])
+    template = jinja2.Environment().from_string(chat_template(version))
     text = template.render(messages=messages, add_generation_prompt=roles[-1] != "assistant")
     assert text == render_chat(messages, version, bos="<|begin_of_text|>")[0]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from places import ROOT
 
-from minicpmv_ref.deploy import kquant
+from minicpmv_ref.deploy import kquant, kquant_search
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 
 F32 = np.float32
@@ -173,13 +173,13 @@ def test_sums_run_in_index_order():
         expected = t[0].copy()
         for row in t[1:]:
             expected = expected + row
-        assert (kquant._column_sum(t) == expected).all(), groups
+        assert (kquant_search.column_sum(t) == expected).all(), groups
 
 
 def test_nearest_is_half_to_even_and_wraps():
     v = np.array([0.5, 1.5, -0.5, -2.5, 2**22 - 1, 2**22, np.inf, -np.inf, np.nan], F32)
     expected = [0, 2, 0, -2, 2**22 - 1, -(2**22), -(2**22), -(2**22), 0]
-    assert kquant._nearest(v).tolist() == expected
+    assert kquant_search.nearest(v).tolist() == expected
 
 
 def wild_importance(seed: int) -> np.ndarray:
@@ -257,14 +257,14 @@ def test_torch_sums_in_index_order_too(device):
     rng = np.random.default_rng(1)
     for groups in (1, 2, 8, 1000):
         t = (rng.standard_normal((32, groups)) * np.exp(rng.uniform(-9, 9, (32, groups)))).astype(F32)
-        ours = kquant._column_sum(torch.tensor(t, device=device)).cpu().numpy()
-        assert (ours == kquant._column_sum(t)).all(), groups
+        ours = kquant_search.column_sum(torch.tensor(t, device=device)).cpu().numpy()
+        assert (ours == kquant_search.column_sum(t)).all(), groups
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_number_over_an_array_is_rounded_once(device):
     x = np.random.default_rng(2).random(1000, F32) + F32(1)
-    ours = kquant._over(F32(15), torch.tensor(x, device=device)).cpu().numpy()
+    ours = kquant_search._over(F32(15), torch.tensor(x, device=device)).cpu().numpy()
     assert ours.dtype == F32 and (ours == F32(15) / x).all()
 
 
@@ -274,11 +274,12 @@ def test_the_search_runs_where_it_is_told_to(kind, monkeypatch):
     x, importance = np.random.default_rng(3).standard_normal((2, 256), F32), np.ones(256, F32)
     places = []
 
-    def column_sum(t, original=kquant._column_sum):
+    def column_sum(t, original=kquant_search.column_sum):
         places.append(t.device.type if isinstance(t, torch.Tensor) else "numpy")
         return original(t)
 
-    monkeypatch.setattr(kquant, "_column_sum", column_sum)
+    monkeypatch.setattr(kquant, "column_sum", column_sum)
+    monkeypatch.setattr(kquant_search, "column_sum", column_sum)
     quantize(x, kind)
     quantize(x, kind, importance)
     assert "cpu" not in places
@@ -295,7 +296,7 @@ def test_a_gpu_gets_more_at_a_time(monkeypatch):
         sizes.append(x.size)
         return fit(x, w, *args)
 
-    monkeypatch.setattr(kquant, "_search", search)
+    monkeypatch.setattr(kquant, "search", search)
     x = np.random.default_rng(4).standard_normal((3 * kquant.MOST_VALUES // 256, 256), F32)
     expected = quantize(x, "Q6_K", device="cpu")
     assert sizes == 3 * [kquant.MOST_VALUES]
@@ -308,10 +309,10 @@ def test_a_nan_with_the_bits_of_a_gpu_is_like_any_other():
     """0 / 0 is 0xffc00000 on x86-64 and 0x7fffffff on CUDA; rounding by bits would see a large number in the latter."""
     nan = np.array([[0x7FFFFFFF], [0xFFC00000]], np.uint32).view(F32)
     one, ends = np.ones(1, F32), np.full((2, 1), np.inf, F32)
-    assert kquant._levels(nan, 0 * one, one, 15, ends).tolist() == [[0], [0]]
+    assert kquant_search.round_to_levels(nan, 0 * one, one, 15, ends).tolist() == [[0], [0]]
     by_torch = [torch.tensor(t) for t in (nan, 0 * one, one)]
-    assert kquant._levels(*by_torch, 15, torch.tensor(ends)).tolist() == [[0], [0]]
-    (found,) = kquant._search("cpu", lambda x, w: [x], nan, nan)
+    assert kquant_search.round_to_levels(*by_torch, 15, torch.tensor(ends)).tolist() == [[0], [0]]
+    (found,) = kquant_search.search("cpu", lambda x, w: [x], nan, nan)
     assert found.view(np.uint32).tolist() == [[0xFFC00000], [0xFFC00000]]
 
 
@@ -362,7 +363,7 @@ def test_without_a_gpu_cuda_is_refused():
         quantize(np.ones((1, 256), F32), "Q4_K", device="cuda")
 
 
-# The way back --------------------------------------------------------------------------------------------------------
+# Decoding ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -10,6 +10,7 @@ from profiled import profiled_peak
 from tiny import VERSIONS, ask, picture, tiny_config
 
 from minicpmv_ref.config import PRESETS, nano, v2_0, v2_5, v2_6
+from minicpmv_ref.deploy import memory
 from minicpmv_ref.deploy.memory import DEVICES, DTYPES, Estimate, estimate, fits, parameters
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
@@ -30,6 +31,7 @@ def test_weights_and_gradients_are_those_of_the_real_model(name):
     config = PRESETS[name]
     with torch.device("meta"):
         model = MiniCPMV(config)
+    assert memory._largest_tensor(config) == max(p.numel() for p in model.parameters())
     for dtype in DTYPES:
         model.to(getattr(torch, dtype))
         need = estimate(config, training=True, dtype=dtype)

@@ -268,7 +268,7 @@ def test_unpacked_weights_are_forgotten(wide, monkeypatch):
     whole = sum(p.numel() for p in model.llm.parameters()) * 4
 
     def peak(bite):
-        monkeypatch.setattr(runtime, "BITE", bite)
+        monkeypatch.setattr(runtime, "CHUNK", bite)
         step = decoder(torch.tensor([[5, 6, 7]]), logits_to_keep=1)
         tracemalloc.start()
         decoder(torch.tensor([[8]]), past_key_values=step.past_key_values)
@@ -286,7 +286,7 @@ def test_the_size_of_a_bite_changes_nothing(wide, monkeypatch):
     ids = torch.tensor([[5, 6, 7]])
     right = decoder(ids).logits
     for bite in (1, 1000, 1 << 14):
-        monkeypatch.setattr(runtime, "BITE", bite)
+        monkeypatch.setattr(runtime, "CHUNK", bite)
         assert torch.allclose(decoder(ids).logits, right, atol=1e-5)
 
 

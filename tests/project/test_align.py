@@ -98,8 +98,8 @@ def test_only_the_language_model_changes_and_only_changes_are_written(finished, 
     written = load_file(folder / "model.safetensors")
     assert written and all(name.startswith("llm.") for name in written)
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}  # and so the aligned model is measured
-    for name, tensor in model._own_tensors().items():
-        assert torch.equal(aligned._own_tensors()[name], tensor) == (name not in written)
+    for name, tensor in model.own_tensors().items():
+        assert torch.equal(aligned.own_tensors()[name], tensor) == (name not in written)
     apply_changes(model, folder)
     assert fingerprint(model) == fingerprint(aligned)
     assert torch.equal(model.llm.lm_head.weight, aligned.llm.lm_head.weight)  # tied
@@ -267,7 +267,7 @@ def test_a_model_becomes_careless_in_its_language_model_only(processor, model):
     policy, figures = make_careless(model, processor, config)
     assert fingerprint(model) == before and set(figures) == {"before"}
     assert figures["before"]["greedy"] == describe(model, processor, pictures(config, "test", model), config)[1]
-    own, changed = model._own_tensors(), policy._own_tensors()
+    own, changed = model.own_tensors(), policy.own_tensors()
     assert {name.split(".")[0] for name in own if not torch.equal(own[name], changed[name])} == {"llm"}
     assert [p.requires_grad for p in policy.parameters()] == [p.requires_grad for p in model.parameters()]
     assert fingerprint(make_careless(model, processor, config)[0]) == fingerprint(policy)

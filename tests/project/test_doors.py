@@ -22,20 +22,14 @@ from tiny import ask, picture, tiny_config, tiny_model, tiny_processor
 import minicpmv_ref
 from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, counts, fold, plan_slices, v2_6
 from minicpmv_ref.deploy import gguf, kquant, memory
+from minicpmv_ref.inputs.messages import reserved_in, reserved_tokens
 from minicpmv_ref.inputs.pictures import load_image, to_rgb
+from minicpmv_ref.inputs.tokenizer import marker_ids
 from minicpmv_ref.learn import dpo, packing, rlaif, stages, statistics
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.model import decode_answer, decode_stream
 from minicpmv_ref.peers import cambrian, canvas, cogvlm, internvl, later, llava, qllama, sizes, video, vila
-from minicpmv_ref.prompt import (
-    answer_labels,
-    image_bounds,
-    image_layout,
-    marker_ids,
-    render_chat,
-    reserved_in,
-    reserved_tokens,
-)
+from minicpmv_ref.prompt import answer_labels, image_bounds, image_layout, render_chat
 from minicpmv_ref.scale import lora
 from minicpmv_ref.scale.finetune import in_order, sample_at
 from minicpmv_ref.scale.records import Record
@@ -338,7 +332,7 @@ DOORS = {
         lambda: {"features": [rows(6, 32), rows(1, 32)], "patch_grids": [(2, 3), (1, 1)]},
         words="slice grid",
     ),
-    "resampler.fold": Door(
+    "deploy.fold.fold": Door(
         lambda features, patch_grids: fold(tiny()[0].resampler)(features, patch_grids),
         lambda: {"features": [rows(6, 32)], "patch_grids": [(2, 3)]},
         words="slice grid",
@@ -359,7 +353,7 @@ DOORS = {
         lambda bounds, **_: bool((bounds[:, 0] <= bounds[:, 1]).all()),
         "prompt marker",
     ),
-    "prompt.marker_ids": Door(lambda: marker_ids(tiny()[1].tokenizer), dict),
+    "inputs.tokenizer.marker_ids": Door(lambda: marker_ids(tiny()[1].tokenizer), dict),
     "prompt.render_chat": Door(
         render_chat,
         lambda: {"messages": [{"role": "user", "content": "Hi"}], "version": "2.6", "bos": "", "eos": ""},
@@ -397,13 +391,13 @@ DOORS = {
         lambda: {"image": picture(130, 90), "plan": plan_slices((130, 90), SliceConfig(56))},
         lambda views, **_: finite(*views),
     ),
-    "processor.sample_frames": Door(
+    "inputs.messages.sample_frames": Door(
         minicpmv_ref.processor.sample_frames,
         lambda: {"frames": list(range(10)), "most": 4},
         lambda made, most, **_: len(made) <= most,
     ),
-    "prompt.reserved_tokens": Door(lambda: reserved_tokens(tiny()[1].tokenizer), dict),
-    "prompt.reserved_in": Door(reserved_in, lambda: {"text": "Hi", "tokens": ("<a>", "<b>")}),
+    "inputs.messages.reserved_tokens": Door(lambda: reserved_tokens(tiny()[1].tokenizer), dict),
+    "inputs.messages.reserved_in": Door(reserved_in, lambda: {"text": "Hi", "tokens": ("<a>", "<b>")}),
     # the model
     "model.MiniCPMV.from_pretrained": Door(
         minicpmv_ref.MiniCPMV.from_pretrained, lambda: {"path": "nano"}, words="folder config.json"
@@ -445,12 +439,12 @@ DOORS = {
         },
         words="message conversation image content role picture prompt video",
     ),
-    "model.decode_stream": Door(
+    "decoding.decode_stream": Door(
         lambda tokens, stop_ids: list(decode_stream(tokens, tiny()[1].tokenizer, stop_ids)),
         lambda: {"tokens": [300, 301, 302], "stop_ids": (5,)},
         lambda pieces, **_: all(isinstance(piece, str) for piece in pieces),
     ),
-    "model.decode_answer": Door(
+    "decoding.decode_answer": Door(
         lambda tokens, stop_ids: decode_answer(tokens, tiny()[1].tokenizer, stop_ids),
         lambda: {"tokens": [300, 301, 302], "stop_ids": (5,)},
         lambda text, **_: isinstance(text, str),
@@ -663,10 +657,10 @@ DOORS = {
         lambda: {"blocks": kquant.quantize(matrix(), "Q8_0"), "kind": "Q8_0", "cols": 256},
         lambda array, blocks, cols, **_: array.shape == (len(blocks), cols),
     ),
-    "deploy.gguf.plan_mixture": Door(
+    "deploy.gguf_plan.plan_mixture": Door(
         gguf.plan_mixture, lambda: {"config": v2_6, "mixture": "Q4_K_M"}, lambda plan, **_: plan.total_bytes > 0
     ),
-    "deploy.gguf.plan_vision": Door(gguf.plan_vision, lambda: {"config": v2_6, "kind": "F16"}),
+    "deploy.gguf_plan.plan_vision": Door(gguf.plan_vision, lambda: {"config": v2_6, "kind": "F16"}),
     "counts.parameters": Door(counts.parameters, lambda: {"config": v2_6}),
     "counts.flops_by_part": Door(
         counts.flops_by_part,

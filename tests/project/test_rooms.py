@@ -16,7 +16,7 @@ import pytest
 from places import ROOT
 
 PACKAGE = "minicpmv_ref"
-CORE = "config counts slicing positions linear vision resampler prompt processor model __main__".split()
+CORE = "config counts slicing positions linear vision resampler prompt processor decoding llm model __main__".split()
 # room -> other rooms that it may import; and course, which may import all. inputs is what the core itself stands on.
 INPUTS = {"config"}  # all that inputs may import
 ROOMS = {"inputs": set(), "toy": set(), "learn": {"toy"}, "scale": {"toy", "learn"}, "deploy": set(), "peers": set()}

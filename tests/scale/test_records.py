@@ -17,7 +17,7 @@ from tiny import picture, talk, tiny_processor
 from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
 from minicpmv_ref.__main__ import ROOT, main
 from minicpmv_ref.inputs.checks import LIMITS
-from minicpmv_ref.prompt import RESERVED
+from minicpmv_ref.inputs.messages import RESERVED
 from minicpmv_ref.scale import records as records_module
 from minicpmv_ref.scale.records import (
     Problem,
