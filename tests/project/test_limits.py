@@ -21,10 +21,6 @@ FOLDERS = ("minicpmv_ref", "experiments", "benchmarks", "tools")
 EXCEPTIONS = {
     "minicpmv_ref/__main__.py": "all commands and their options in one file; to be divided by command",
     "minicpmv_ref/course/draw/learning.py:stage_picture": "one picture, drawn from top to bottom",
-    "minicpmv_ref/deploy/gguf.py": "the file format, the choice of types and the export; to be divided",
-    "minicpmv_ref/deploy/kquant.py": "five formats, in numpy and in torch; to be divided",
-    "minicpmv_ref/model.py": "to be divided into the model and its generation",
-    "minicpmv_ref/processor.py": "to be divided into pictures and text",
     "minicpmv_ref/scale/lora.py": "to be divided into adapters and their files",
     "core and learn": "shrinks with the files above",
 }
