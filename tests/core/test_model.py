@@ -455,3 +455,12 @@ def test_nano_watches_sixty_four_frames():
         last = model.encode_images(batch.images[0][-1:], batch.patch_grids[0][-1:])
     start, end = batch.image_bounds[0][-1].tolist()
     close(embedded[0, start:end], last[0])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_model_without_memory_has_real_rotary_frequencies(version):
+    """They are in no checkpoint: left on the meta device, a loaded model could not compute."""
+    config = tiny_config(version)
+    empty, real = MiniCPMV.without_memory(config), MiniCPMV.seeded(config)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert torch.equal(empty.llm.model.rotary_emb.inv_freq, real.llm.model.rotary_emb.inv_freq)
