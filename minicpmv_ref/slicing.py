@@ -52,7 +52,7 @@ def candidate_grids(size: Size, cfg: SliceConfig = SliceConfig()) -> list[Grid]:
 
     Source: MiniCPM-V 2.6, image_processing_minicpmv.py, get_sliced_grid.
     """
-    width, height = _check_size(size)
+    width, height = check_size(size)
     most = check_type("cfg", cfg, SliceConfig).max_slice_nums
     ideal = min(math.ceil(width * height / (cfg.scale_resolution * cfg.scale_resolution)), most)
     if ideal <= 1:
@@ -80,8 +80,8 @@ def partition_score(size: Size, grid: Grid) -> float:
     Source: paper section 3.2, in the float64 expression order of get_sliced_grid. The order matters:
         1080 x 1080 is cut (3, 2) and not (2, 3) because log(3/2) and log(2/3) differ in the last bit.
     """
-    width, height = _check_size(size)
-    cols, rows = _check_size(grid, "grid", "(cols, rows)")
+    width, height = check_size(size)
+    cols, rows = check_size(grid, "grid", "(cols, rows)")
     return -abs(math.log(width / height) - math.log(cols / rows))
 
 
@@ -130,7 +130,7 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
     Source: paper section 3.2, "Image partition". Even among the same candidates a tie may fall the other way: the code
         takes the logarithm of width / height first, so 1080 x 1080 is cut (3, 2) by the code, (2, 3) by the equations.
     """
-    width, height = _check_size(size)
+    width, height = check_size(size)
     check_type("cfg", cfg, SliceConfig)
     ideal = min(math.ceil(width * height / cfg.scale_resolution**2), cfg.max_slice_nums)
     candidates = [grid for n in (ideal - 1, ideal, ideal + 1) for grid in _factor_pairs(n)]
@@ -196,7 +196,7 @@ def plan_slices(size: Size, cfg: SliceConfig = SliceConfig()) -> SlicePlan:
 
     Source: MiniCPM-V 2.6, image_processing_minicpmv.py, slice_image and get_refine_size.
     """
-    size = _check_size(size)
+    size = check_size(size)
     grid = best_grid(size, cfg)
     if grid is None:  # small images are enlarged: every view has about scale_resolution squared pixels
         return SlicePlan(size, cfg.patch_size, _fit_area(size, cfg))
@@ -275,7 +275,7 @@ def check_plan(plan: SlicePlan) -> None:
         )
 
 
-def _check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
+def check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
     try:
         sides = size if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
         first, second = (check_int(what, side, -math.inf, math.inf) for side in sides)

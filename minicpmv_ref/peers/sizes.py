@@ -24,7 +24,7 @@ from itertools import pairwise
 
 from ..config import SliceConfig
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, shown
-from ..slicing import Grid, Size, _check_size, plan_slices
+from ..slicing import Grid, Size, check_size, plan_slices
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original picture
 
@@ -76,8 +76,8 @@ def best_resolution(size: Size, ties: str = "public", canvases: tuple[Size, ...]
 
     Source: LLaVA-NeXT, llava/mm_utils.py, select_best_resolution; transformers, image_processing_utils.py, the same.
     """
-    width, height = _check_size(size)
-    canvases = [_check_size(canvas, "canvases") for canvas in check_list("canvases", canvases, empty=False)]
+    width, height = check_size(size)
+    canvases = [check_size(canvas, "canvases") for canvas in check_list("canvases", canvases, empty=False)]
     if check_choice("ties", ties, TIES) == "transformers":
         canvases = [(rows, cols) for cols, rows in canvases]
 
@@ -109,7 +109,7 @@ def fit_inside(size: Size, canvas: Size) -> Size:
 
     Source: LLaVA-NeXT, llava/mm_utils.py, resize_and_pad_image.
     """
-    (width, height), (across, down) = _check_size(size), _check_size(canvas, "canvas")
+    (width, height), (across, down) = check_size(size), check_size(canvas, "canvas")
     if across / width < down / height:
         return across, min(math.ceil(height * (across / width)), down)
     return min(math.ceil(width * (down / height)), across), down
@@ -136,7 +136,7 @@ def unpad(grid: tuple[int, int], size: Size) -> tuple[int, int]:
     Source: LLaVA-NeXT, llava/model/llava_arch.py, unpad_image. The rounding to 7 digits is transformers'
         (modeling_llava_next.py); no size is known where it matters.
     """
-    (rows, cols), (width, height) = _check_size(grid, "grid", "(rows, cols)"), _check_size(size)
+    (rows, cols), (width, height) = check_size(grid, "grid", "(rows, cols)"), check_size(size)
     if width / height > cols / rows:
         return rows - 2 * ((rows - int(round(height * (cols / width), 7))) // 2), cols
     return rows, cols - 2 * ((cols - int(round(width * (rows / height), 7))) // 2)
@@ -163,7 +163,7 @@ def cap_grid(grid: tuple[int, int], most: int, side: int = 27) -> tuple[int, int
 
     Source: LLaVA-NeXT, llava/model/llava_arch.py, "anyres_max"; transformers, LlavaOnevisionModel.pack_image_features.
     """
-    rows, cols = _check_size(grid, "grid", "(rows, cols)")
+    rows, cols = check_size(grid, "grid", "(rows, cols)")
     ratio = math.sqrt(rows * cols / (check_int("most", most) * check_int("side", side) ** 2))
     return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else (rows, cols)
 
@@ -219,7 +219,7 @@ def tile_grid(size: Size, max_num: int = 12) -> Grid:
         Of equal shapes (1 x 1, 2 x 2, ...) the largest wins that the picture fills by more than half. 640 x 480 has 12
         tiles because 4 x 3 is the only grid of exactly its shape.
     """
-    width, height = _check_size(size)
+    width, height = check_size(size)
     best, nearest = (1, 1), math.inf
     for cols, rows in _grids(check_int("max_num", max_num, most=LIMITS["max_slice_nums"])):
         distance = abs(width / height - cols / rows)
@@ -437,7 +437,7 @@ def plan(
         clips of InternVL-1.5, MiniCPM-V 2.6, 4.5 and 4.6: their model cards.
     """
     rules = _SYSTEMS[check_choice("system", system, SYSTEMS)]
-    size, pictures, frames = _check_size(size), check_int("pictures", pictures), check_int("frames", frames, least=0)
+    size, pictures, frames = check_size(size), check_int("pictures", pictures), check_int("frames", frames, least=0)
     check_choice("ties", ties, TIES)
     if frames and pictures > 1:
         raise ValueError(f"a clip stands alone: pictures must be 1 where frames is not 0, got {pictures} and {frames}")
