@@ -10,11 +10,13 @@ import itertools
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from places import ROOT
 
 from minicpmv_ref import best_grid, plan_slices
@@ -609,6 +611,108 @@ def has_128_steps(x):
     return [round(v / scale) if scale else 0 for v in x], scale
 
 
+# lesson 11
+
+
+CANVASES = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
+
+
+def takes_the_nearest_shape(size):
+    return min(CANVASES, key=lambda canvas: abs(canvas[0] / canvas[1] - size[0] / size[1]))
+
+
+def kept_pixels(size, canvas):
+    scale = min(canvas[0] / size[0], canvas[1] / size[1])
+    return int(size[0] * scale) * int(size[1] * scale)
+
+
+def counts_enlarged_pixels(size):
+    return max(CANVASES, key=lambda canvas: (kept_pixels(size, canvas), -canvas[0] * canvas[1]))
+
+
+def takes_the_last_of_equals(size):
+    kept = {canvas: (min(kept_pixels(size, canvas), size[0] * size[1]), -canvas[0] * canvas[1]) for canvas in CANVASES}
+    return max(reversed(CANVASES), key=kept.get)
+
+
+def answers_height_first(size):
+    return counts_enlarged_pixels(size)[::-1]
+
+
+def keeps_just_what_is_needed(grid, size):
+    (rows, cols), (width, height) = grid, size
+    return (height * cols // width, cols) if width / height > cols / rows else (rows, width * rows // height)
+
+
+def takes_the_size_as_height_and_width(grid, size):
+    (rows, cols), (height, width) = grid, size
+    if width / height > cols / rows:
+        return rows - 2 * ((rows - int(height * cols / width)) // 2), cols
+    return rows, cols - 2 * ((cols - int(width * rows / height)) // 2)
+
+
+def compares_with_a_square(grid, size):
+    (rows, cols), (width, height) = grid, size
+    if width > height:
+        return rows - 2 * ((rows - int(height * cols / width)) // 2), cols
+    return rows, cols - 2 * ((cols - int(width * rows / height)) // 2)
+
+
+def rounds_up(grid, size):
+    (rows, cols), (width, height) = grid, size
+    if width / height > cols / rows:
+        return rows - 2 * ((rows - math.ceil(height * cols / width)) // 2), cols
+    return rows, cols - 2 * ((cols - math.ceil(width * rows / height)) // 2)
+
+
+def shuffles_column_by_column(x):
+    return rearrange(x, "(r p) (c q) d -> (c r) (p q d)", p=2, q=2)
+
+
+def puts_columns_first_inside(x):
+    return rearrange(x, "(r p) (c q) d -> (r c) (q p d)", p=2, q=2)
+
+
+def interleaves_the_features(x):
+    return rearrange(x, "(r p) (c q) d -> (r c) (d p q)", p=2, q=2)
+
+
+def takes_patches_far_apart(x):
+    return rearrange(x, "(p r) (q c) d -> (r c) (p q d)", p=2, q=2)
+
+
+def turns_the_row_around(tokens):
+    return tokens.flip(0)
+
+
+def exchanges_the_features_inside(tokens):
+    return rearrange(tokens, "n (p q d) -> n (q p d)", p=2, q=2)
+
+
+def leaves_them(tokens):
+    return tokens
+
+
+def takes_all_of_the_image(types):
+    return [kind == 1 for kind in types]
+
+
+def leaves_out_boi_and_eoi(types):
+    return [run == (1, 1, 1) for run in zip([0, *types], types, [*types[1:], 0])]
+
+
+def looks_at_the_token_before(types):
+    return [a == 1 and b == 1 for a, b in zip(types, [0, *types])]
+
+
+def wraps_around(types):
+    return [a == 1 and b == 1 for a, b in zip(types, [*types[1:], types[0]])]
+
+
+def has_no_last(types):
+    return [a == 1 and b == 1 for a, b in pairwise(types)]
+
+
 # lesson 13
 
 
@@ -731,6 +835,19 @@ WRONG = {  # checker: wrong answers
     "windows": [takes_four_in_a_row, swaps_rows_and_columns, walks_down_the_columns],
     "picture_steps": [steps(columns_first=True), steps(markers=0), steps(always_overview=True)],
     "to_int8": [divides_zero_by_zero, cuts_decimals, looks_for_the_largest_only, has_128_steps],
+    "best_canvas": [
+        *(takes_the_nearest_shape, counts_enlarged_pixels, takes_the_last_of_equals, answers_height_first),
+    ],
+    "without_padding": [
+        *(keeps_just_what_is_needed, takes_the_size_as_height_and_width, compares_with_a_square, rounds_up),
+    ],
+    "shuffle": [
+        *(shuffles_column_by_column, puts_columns_first_inside, interleaves_the_features, takes_patches_far_apart),
+    ],
+    "repaired": [turns_the_row_around, exchanges_the_features_inside, leaves_them],
+    "uses_vision": [
+        *(takes_all_of_the_image, leaves_out_boi_and_eoi, looks_at_the_token_before, wraps_around, has_no_last),
+    ],
 }
 
 

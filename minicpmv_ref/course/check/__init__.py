@@ -16,4 +16,5 @@ from .your_data import *  # noqa: F403
 from .alignment import *  # noqa: F403
 from .q4k import *  # noqa: F403
 from .phone import *  # noqa: F403
+from .peers import *  # noqa: F403
 from .later import *  # noqa: F403

@@ -18,4 +18,5 @@ from .learning import *  # noqa: F403
 from .alignment import *  # noqa: F403
 from .q4k import *  # noqa: F403
 from .phone import *  # noqa: F403
+from .peers import *  # noqa: F403
 from .later import *  # noqa: F403

@@ -1,0 +1,419 @@
+"""Lesson 11: one picture in sixteen systems, which token is where, two experts, three masks, and a query's region."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from PIL import Image
+
+from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.peers.sizes import SYSTEMS, Plan, plan
+from minicpmv_ref.slicing import plan_slices
+
+from .canvas import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    RED,
+    SKY,
+    WIDTH,
+    YELLOW,
+    Canvas,
+    fit,
+    load_sample,
+    preview,
+    wrap,
+)
+
+ASKED = {  # words in a menu: (pictures, frames)
+    "1 picture": (1, 0),
+    "2 pictures": (2, 0),
+    "16 frames": (1, 16),
+}
+SIDES = {  # of the square that the encoder gets, in pixels; MiniCPM-V has none. Cambrian-1: of the largest of four
+    **{"llava-1.5": 336, "llava-next": 336, "llava-next-video": 336, "llava-next-interleave": 384},
+    **{"llava-onevision": 384, "internvl-1.0": 224, "internvl-1.5": 448, "vila-1.5": 384, "cogvlm2": 1344},
+    **{"glm-4v": 1120, "cambrian-1": 1024},
+}
+NAMES = {
+    **{"llava-1.5": "LLaVA-1.5", "llava-next": "LLaVA-NeXT", "llava-next-video": "NeXT-Video"},
+    **{"llava-next-interleave": "NeXT-Interleave", "llava-onevision": "OneVision"},
+    **{"internvl-1.0": "InternVL-1.0", "internvl-1.5": "InternVL-1.5", "vila-1.5": "VILA-1.5", "cogvlm2": "CogVLM2"},
+    **{"glm-4v": "GLM-4V", "cambrian-1": "Cambrian-1"},
+    **{system: system.replace("minicpm-v-", "MiniCPM-V ") for system in SYSTEMS if system.startswith("minicpm")},
+}
+SENTENCES = {
+    "llava-1.5": "Pads the picture to a square of 336 x 336. Always 576 tokens; padding costs tokens, too.",
+    "llava-next": "Fits the picture into the best of five canvases and cuts that into tiles of 336. Tokens of padding "
+    "are removed, and each row ends with a newline token.",
+    "llava-next-video": "A picture as in LLaVA-NeXT. Of a frame only the middle square is kept, in 144 tokens.",
+    "llava-next-interleave": "A picture that is alone gets tiles of 384; one of several gets a single padded view.",
+    "llava-onevision": "Up to 36 tiles of 384. Far more tokens than those of nine tiles are shrunk to that many.",
+    "internvl-1.0": "One view of 224 x 224, read by 96 queries. (That it is stretched, not padded, is our assumption.)",
+    "internvl-1.5": "Stretches the picture into the grid of the nearest shape: up to 12 tiles of 448, and a thumbnail. "
+    "256 tokens each.",
+    "vila-1.5": "One view, stretched to 384 x 384. Four patches share a token: 196 tokens.",
+    "cogvlm2": "One view, stretched to 1344 x 1344: 2,304 tokens, with weights of their own in the language model.",
+    "glm-4v": "As CogVLM2, with 1120 x 1120 pixels and 1,600 tokens, without the second set of weights.",
+    "cambrian-1": "Four encoders see one padded square. 24 x 24 queries read it, each its own region; rows and columns "
+    "of padding are removed.",
+    "minicpm-v-2.0": "An overview and up to nine slices, all near the shape of the picture: 64 tokens each.",
+    "minicpm-v-2.5": "An overview and up to nine slices, all near the shape of the picture: 96 tokens each.",
+    "minicpm-v-2.6": "An overview and up to nine slices (of a frame two): 64 tokens each.",
+    "minicpm-v-4.5": "A picture as in 2.6. In a clip, a group of one to three frames shares 64 tokens.",
+    "minicpm-v-4.6": "Slices as in 2.6, sides rounded to 56 pixels. One token for each 4 x 4 patches, so views differ.",
+}
+PADDING = "#B9B9B9"
+
+
+# ---- one picture, all systems
+
+
+class Seen(NamedTuple):
+    """What a system makes of a picture, and where it lies.
+
+    canvas: (width, height) in pixels of all tiles together, or of the only view, as the encoder gets them.
+    grid: (cols, rows) of the tiles. inside: (x, y, w, h) of the picture on the canvas; it can reach beyond it.
+    covered: the canvas (left, top, right, bottom) in pixels of the picture.
+    kept: share of the picture's pixels that are left in the canvas: 1 unless it is cut off or shrunk.
+    """
+
+    plan: Plan
+    canvas: tuple
+    grid: tuple
+    inside: tuple
+    covered: tuple
+    kept: float
+
+
+def seen_by(system: str, size, asked: str = "1 picture") -> Seen | None:
+    """Where a system puts a picture; None if it is not published for what is asked."""
+    pictures, frames = ASKED[asked]
+    try:
+        made = plan(system, size, pictures, frames)
+    except ValueError:  # without video, or for one picture only
+        return None
+    left, top, right, bottom = (list(edge) for edge in zip(*(made.tiles or [(0.0, 0.0, *map(float, size))])))
+    grid = len({*left}), len({*top})
+    covered = min(left), min(top), max(right), max(bottom)
+    canvas = _canvas_size(system, size, grid, frames)
+    sx, sy = canvas[0] / (covered[2] - covered[0]), canvas[1] / (covered[3] - covered[1])
+    inside = -covered[0] * sx, -covered[1] * sy, size[0] * sx, size[1] * sy
+    shown = 1.0
+    for low, high, side in ((covered[0], covered[2], size[0]), (covered[1], covered[3], size[1])):
+        shown *= (min(high, side) - max(low, 0)) / side
+    return Seen(made, canvas, grid, inside, covered, shown * min(sx, 1) * min(sy, 1))
+
+
+def _canvas_size(system, size, grid, frames):
+    if system in SIDES:
+        return grid[0] * SIDES[system], grid[1] * SIDES[system]
+    most = 9 if not frames else 2 if system == "minicpm-v-2.6" else 1
+    cut = plan_slices(size, SliceConfig(patch_size=56 if system == "minicpm-v-4.6" else 14, max_slice_nums=most))
+    return cut.refined_size if cut.grid else cut.overview_size
+
+
+def _facts(seen: Seen) -> dict:
+    names = "views visual_tokens newlines pixels_seen padding bend".split()
+    return {name: getattr(seen.plan, name) for name in names} | {"tiles": seen.plan.tiles, "kept": seen.kept}
+
+
+def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
+    """One picture as sixteen systems get it, with tokens, pixels and the share of its own pixels as bars.
+
+    Its facts: {system: {"tiles", "views", "visual_tokens", "newlines", "pixels_seen", "padding", "bend", "kept"}}, or
+    None for a system that is not published for what is asked.
+    """
+    canvas, every = Canvas(), {system: seen_by(system, size, asked) for system in SYSTEMS}
+    canvas.facts = {system: seen and _facts(seen) for system, seen in every.items()}
+    image = preview(image, 320)  # each is drawn smaller than that
+    there = [seen.plan for seen in every.values() if seen]
+    most = max(made.visual_tokens for made in there), max(made.pixels_seen for made in there)
+    for number, (system, seen) in enumerate(every.items()):
+        x, y = 4 + 160 * (number % 4), 88 * (number // 4)
+        canvas.text(x, y + 15, NAMES[system], 14, bold=True)
+        if seen is None:
+            canvas.text(x, y + 48, "not published", 14, GRAY)
+            continue
+        _draw_seen(canvas, image, size, seen, (x, y + 21, 76, 60), stretched=True)
+        values = (seen.plan.visual_tokens, f"{seen.plan.visual_tokens:,}"), (seen.plan.pixels_seen, _mega(seen))
+        for row, ((value, words), color) in enumerate(zip(values, (BLUE, ORANGE))):
+            canvas.text(x + 84, y + 33 + 26 * row, words, 14)
+            canvas.rect(x + 84, y + 37 + 26 * row, max(1, 68 * value / most[row]), 6, color)
+        canvas.rect(x + 84, y + 74, 68, 6, PALE)
+        canvas.rect(x + 84, y + 74, max(1, 68 * seen.kept), 6, GREEN, title=f"{seen.kept:.1%} of its own pixels")
+    _draw_legend(canvas, [(BLUE, "visual tokens"), (ORANGE, "pixels of all views"), (GREEN, "own pixels left")])
+    return canvas
+
+
+def one_system(system: str, size, image: Image.Image, asked: str = "1 picture") -> Canvas:
+    """One picture in one system: cut in its own shape, and as the encoder gets it.
+
+    Its facts: {system: ...} as those of `all_systems`.
+    """
+    canvas, seen = Canvas(), seen_by(system, size, asked)
+    canvas.facts = {system: seen and _facts(seen)}
+    canvas.text(8, 20, f"{NAMES[system]}: where it cuts" if seen else NAMES[system], bold=True)
+    if seen is None:
+        canvas.text(8, 60, f"not published for {asked}", color=GRAY)
+        return canvas
+    _draw_seen(canvas, image, size, seen, (8, 30, 296, 190), stretched=False)
+    width, height = seen.canvas
+    canvas.text(322, 20, f"the encoder gets {width:g} x {height:g}", bold=True)
+    _draw_seen(canvas, image, size, seen, (322, 30, 310, 190), stretched=True)
+    times = max(ASKED[asked])
+    views = seen.plan.views // times
+    tiles = len(seen.plan.tiles)
+    parts = f"{views} views: {tiles} tiles and an overview" if views > 1 else "1 view"
+    if times > 1:
+        parts = f"{asked}, each {parts}"
+    lines = [
+        f"{parts}; {seen.plan.padding:.0%} of the views is padding",
+        f"tokens: {seen.plan.visual_tokens:,}, {seen.plan.newlines:,} of them newlines",
+        f"pixels of all views: {seen.plan.pixels_seen:,}; a side stretched by up to {seen.plan.bend:.2f}",
+        f"{seen.kept:.1%} of the picture's own pixels are left",
+    ]
+    canvas.lines(8, 244, lines, 20, 14)
+    canvas.lines(8, 330, wrap(SENTENCES[system], WIDTH - 16, 14), 18, 14, color=BLUE)
+    _draw_legend(canvas, [])
+    return canvas
+
+
+def _mega(seen):
+    millions = seen.plan.pixels_seen / 1e6
+    return f"{millions:.2f} M" if millions < 10 else f"{millions:.1f} M"
+
+
+def _draw_legend(canvas, meanings):
+    canvas.legend(4, 360, [*meanings, (PADDING, "padding"), (RED, "cut off")])
+
+
+def _draw_seen(canvas, image, size, seen, box, stretched):
+    """The picture with padding around it and lines between tiles: as the encoder gets it, or in its own shape."""
+    if stretched:
+        ground, inside = (0, 0, *seen.canvas), seen.inside
+    else:
+        left, top, right, bottom = seen.covered
+        ground, inside = (left, top, right - left, bottom - top), (0, 0, *size)
+    x = min(ground[0], inside[0]), max(ground[0] + ground[2], inside[0] + inside[2])
+    y = min(ground[1], inside[1]), max(ground[1] + ground[3], inside[1] + inside[3])
+    place = fit((x[1] - x[0], y[1] - y[0]), box)
+    k = place[2] / (x[1] - x[0])
+
+    def on_canvas(part):
+        return box[0] + k * (part[0] - x[0]), box[1] + k * (part[1] - y[0]), k * part[2], k * part[3]
+
+    ground, inside = on_canvas(ground), on_canvas(inside)
+    canvas.rect(*ground, PADDING)
+    pixels = tuple(max(1, round(2 * side)) for side in inside[2:])
+    shown = image.resize(pixels, Image.Resampling.BICUBIC)
+    if inside[0] < ground[0] - 0.01 or inside[1] < ground[1] - 0.01:  # cut off at both ends
+        red = Image.blend(shown, Image.new("RGB", pixels, RED), 0.7)
+        kept = [round(2 * (g - i)) for g, i in zip(ground, inside)][:2]
+        kept += [min(kept[axis] + round(2 * ground[2 + axis]), pixels[axis]) for axis in (0, 1)]
+        red.paste(shown.crop(kept), kept[:2])
+        shown = red
+    canvas.image(*inside, shown)
+    thin = min(ground[2] / seen.grid[0], ground[3] / seen.grid[1]) < 24
+    for color, line in ((INK, 1.5 if thin else 4), (YELLOW, 0.7 if thin else 2)):
+        canvas.mesh(ground, *seen.grid, color, line, border=len(seen.plan.tiles) > 1)
+
+
+# ---- which token is where
+
+ORDERS = {  # system: (patches a side of a view, (order, its words), ...)
+    "internvl-1.5": (32, ("v2", "v2 (1.5)"), ("v1", "v1 (1.2)")),
+    "vila-1.5": (27, ("rows", "main branch"), ("columns", "released 1.5")),
+}
+
+
+@lru_cache(maxsize=4)
+def token_patches(system: str, order: str) -> tuple:
+    """For each token, in the order of the language model, its patches ((row, col), ...); None is a patch of zeros."""
+    import torch
+    from einops import rearrange
+
+    from minicpmv_ref.peers import internvl, vila
+
+    side = ORDERS[system][0]
+    numbers = torch.arange(1.0, side * side + 1)  # 0 is what VILA pads with
+    if system == "vila-1.5":
+        tokens = vila.downsample(numbers.reshape(1, -1, 1), order)[0]
+    else:
+        tokens = internvl.pixel_shuffle(numbers.reshape(1, side, side, 1), order)
+        tokens = rearrange(tokens, "1 r c d -> (r c) d")
+    places = (tokens.long() - 1).tolist()
+    return tuple(tuple(divmod(number, side) if number >= 0 else None for number in token) for token in places)
+
+
+def token_places(system: str, token: int, image: Image.Image) -> Canvas:
+    """The patches of one token in both published orders, and the picture as the tokens follow each other.
+
+    Its facts: {order: ((row, col), ...)}, the token's patches.
+    """
+    side, *orders = ORDERS[system]
+    canvas, across = Canvas(), -(-side // 2)
+    view = image.resize((side * 14, side * 14), Image.Resampling.BICUBIC)
+    canvas.text(8, 20, f"{side} x {side} patches", bold=True)
+    canvas.image(8, 30, 296, 296, view)
+    canvas.mesh((8, 30, 296, 296), side, side, "#D0D0D0", 0.5, border=True)
+    for number, ((order, words), color) in enumerate(zip(orders, (ORANGE, BLUE))):
+        patches = token_patches(system, order)[token]
+        canvas.facts[order] = patches
+        for place in filter(None, patches):
+            cell = 296 / side
+            canvas.rect(8 + cell * place[1], 30 + cell * place[0], cell, cell, color, INK)
+        x = 322 + 160 * number
+        canvas.text(x, 20, words, bold=True, color=color)
+        canvas.image(x, 30, 150, 150, _as_tokens(view, system, order), smooth=False)
+        row, col = divmod(token, across)
+        canvas.rect(x + 150 * col / across, 30 + 150 * row / across, 150 / across, 150 / across, "none", RED, 2)
+        there = [place for place in patches if place]
+        rows, cols = (_span(sorted({place[axis] for place in there})) for axis in (0, 1))
+        zeros = len(patches) - len(there)
+        spans = f"rows {rows}", f"columns {cols}", f"{zeros} of zeros" if zeros else ""
+        canvas.lines(x, 212, ("its patches:", *spans), 20, 14, color=color)
+    canvas.lines(
+        322, 306, wrap("Above: all tokens in the order in which the language model gets them.", 300, 14), 18, 14
+    )
+    canvas.text(
+        8, 352, f"token {token} of {across**2}: row {token // across}, column {token % across} of the tokens", 14
+    )
+    canvas.words = f"{system}, token {token}: " + "; ".join(f"{order}: {p}" for order, p in canvas.facts.items())
+    return canvas
+
+
+def _span(numbers):
+    return f"{numbers[0]} and {numbers[-1]}" if numbers[0] < numbers[-1] else f"{numbers[0]}"
+
+
+def _as_tokens(view, system, order):
+    """The picture put together from its tokens, one after the other: right only if they come row by row."""
+    import numpy as np
+    from einops import rearrange
+
+    side, small = ORDERS[system][0], 6  # pixels of a patch
+    pixels = np.asarray(view.resize((side * small,) * 2, Image.Resampling.BICUBIC))
+    patches = rearrange(pixels, "(r y) (c x) rgb -> (r c) y x rgb", y=small, x=small)
+    patches = np.concatenate([patches, np.zeros_like(patches[:1])])  # the last one is VILA's patch of zeros
+    numbers = [[-1 if at is None else at[0] * side + at[1] for at in token] for token in token_patches(system, order)]
+    across = -(-side // 2)
+    tokens = rearrange(patches[numbers], "(r c) (p q) y x rgb -> (r p y) (c q x) rgb", c=across, p=2)
+    return Image.fromarray(tokens)
+
+
+# ---- two experts
+
+
+def expert_tokens(pictures: int, patches: int, words: int) -> list[str]:
+    """BOS, the pictures with `words` tokens of text after each but the last, and two tokens of text."""
+    names = ["BOS"]
+    for number in range(pictures):
+        names += ["boi", *["img"] * patches, "eoi"]
+        names += ["txt"] * (words if number + 1 < pictures else 2)
+    return names
+
+
+def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
+    """A row of tokens in CogVLM2: type, expert and position of each.
+
+    Its facts: "types", "vision" (True where the vision expert is used) and "positions", one entry a token.
+    """
+    import torch
+
+    from minicpmv_ref.peers.cogvlm import expert_mask, expert_position_ids
+
+    names = expert_tokens(pictures, patches, words)
+    types = torch.tensor([[int(name in ("boi", "img", "eoi")) for name in names]])
+    facts = {"types": types, "vision": expert_mask(types), "positions": expert_position_ids(types)}
+    canvas = Canvas(height=300)
+    canvas.facts = {name: value[0].tolist() for name, value in facts.items()}
+    wide = min(44, (WIDTH - 90) / len(names))
+    for y, label in zip((58, 106, 154, 202, 248), ("token", "type", "expert", "position", "number")):
+        canvas.text(4, y, label, 14, bold=True)
+    for number, name in enumerate(names):
+        x = 84 + wide * number
+        kind, vision, position = (canvas.facts[key][number] for key in ("types", "vision", "positions"))
+        for y, color in ((84, SKY if kind else PALE), (132, ORANGE if vision else GREEN)):
+            canvas.rect(x + 1, y, wide - 2, 32, color)
+        same = number and canvas.facts["positions"][number - 1] == position
+        canvas.rect(x + 1, 180, wide - 2, 32, PURPLE if same else "white", GRAY)
+        cells = (58, name), (106, kind), (154, "V" if vision else "L"), (202, position), (248, number)
+        for y, text in cells:
+            canvas.text(x + wide / 2, y, text, 14, GRAY if y == 248 else INK, "middle")
+    meanings = (ORANGE, "vision expert"), (GREEN, "language expert"), (PURPLE, "the same position as before")
+    canvas.legend(4, 274, meanings)
+    canvas.text(
+        4, 22, f"CogVLM2, {'one picture' if pictures == 1 else 'two pictures'} of {patches} image tokens", bold=True
+    )
+    return canvas
+
+
+# ---- InternVL-1.0's masks, Cambrian-1's regions
+
+
+def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
+    """Who may look where in the three tasks of InternVL-1.0's second stage.
+
+    Its facts: {task: rows of True and False}.
+    """
+    import torch
+
+    from minicpmv_ref.peers.qllama import TASKS, stage2_mask
+
+    canvas, titles = Canvas(height=290), {"itm": "match", "itc": "contrast", "itg": "caption"}
+    for number, task in enumerate(TASKS):
+        mask = stage2_mask(task, queries, torch.ones(1, text, dtype=torch.long))[0]
+        canvas.facts[task] = mask.tolist()
+        x, cell = 8 + 212 * number, 196 / len(mask)
+        canvas.text(x, 22, f"{task}: {titles[task]}", bold=True)
+        for row, line in enumerate(canvas.facts[task]):
+            for col, allowed in enumerate(line):
+                to_query = col < queries
+                color = (SKY if to_query else GREEN) if allowed else "white"
+                canvas.rect(x + cell * col, 32 + cell * row, cell, cell, color, "#C8C8C8")
+        for line in (
+            [(x + cell * queries, 32), (x + cell * queries, 228)],
+            [(x, 32 + cell * queries), (x + 196, 32 + cell * queries)],
+        ):
+            canvas.path(line, INK, 2)
+    canvas.text(8, 250, f"down: who looks, {queries} queries, then {text} text tokens; across: at whom", 14)
+    canvas.legend(8, 262, ((SKY, "looks at a query"), (GREEN, "looks at a text token"), ("white", "may not look")))
+    canvas.words = "; ".join(
+        f"{task}: {sum(map(sum, mask))} of {len(mask) ** 2} pairs" for task, mask in canvas.facts.items()
+    )
+    return canvas
+
+
+def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2), picture: str = "coffee.jpg") -> Canvas:
+    """What one of queries x queries may read in each encoder: in SVA its region, in a plain resampler everything.
+
+    Its facts: "sva" and "resampler": for each encoder the (row, col) of the patches that are read.
+    """
+    canvas, image = Canvas(height=270), load_sample(picture)
+    side = min(image.size)
+    square = image.crop((0, 0, side, side)).resize((360, 360), Image.Resampling.BICUBIC)
+    canvas.facts = {"sva": [], "resampler": []}
+    canvas.text(8, 22, "queries", bold=True)
+    for cell in range(queries**2):
+        row, col = divmod(cell, queries)
+        canvas.rect(8 + 30 * col, 32 + 30 * row, 28, 28, ORANGE if (row, col) == tuple(query) else PALE)
+    for number, block in enumerate(blocks):
+        x, across = 150 + 250 * number, queries * block
+        cell = 180 / across
+        canvas.text(x, 22, f"encoder {number}: {across} x {across} patches", bold=True)
+        canvas.image(x, 32, 180, 180, square)
+        canvas.mesh((x, 32, 180, 180), across, across, "white", 1)
+        every = [(row, col) for row in range(across) for col in range(across)]
+        mine = [(row, col) for row, col in every if (row // block, col // block) == tuple(query)]
+        canvas.facts["sva"].append(mine)
+        canvas.facts["resampler"].append(every)
+        canvas.rect(x + cell * mine[0][1], 32 + cell * mine[0][0], cell * block, cell * block, "none", ORANGE, 4)
+    counts = {name: sum(map(len, found)) for name, found in canvas.facts.items()}
+    canvas.words = f"query {tuple(query)}: {counts['sva']} keys in SVA, {counts['resampler']} in a plain resampler"
+    canvas.text(8, 240, canvas.words)
+    canvas.text(8, 262, "orange: its region; a plain resampler's query reads every patch of both", 14, GRAY)
+    return canvas

@@ -1,0 +1,149 @@
+"""Lesson 11: the other systems."""
+
+from functools import lru_cache
+
+import ipywidgets as widgets
+
+from minicpmv_ref.peers.sizes import SYSTEMS
+
+from .. import draw
+from ..panel import Panel, choice, slider
+from .slicing import SIZES, SlicingPlayground, _open_sample
+
+
+class AllSystems(SlicingPlayground):
+    """One picture in sixteen systems. Picture, sizes and upload are those of lesson 01's playground.
+
+    Args:
+        picture: a file name of data_samples/images.
+        width, height: the size; None takes the picture's own.
+        show: "all", or one of the systems in detail.
+        asked: "1 picture", "2 pictures" of this size, or a clip of "16 frames".
+    """
+
+    def __init__(self, picture="coffee.jpg", width=640, height=480, show="all", asked="1 picture"):
+        self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
+        own_size = self._pictures[picture][0]
+        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
+        self._upload = widgets.FileUpload(accept="image/*", description="own picture")
+        kinds = choice("how many", draw.ASKED, asked)
+        kinds.style.button_width = "92px"
+        systems = [("all systems", "all"), *((draw.NAMES[system], system) for system in SYSTEMS)]
+        Panel.__init__(
+            self,
+            {
+                "picture": choice("picture", names, picture),
+                "width": slider("width", width or own_size[0], **SIZES),
+                "height": slider("height", height or own_size[1], **SIZES),
+                "show": choice("show", systems, show),
+                "asked": kinds,
+            },
+            extras=[self._upload],
+        )
+        self.on(self._upload, self._take_upload)
+
+    def draw(self, picture, width, height, show, asked):
+        image = self._pictures[picture][1]
+        if show == "all":
+            return draw.all_systems((width, height), image, asked)
+        return draw.one_system(show, (width, height), image, asked)
+
+    def snapshot(self, **values):
+        return self.draw(**values).to_pil(1)  # many small photos: larger, it would fill half of the notebook's file
+
+    def describe(self, picture, width, height, show, asked):
+        start = f"{picture}, {width} x {height}, {asked}"
+        every = {system: draw.seen_by(system, (width, height), asked) for system in SYSTEMS}
+        if show == "all":
+            there = {system: seen for system, seen in every.items() if seen}
+            by_tokens = sorted(there, key=lambda system: there[system].plan.visual_tokens)
+            fewest, most = by_tokens[0], by_tokens[-1]
+            least = min(there, key=lambda system: there[system].kept)
+            return (
+                f"{start}: from {there[fewest].plan.visual_tokens:,} tokens ({draw.NAMES[fewest]}) to "
+                f"{there[most].plan.visual_tokens:,} ({draw.NAMES[most]}). {draw.NAMES[least]} keeps the fewest "
+                f"of its own pixels: {there[least].kept:.1%}."
+            )
+        if every[show] is None:
+            return f"{start}: {draw.NAMES[show]} is not published for that."
+        tokens = every[show].plan.visual_tokens
+        return f"{start}: {draw.NAMES[show]} makes {tokens:,} tokens. {draw.SENTENCES[show]}"
+
+
+class TokenPlaces(Panel):
+    """Which patches a token holds, in both published orders.
+
+    Args:
+        system: "internvl-1.5" or "vila-1.5".
+        token: its place in the row that the language model gets.
+        picture: a file name of data_samples/images.
+    """
+
+    def __init__(self, system="internvl-1.5", token=19, picture="astronaut.jpg"):
+        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
+        systems = choice("system", [(draw.NAMES[name], name) for name in draw.ORDERS], system)
+        systems.style.button_width = "192px"
+        super().__init__(
+            {
+                "system": systems,
+                "token": slider("token", token, 0, _tokens(system) - 1),
+                "picture": choice("picture", names, picture),
+            }
+        )
+
+    def changed(self, name):
+        with self.hold():
+            self.controls["token"].max = _tokens(self.controls["system"].value) - 1
+
+    def draw(self, system, token, picture):
+        return draw.token_places(system, token, _preview(picture))
+
+    def snapshot(self, **values):
+        return self.draw(**values).to_pil(1)
+
+    def describe(self, system, token, picture):
+        orders = [order for order, _ in draw.ORDERS[system][1:]]
+        first, second = (draw.token_patches(system, order)[token] for order in orders)
+        at = [patches[0] for patches in (first, second)]
+        words = f"{draw.NAMES[system]}, token {token}: its first patch is in row {at[0][0]}, column {at[0][1]} "
+        words += f"({orders[0]}); in row {at[1][0]}, column {at[1][1]} ({orders[1]})."
+        return words + (" This token is the same in both." if first == second else "")
+
+
+@lru_cache(maxsize=4)
+def _preview(name):
+    return draw.preview(draw.load_sample(name))
+
+
+def _tokens(system):
+    return len(draw.token_patches(system, draw.ORDERS[system][1][0]))
+
+
+class ExpertStrip(Panel):
+    """Types, experts and positions of a row of tokens in CogVLM2.
+
+    Args:
+        pictures: 1 or 2.
+        patches: image tokens of each, without boi and eoi.
+        words: text tokens between two pictures.
+    """
+
+    def __init__(self, pictures=2, patches=3, words=2):
+        super().__init__(
+            {
+                "pictures": choice("pictures", [1, 2], pictures),
+                "patches": slider("image tokens", patches, 0, 4),
+                "words": slider("text between", words, 0, 3),
+            }
+        )
+
+    def draw(self, pictures, patches, words):
+        return draw.expert_strip(pictures, patches, words)
+
+    def describe(self, pictures, patches, words):
+        facts = draw.expert_strip(pictures, patches, words).facts
+        vision, last = sum(facts["vision"]), facts["positions"][-1]
+        return (
+            f"{len(facts['types'])} tokens: {vision} use the vision expert, {len(facts['types']) - vision} the "
+            f"language expert. The last position is {last}."
+        )
