@@ -35,6 +35,8 @@ ALLOWED = {  # (lesson, answer): why it may stand above
     ("09", 4): "bits in the name of the format",
     ("10", 0): "an index, and a bound in an assert",
     ("10", 64): "the longest name that the reader of GGUF accepts",
+    ("11", 1): "an index",
+    ("11", 16): "the end of the range that the question offers",
     ("13", 0): "an index",
 }
 
