@@ -130,6 +130,21 @@ def test_what_is_left_of_a_banner():
     assert not middle.any()
 
 
+def test_enlarging_one_side_does_not_make_up_for_the_other():
+    assert draw.seen_by("internvl-1.0", (37, 900)).kept == pytest.approx(224 / 900)
+
+
+@pytest.mark.parametrize("system", [system for system in SYSTEMS if system not in draw.SIDES])
+@pytest.mark.parametrize("size", [(1920, 1080), (1000, 200), (37, 900)])
+def test_slices_cover_the_canvas(system, size):
+    """The overview has about 448 x 448 pixels; what is left of the pixels is the canvas."""
+    for asked in draw.ASKED:
+        seen = draw.seen_by(system, size, asked)
+        if seen and seen.plan.tiles:
+            one = seen.plan.pixels_seen / max(draw.ASKED[asked])
+            assert one - math.prod(seen.canvas) == pytest.approx(448**2, rel=0.15)
+
+
 def test_the_panel_says_what_it_shows():
     panel = panels.AllSystems("banner.png", 2400, 800)
     assert "from 96 tokens (InternVL-1.0) to 7,215 (OneVision)" in panel.status
