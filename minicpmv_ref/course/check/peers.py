@@ -7,12 +7,14 @@ from .cases import Case, exercise
 
 @exercise
 def best_canvas():
+    """eight sizes, wide, tall, square, and small ones that tie; two ints, (width, height), equal."""
     for size in [(640, 480), (1000, 200), (200, 1000), (600, 290), (300, 200), (336, 336), (500, 800), (672, 330)]:
         yield Case((size,), best_resolution(size))
 
 
 @exercise
 def without_padding():
+    """padding in rows and in columns, and cases where n + 1 stay; two ints, (rows, cols), equal."""
     for grid, size in [
         ((48, 48), (640, 480)),
         ((24, 72), (1000, 200)),
@@ -26,6 +28,7 @@ def without_padding():
 
 @exercise
 def shuffle():
+    """five shapes, not only squares; a tensor, every number in its place."""
     import torch
 
     from minicpmv_ref.peers.internvl import pixel_shuffle
@@ -37,6 +40,7 @@ def shuffle():
 
 @exercise
 def repaired():
+    """1, 2, 3 and 14 tokens a side; a tensor, every number in its place."""
     import torch
 
     from minicpmv_ref.peers.vila import downsample
@@ -48,6 +52,7 @@ def repaired():
 
 @exercise
 def uses_vision():
+    """no, one and two pictures, short runs, a row that ends in an image; a list of True and False."""
     import torch
 
     from minicpmv_ref.peers.cogvlm import expert_mask
