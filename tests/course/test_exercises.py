@@ -851,8 +851,7 @@ WRONG = {  # checker: wrong answers
 }
 
 
-SAY_WHAT_THEY_TEST = ("00", "01", "02", "05", "06", "11")  # lessons whose checkers say it before the first try
-SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "05", "06")  # lessons whose checkers say it before the first try
+SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "05", "06", "11")  # lessons whose checkers say it before the first try
 
 
 @dataclass
