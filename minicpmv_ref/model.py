@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,11 @@ class Output:
 
 
 class MiniCPMV(nn.Module):
-    """MiniCPM-V of a MiniCPMVConfig: `vpm` (the ViT), `resampler`, `llm`. Weights are random until one is loaded.
+    """MiniCPM-V: `vpm` (the ViT), `resampler`, `llm`. Weights are random until some are loaded.
+
+    Args:
+        config: a MiniCPMVConfig.
+        connector: a module in the Resampler's place, called as it is; a view becomes `resampler.num_queries` tokens.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -47,11 +52,11 @@ class MiniCPMV(nn.Module):
     Source: modeling_minicpmv.py of MiniCPM-V 2.0, 2.5 and 2.6.
     """
 
-    def __init__(self, config: MiniCPMVConfig):
+    def __init__(self, config: MiniCPMVConfig, connector: nn.Module | None = None):
         super().__init__()
         self.config = check_type("config", config, MiniCPMVConfig)
         self.vpm = VisionTransformer(config.vision)
-        self.resampler = Resampler(config.resampler)
+        self.resampler = Resampler(config.resampler) if connector is None else connector
         self.llm = build_llm(config.llm)
 
     @classmethod
@@ -75,22 +80,26 @@ class MiniCPMV(nn.Module):
         folder = find_folder(path)
         config = read_config(folder)
         model = cls.without_memory(config)  # names and shapes first
-        tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in model.own_tensors().items()})
-        if config.llm.tie_word_embeddings:
+        model.read_weights(folder)
+        return model.float() if folder.parent == BUNDLED else model  # small models, for machines without bfloat16
+
+    def read_weights(self, folder: Path) -> None:
+        """Fill a model that was built without memory from a checkpoint folder, and put it in evaluation mode."""
+        shapes = {name: tensor.shape for name, tensor in self.own_tensors().items()}
+        tensors = read_tensors(folder, self.config, shapes)
+        if self.config.llm.tie_word_embeddings:
             tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"]
-        model.load_state_dict(tensors, strict=True, assign=True)
-        model.llm.tie_weights()
-        for name, parameter in model.named_parameters():
+        self.load_state_dict(tensors, strict=True, assign=True)
+        self.llm.tie_weights()
+        for name, parameter in self.named_parameters():
             parameter.requires_grad_(name != "resampler.pos_embed")  # 2.0's is frozen
-        if folder.parent == BUNDLED:  # small models, for machines that may not know bfloat16
-            model.float()
-        return model.eval()
+        self.eval()
 
     @classmethod
-    def without_memory(cls, config: MiniCPMVConfig) -> MiniCPMV:
+    def without_memory(cls, *args, **options) -> MiniCPMV:
         """Build a model on the meta device: names and shapes only, until `load_state_dict(..., assign=True)`."""
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(*args, **options)
         # The frequencies of the rotary positions are no parameters, so no checkpoint brings them: compute them here.
         rotary = model.llm.model.rotary_emb
         model.llm.model.rotary_emb = type(rotary)(config=model.llm.config)
@@ -123,6 +132,11 @@ class MiniCPMV(nn.Module):
         if self.has_adapters:
             raise ValueError("the model has adapters: save them with save_lora, or merge_lora before you save it whole")
         write_checkpoint(path, self.config, self.own_tensors())
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     @property
     def has_adapters(self) -> bool:

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,11 +107,16 @@ class Processor:
         Raises:
             ValueError, OSError: the folder, its config or its tokenizer is missing or damaged.
         """
-        folder = home = find_folder(path)
+        folder = find_folder(path)
         config = read_config(folder)
-        while not (home / TOKENIZER).is_file() and (base := base_folder(home)):
-            home = base
-        return cls(read_tokenizer(home, config.version), config)
+        return cls(cls.tokenizer_in(folder, config.version), config)
+
+    @staticmethod
+    def tokenizer_in(folder: Path, version: str):
+        """The tokenizer of a checkpoint folder, or of the folder that holds what it left as it was."""
+        while not (folder / TOKENIZER).is_file() and (base := base_folder(folder)):
+            folder = base
+        return read_tokenizer(folder, version)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights.
@@ -159,6 +165,14 @@ class Processor:
         written = [self._write(sample, given, slicing, bool(use_image_id)) for sample, given in pairs]
         return self.collate([self._add_pixels(**sample) for sample in written])
 
+    def plan(self, size: tuple[int, int], cfg: SliceConfig) -> SlicePlan:
+        """The rule that cuts pictures; the processors of the peers have others."""
+        return plan_slices(size, cfg)
+
+    def views(self, picture: Image.Image, plan: SlicePlan) -> list[torch.Tensor]:
+        """The normalized views of a picture that `plan` has planned."""
+        return normalize_views(picture, plan)
+
     @cached_property
     def reserved(self) -> tuple[str, ...]:
         """Tokens that a content must not hold; see `inputs.messages.reserved_tokens`."""
@@ -185,7 +199,7 @@ class Processor:
 
         def lay_out(image: Image.Image, cfg: SliceConfig, with_id: bool) -> str:
             nonlocal numbered
-            plan = plan_slices(upright_size(image), cfg)
+            plan = self.plan(upright_size(image), cfg)
             check_plan(plan)
             plans.append(plan)
             number = numbered if with_id else None
@@ -248,7 +262,7 @@ class Processor:
 
     def _add_pixels(self, pictures: list[Image.Image], plans: list[SlicePlan], **written) -> dict:
         """Add the pixels to what `_write` returns."""
-        views = [view for image, plan in zip(pictures, plans) for view in normalize_views(load_image(image), plan)]
+        views = [view for image, plan in zip(pictures, plans) for view in self.views(load_image(image), plan)]
         grids = [grid for plan in plans for grid in plan.patch_grids]
         return dict(images=views, patch_grids=grids, plans=plans, **written)
 

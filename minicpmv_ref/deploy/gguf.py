@@ -197,6 +197,8 @@ def weights_of(model: nn.Module, sources: Iterable[Source], prefix: str = "") ->
     if missing:
         adapters = any("lora_" in key or ".base_layer." in key for key in state)
         hint = ": it has LoRA adapters, so merge_lora first" if adapters else ""
+        if missing[0].startswith("resampler.") and not adapters:
+            hint = ": llama.cpp knows the resampler only, no other connector"
         raise ValueError(f"the model has no tensor {missing[0]}{hint}")
     return state
 

@@ -52,6 +52,8 @@ def read_config(folder: Path) -> MiniCPMVConfig:
             "adapter_model.safetensors to a folder of their own, and `load_lora` puts them onto the model"
         )
     data = read_json(folder / CONFIG)
+    if "peer" in data:
+        raise ValueError(f"{folder} has another connector or cutting rule: minicpmv_ref.peers.load(path) reads it")
     data.pop("base", None)
     try:
         return MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)

@@ -105,7 +105,7 @@ def answers(
     """
     prompts = check_list("prompts", prompts, list, tuple, what="a conversation")
     check_type("processor", processor, Processor)
-    device = check_type("model", model, MiniCPMV).resampler.query.device
+    device = check_type("model", model, MiniCPMV).device
     said: list[str] = []
     was_training = model.training
     model.eval()

@@ -86,7 +86,7 @@ class _Answer:
         visual = None if words is None else embed_words(self.model, *words)
         tokens, views = sum(row[-1] for row in packed.borders), sum(map(len, packed.images))
         supervised = int((packed.labels != -100).sum())
-        return packed_loss(self.model, packed.to(self.model.resampler.query.device), visual), tokens, views, supervised
+        return packed_loss(self.model, packed.to(self.model.device), visual), tokens, views, supervised
 
 
 class _Spelled(_Answer):
@@ -129,7 +129,7 @@ class _Contrast(Contrast):
     def __init__(self, model: MiniCPMV, processor: Processor, stage: Stage):
         super().__init__(model, processor.tokenizer)
         self.view = self.slicing.scale_resolution
-        self.to(model.resampler.query.device)
+        self.to(model.device)
 
     def forward(self, samples: Sequence[Sample], step: int):
         return self.loss(self.prepare(samples, step))

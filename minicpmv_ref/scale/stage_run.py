@@ -240,7 +240,7 @@ class StageRun:
 
     def _check_memory(self) -> None:
         """Report what a step needs, and refuse what cannot fit."""
-        machine, stage, device = self.machine, self.stage, self.model.resampler.query.device
+        machine, stage, device = self.machine, self.stage, self.model.device
         first = [self.samples(number) for number in range(min(8, stage.batch))]
         share = math.ceil(stage.batch / machine.processes.size)
         options = machine.micro_batches, machine.in_bfloat16(device), machine.checkpointing
@@ -317,7 +317,7 @@ class StageRun:
 
     def _log(self, step: Step, bar, held_out: bool) -> None:
         progress = self.progress
-        row = row_of(self.stage, step, progress, self.model.resampler.query.device)
+        row = row_of(self.stage, step, progress, self.model.device)
         if self.is_first:
             append_row(self.output.log, row | ({"held_out": progress.after} if held_out else {}))
         bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}")

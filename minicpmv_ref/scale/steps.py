@@ -79,7 +79,7 @@ def run_steps(
     steps: Iterator,
 ) -> Iterator[Step]:
     """Take steps, whose inputs come from `prefetch`; `module` is from `wrap_distributed`, on this model."""
-    half_precision = machine.in_bfloat16(model.resampler.query.device)
+    half_precision = machine.in_bfloat16(model.device)
     model.train()
     began = time.perf_counter()
     for step, names, micro_batches in steps:

@@ -496,7 +496,7 @@ def _state(model: MiniCPMV, optimizer: torch.optim.Optimizer, objective) -> dict
     """All that is not in the model: "exp_avg/NAME" and so on, "weight/NAME" of the objective, "random/cpu"."""
     names = _names(model, objective)
     tensors = {"random/cpu": torch.get_rng_state()}
-    if model.resampler.query.is_cuda:
+    if model.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     tensors |= {f"weight/{name}": p.detach() for p, name in names.items() if name.startswith("objective.")}
     for p, state in optimizer.state.items():

@@ -52,7 +52,7 @@ def spelled_words(processor: Processor, samples: Sequence[Sample]) -> tuple[torc
 
 def embed_words(model: MiniCPMV, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """Add up the embeddings of each slot's words."""
-    table, device = model.llm.get_input_embeddings(), model.resampler.query.device
+    table, device = model.llm.get_input_embeddings(), model.device
     tokens, starts = tokens.to(device), starts.to(device)
     if is_plain(table, nn.Embedding):  # in one pass over the tokens
         summed = F.embedding_bag(tokens, table.weight, starts, mode="sum")
