@@ -91,8 +91,9 @@ def ask(args):
         need(module, "the model")
     import torch
 
-    from .model import MiniCPMV, decode_stream
-    from .processor import Processor, load_image
+    from .inputs.pictures import load_image
+    from .model import decode_stream
+    from .peers import load
 
     if 0 < args.temperature < LIMITS["temperature"]:
         raise CommandError(f"--temperature must be 0 or at least {LIMITS['temperature']}, got {args.temperature}")
@@ -100,7 +101,7 @@ def ask(args):
     try:
         image = load_image(args.image)
         watch.lap("read the picture")
-        processor, model = Processor.from_pretrained(args.model), MiniCPMV.from_pretrained(args.model)
+        model, processor = load(args.model)
         watch.lap("load the model")
         messages = [{"role": "user", "content": [image, args.question]}]
         batch = processor(messages, max_slice_nums=args.max_slice_nums)
@@ -111,7 +112,8 @@ def ask(args):
             # As in encode_images, in two steps; the parts of a checkpoint may have different dtypes.
             features = model.vpm([view.to(model.vpm.post_layernorm.weight) for view in batch.images[0]])
             watch.lap("ViT")
-            visual = model.resampler([f.to(model.resampler.query.dtype) for f in features], batch.patch_grids[0])
+            dtype = next(model.resampler.parameters()).dtype
+            visual = model.resampler([f.to(dtype) for f in features], batch.patch_grids[0])
             watch.lap("resampler")
         tokens = model.stream(batch, args.max_new_tokens, temperature=args.temperature, seed=args.seed, visual=visual)
         print("\nanswer: ", end="", flush=True)

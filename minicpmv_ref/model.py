@@ -37,11 +37,9 @@ class Output:
 
 
 class MiniCPMV(nn.Module):
-    """MiniCPM-V: `vpm` (the ViT), `resampler`, `llm`. Weights are random until some are loaded.
+    """MiniCPM-V of a MiniCPMVConfig: `vpm` (the ViT), `resampler`, `llm`. Weights are random until one is loaded.
 
-    Args:
-        config: a MiniCPMVConfig.
-        connector: a module in the Resampler's place, called as it is; a view becomes `resampler.num_queries` tokens.
+    A `connector` takes the Resampler's place; it is called as it is and gives as many tokens as the config says.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -58,6 +56,8 @@ class MiniCPMV(nn.Module):
         self.vpm = VisionTransformer(config.vision)
         self.resampler = Resampler(config.resampler) if connector is None else connector
         self.llm = build_llm(config.llm)
+
+    device = property(lambda self: next(self.parameters()).device, doc="Where its weights are.")
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> MiniCPMV:
@@ -84,9 +84,8 @@ class MiniCPMV(nn.Module):
         return model.float() if folder.parent == BUNDLED else model  # small models, for machines without bfloat16
 
     def read_weights(self, folder: Path) -> None:
-        """Fill a model that was built without memory from a checkpoint folder, and put it in evaluation mode."""
-        shapes = {name: tensor.shape for name, tensor in self.own_tensors().items()}
-        tensors = read_tensors(folder, self.config, shapes)
+        """Fill a model that was built without memory from a folder, and put it in evaluation mode."""
+        tensors = read_tensors(folder, self.config, {name: t.shape for name, t in self.own_tensors().items()})
         if self.config.llm.tie_word_embeddings:
             tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"]
         self.load_state_dict(tensors, strict=True, assign=True)
@@ -132,11 +131,6 @@ class MiniCPMV(nn.Module):
         if self.has_adapters:
             raise ValueError("the model has adapters: save them with save_lora, or merge_lora before you save it whole")
         write_checkpoint(path, self.config, self.own_tensors())
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return next(self.parameters()).device
 
     @property
     def has_adapters(self) -> bool:

@@ -6,13 +6,14 @@
     vila      four patches in one token                 cogvlm   a second set of weights for image tokens
     cambrian  queries that read their own region        later    4.5's resampler of frames, 4.6's mergers
     canvas    4.7's positions of slices in the picture
+    connectors, nano: the peers' connectors and cutting rules inside nano, to be trained and compared
 
 Names load on first use, so `from minicpmv_ref.peers import plan` imports neither torch nor transformers.
 """
 
 from importlib import import_module
 
-_HOME = {"sizes": "SYSTEMS Plan plan"}
+_HOME = {"sizes": "SYSTEMS Plan plan", "nano": "load swap"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605 (computed, so that the table above is the only list)
 

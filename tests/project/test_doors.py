@@ -29,6 +29,7 @@ from minicpmv_ref.learn import dpo, packing, rlaif, stages, statistics
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.model import decode_answer, decode_stream
 from minicpmv_ref.peers import cambrian, canvas, cogvlm, internvl, later, llava, qllama, sizes, video, vila
+from minicpmv_ref.peers.nano import cut, swap
 from minicpmv_ref.prompt import answer_labels, image_bounds, image_layout, render_chat
 from minicpmv_ref.scale import lora
 from minicpmv_ref.scale.finetune import in_order, sample_at
@@ -73,6 +74,8 @@ INSIDE = {
     "scale.entries.": "the same",
     "scale.shards.": "test_shards.py damages its files",
     "learn.packing.packed_attention": "called by transformers, never by a user",
+    "peers.connectors.": "a layer of a network; test_swap.py",
+    "peers.nano.load": "test_swap.py; other folders go to MiniCPMV.from_pretrained",
     "peers.shapes.": "these are the checks themselves",
     "peers.later.Resampler3D.forward": "checked as the resampler's; test_later.py",
     "peers.later.WindowMerger.forward": "a layer of a network; test_later.py",
@@ -291,6 +294,17 @@ DOORS = {
     ),
     "peers.later.time_embedding": Door(
         later.time_embedding, lambda: {"width": 8, "time": 3}, lambda made, width, **_: len(made) == width
+    ),
+    "peers.nano.cut": Door(
+        cut,
+        lambda: dict(size=(300, 100), cfg=SliceConfig(112), cutting="tiles"),
+        lambda made, **_: len(made.patch_grids) >= 1,
+    ),
+    "peers.nano.swap": Door(
+        with_model(swap, "model", "processor"),
+        lambda: dict(connector="resampler", cutting="square", seed=0),
+        lambda made, **_: made[0].peer["cutting"] == made[1].cutting,
+        share=0.5,
     ),
     "peers.canvas.canvas_position_ids": Door(
         canvas.canvas_position_ids,
