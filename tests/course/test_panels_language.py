@@ -9,6 +9,7 @@ from svg import shapes, texts
 
 from minicpmv_ref import MiniCPMV, Processor, plan_slices
 from minicpmv_ref.course import draw, panels
+from minicpmv_ref.inputs.published import find_folder
 from minicpmv_ref.prompt import image_bounds, image_layout
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
@@ -164,7 +165,7 @@ def planted(monkeypatch):
     one_patch[:, 4] = 1  # row 1, column 1
     watched = dict(words=["one", "<end>"], slots=slots, resampler=[one_patch] * 3, plan=plan, patch_grids=grids)
     for where in (draw, draw.language):
-        monkeypatch.setattr(where, "watch_answer", lambda picture: watched)
+        monkeypatch.setattr(where, "watch_answer", lambda picture, name="nano": watched)
 
 
 def test_the_brightest_patch_is_where_the_model_looks(planted):
@@ -222,3 +223,12 @@ def test_a_weight_may_be_zero(planted):
     watched["resampler"][0][:, 0] = 0
     panel = panels.AnswerAttention("cat.jpg", stretch=True)
     assert {"0.05 x", "48 x"} <= set(texts(panel)), "a thousandth of the most, and the most"
+
+
+def test_another_model_is_a_folder():
+    folder = str(find_folder("nano"))
+    panel, nanos = panels.AnswerAttention(model=folder), panels.AnswerAttention()
+    assert panel.status == nanos.status
+    assert draw.watched_model(folder)[0] is not draw.watched_model()[0]
+    with pytest.raises(OSError, match="no/such"):
+        panels.AnswerAttention(model="no/such")

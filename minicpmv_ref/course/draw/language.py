@@ -145,17 +145,24 @@ def _crop_view(image, plan, number):
 
 
 @cache
-def _nano_that_shows_attention():
+def watched_model(name: str = "nano"):
+    """(model, processor) from "nano" or a folder; its LLM can show attention."""
     from minicpmv_ref import MiniCPMV, Processor
 
-    model = MiniCPMV.from_pretrained("nano")
+    model = MiniCPMV.from_pretrained(name)
     model.llm.set_attn_implementation("eager")  # the quicker ones never hold the weights
-    return model, Processor.from_pretrained("nano")
+    return model, Processor.from_pretrained(name)
 
 
 @lru_cache(maxsize=8)
-def watch_answer(picture: str, question: str = "Describe the picture.", most: int = 12) -> dict:
-    """Let nano answer greedily and record where it looks.
+def watch_answer(picture: str, question: str = "Describe the picture.", most: int = 12, name: str = "nano") -> dict:
+    """Let a model answer greedily and record where it looks.
+
+    Args:
+        picture: a file name of data_samples/images.
+        question: about it.
+        most: tokens of the answer.
+        name: "nano" or the folder of a checkpoint.
 
     Returns:
         words: the generated tokens as text.
@@ -166,7 +173,7 @@ def watch_answer(picture: str, question: str = "Describe the picture.", most: in
     """
     import torch
 
-    model, processor = _nano_that_shows_attention()
+    model, processor = watched_model(name)
     batch = processor([{"role": "user", "content": [load_sample(picture), question]}])
     grids = batch.patch_grids[0]
     with torch.inference_mode():
@@ -179,8 +186,8 @@ def watch_answer(picture: str, question: str = "Describe the picture.", most: in
     spots = torch.stack([torch.arange(start, end) for start, end in batch.image_bounds[0].tolist()])
     return dict(
         words=[_as_word(processor.tokenizer, token, batch.stop_ids) for token in answer[0].tolist()],
-        slots=looks[:, :, spots].numpy(),
-        resampler=[weight.mean(dim=0).numpy() for weight in weights],
+        slots=looks[:, :, spots].float().numpy(),
+        resampler=[weight.mean(dim=0).float().numpy() for weight in weights],
         plan=batch.plans[0][0],
         patch_grids=grids,
     )
@@ -191,18 +198,19 @@ def _as_word(tokenizer, token, stop_ids):
     return text.replace("\ufffd", "·").replace("\n", "↵").strip() or "·"
 
 
-def look(picture: str, token: int, layer: int | None = None) -> dict:
-    """Where nano looks when it chooses a token of its answer.
+def look(picture: str, token: int, layer: int | None = None, name: str = "nano") -> dict:
+    """Where a model looks when it chooses a token of its answer.
 
     Args:
         token: number of the token, from 1.
         layer: number of the LLM's layer, from 1; None: mean over layers.
+        name: see `watch_answer`.
 
     Returns:
         share: part of the attention that is on slots.
         slots: numpy (views, Q), and patches: [numpy (rows, cols), ...]: how many times as much as an even look.
     """
-    watched = watch_answer(picture)
+    watched = watch_answer(picture, name=name)
     per_layer = watched["slots"][:, token - 1]
     slots = per_layer.mean(axis=0) if layer is None else per_layer[layer - 1]
     share = float(slots.sum())
@@ -212,11 +220,13 @@ def look(picture: str, token: int, layer: int | None = None) -> dict:
     return dict(share=share, slots=slots / share * slots.size, patches=maps)
 
 
-def answer_attention(picture: str, token: int, layer: int | None = None, stretch: bool = False) -> Canvas:
+def answer_attention(
+    picture: str, token: int, layer: int | None = None, stretch: bool = False, name: str = "nano"
+) -> Canvas:
     """Attention of one generated token on the visual tokens, and through the resampler on the patches.
 
     Args:
-        picture, token, layer: see `look`.
+        picture, token, layer, name: see `look`.
         stretch: colors from the least to the most of this state, instead of from 1/4 to 4 times an even look.
 
     Returns:
@@ -225,7 +235,7 @@ def answer_attention(picture: str, token: int, layer: int | None = None, stretch
     """
     import numpy as np
 
-    canvas, watched, seen = Canvas(), watch_answer(picture), look(picture, token, layer)
+    canvas, watched, seen = Canvas(), watch_answer(picture, name=name), look(picture, token, layer, name)
     image, plan = preview(load_sample(picture), 500), watched["plan"]
     spans = {"slots": [seen["slots"]], "patches": seen["patches"]}
     low_high = dict.fromkeys(spans, (0.25, 4))

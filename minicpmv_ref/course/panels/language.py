@@ -62,19 +62,21 @@ class TokenStrip(Panel):
 
 
 class AnswerAttention(Panel):
-    """Where nano looks when it chooses a token of its answer: which visual tokens, and through them which patches.
+    """Where a model looks when it chooses a token of its answer: which visual tokens, and through them which patches.
 
     Args:
         picture: a file name of data_samples/images.
         token: number of the generated token.
         layer: number of a layer of the LLM; 0: mean over all.
         stretch: colors from the least to the most of this state.
+        model: "nano" or the folder of a checkpoint.
     """
 
     pictures = ("shapes.png", "numbers.png", "chart.png", "cat.jpg", "station_sign.png", "screenshot.png")
 
-    def __init__(self, picture="shapes.png", token=1, layer=0, stretch=True):
-        watched = draw.watch_answer(picture)
+    def __init__(self, picture="shapes.png", token=1, layer=0, stretch=True, model="nano"):
+        self._model = model
+        watched = draw.watch_answer(picture, name=model)
         layers = [("mean of all", 0), *((f"layer {n}", n) for n in range(1, 1 + len(watched["slots"])))]
         super().__init__(
             {
@@ -87,13 +89,16 @@ class AnswerAttention(Panel):
 
     def changed(self, name):
         with self.hold():
-            self.controls["token"].max = len(draw.watch_answer(self.controls["picture"].value)["words"])
+            self.controls["token"].max = len(self._watch(self.controls["picture"].value)["words"])
+
+    def _watch(self, picture):
+        return draw.watch_answer(picture, name=self._model)
 
     def draw(self, picture, token, layer, stretch):
-        return draw.answer_attention(picture, token, layer or None, stretch)
+        return draw.answer_attention(picture, token, layer or None, stretch, self._model)
 
     def describe(self, picture, token, layer, stretch):
-        watched, seen = draw.watch_answer(picture), draw.look(picture, token, layer or None)
+        watched, seen = self._watch(picture), draw.look(picture, token, layer or None, self._model)
         view, query = divmod(int(seen["slots"].argmax()), seen["slots"].shape[1])
         where = f"slice {view}" if view else "the overview"
         patch = max(float(patches.max()) for patches in seen["patches"])
