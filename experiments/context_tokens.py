@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from minicpmv_ref import plan_slices
+from minicpmv_ref import peers, plan_slices
 from minicpmv_ref.prompt import image_layout
 
 from ._frame import CONFIRMED, REFUTED, Claim, Finding, median
@@ -29,39 +29,11 @@ def with_markers(size: tuple[int, int]) -> int:
     return len(re.findall(r"<[^>]+>|\d|\n", image_layout(plan_slices(size), 64, "2.6")))
 
 
-def llava_next(size: tuple[int, int]) -> int:
-    """Visual tokens of LLaVA-NeXT: the overview's 576, then the tiles without their padding, a token after each row."""
-    width, height = size
-
-    def fit(canvas):
-        scale = min(canvas[0] / width, canvas[1] / height)
-        used = min(int(width * scale) * int(height * scale), width * height)
-        return used, used - canvas[0] * canvas[1]  # most pixels used, then least wasted
-
-    canvas = max([(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)], key=fit)  # the first of equals
-    cols, rows = (side // 14 for side in canvas)
-    if width / height > cols / rows:
-        rows -= 2 * ((rows - int(height * cols / width)) // 2)
-    else:
-        cols -= 2 * ((cols - int(width * rows / height)) // 2)
-    return 576 + rows * (cols + 1)
-
-
-def internvl(size: tuple[int, int], most: int = 12) -> int:
-    """Visual tokens of InternVL 1.5: 256 for each tile of 448 x 448, and for the overview if there are several."""
-    width, height = size
-    grids = [(i, j) for i in range(1, most + 1) for j in range(1, most + 1) if i * j <= most]
-    nearest = min(abs(width / height - i / j) for i, j in grids)
-    equals = sorted((i * j for i, j in grids if abs(width / height - i / j) == nearest))
-    # Of grids with equal shape (1 x 1, 2 x 2, ...) the largest that the picture fills by more than half.
-    tiles = max([n for n in equals if width * height > 0.5 * 448 * 448 * n], default=equals[0])
-    return 256 * (tiles + (tiles > 1))
-
-
 def run(setting: dict, each) -> Finding:
     def count(name: str) -> list[int]:
         size, plan = SIZES[name], plan_slices(SIZES[name])
-        return [plan.visual_tokens(64), with_markers(size), plan.visual_tokens(96), llava_next(size), internvl(size)]
+        others = [peers.plan(system, size).visual_tokens for system in ("llava-next", "internvl-1.5")]
+        return [plan.visual_tokens(64), with_markers(size), plan.visual_tokens(96), *others]
 
     found = dict(zip(setting["pictures"], each(setting["pictures"], count)))
     head = ["picture", "size", "2.0 and 2.6", "with markers (2.6)", "2.5", "LLaVA-NeXT", "InternVL 1.5"]

@@ -199,46 +199,6 @@ def test_the_grid_of_sizes():
 
 
 # Tiles and tokens that the models' own code gives.
-PEERS = {
-    (224, 224): (1176, 256),
-    (448, 448): (2928, 256),
-    (640, 480): (2340, 3328),
-    (480, 640): (2352, 3328),
-    (512, 512): (2928, 256),
-    (672, 672): (2928, 1280),
-    (800, 1300): (2064, 1792),
-    (1280, 720): (1948, 2304),
-    (1344, 1344): (2928, 2560),
-    (1920, 1080): (1948, 2304),
-    (1080, 1920): (1968, 2304),
-    (1000, 200): (1598, 1536),
-    (200, 1000): (1656, 1536),
-    (3000, 4000): (2352, 3328),
-    (5000, 500): (1160, 2816),
-}
-
-
-@pytest.mark.parametrize("size", PEERS)
-def test_tokens_of_the_other_models(size):
-    tokens = import_module("experiments.context_tokens")
-    assert (tokens.llava_next(size), tokens.internvl(size)) == PEERS[size]
-
-
-def test_tokens_of_the_other_models_against_transformers():
-    from transformers.image_processing_utils import select_best_resolution
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-    from transformers.models.llava_next.modeling_llava_next import unpad_image
-
-    torch, tokens = pytest.importorskip("torch"), import_module("experiments.context_tokens")
-    canvases = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]  # (height, width), their order
-    rng = random.Random(1)
-    for _ in range(200):
-        width, height = rng.randint(340, 3000), rng.randint(340, 3000)  # smaller ones tie, and the two codes differ
-        rows, cols = (side // 14 for side in select_best_resolution((height, width), canvases))
-        _, h, w = unpad_image(torch.empty(1, rows, cols), (height, width)).shape
-        assert tokens.llava_next((width, height)) == 576 + h * (w + 1), (width, height)
-        cols, rows = get_optimal_tiled_canvas((height, width), (448, 448), 1, 12)
-        assert tokens.internvl((width, height)) == 256 * (cols * rows + (cols * rows > 1)), (width, height)
 
 
 def test_markers():
@@ -313,7 +273,7 @@ def test_a_verdict_can_be_the_other_one(monkeypatch, tmp_path):
     assert verdict("slice_guarantees") == REFUTED
     monkeypatch.setitem(import_module("experiments.token_density").PUBLISHED, 96, 1883)
     assert verdict("token_density") == REFUTED
-    monkeypatch.setattr("experiments.context_tokens.llava_next", lambda size: 576)
+    monkeypatch.setattr("experiments.context_tokens.peers.plan", lambda *_: SimpleNamespace(visual_tokens=576))
     assert verdict("context_tokens") == REFUTED
     monkeypatch.setattr("experiments.any_aspect.bend", lambda a, b: 1.2)
     assert verdict("any_aspect") == REFUTED
