@@ -198,9 +198,6 @@ def test_the_grid_of_sizes():
     assert all(max(w, h) <= 20 * min(w, h) for w, h in sizes((1, 2), (6, 20), 16))
 
 
-# Tiles and tokens that the models' own code gives.
-
-
 def test_markers():
     """Counted with the tokenizer of 2.6."""
     count = import_module("experiments.context_tokens").with_markers
