@@ -22,7 +22,7 @@ MUST_RUN_IN_CI = {"browser", "llamacpp"}
 
 # For `--fast`: the test functions that take long, one a line as "file.py::function". `pytest --record-slow` writes it.
 SLOW = Path(__file__).with_name("slow.txt")
-SLOW_SECONDS = 0.3  # of CPU time, all parameters of a function together
+SLOW_SECONDS = 0.2  # of CPU time, all parameters of a function together
 
 
 def pytest_addoption(parser):
