@@ -939,6 +939,22 @@ def test_stub(exercise, capsys):
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
+def test_stub_and_check_are_one_cell(exercise):
+    """A check in a cell of its own would still say "correct" after the answer was changed."""
+    cells = nbformat.read(NOTEBOOKS / f"{exercise.notebook}.ipynb", as_version=4).cells
+    assert exercise.notebook[:2] not in SAY_WHAT_THEY_TEST or any(
+        exercise.stub.strip() in cell.source and exercise.call in cell.source for cell in cells
+    )
+
+
+@pytest.mark.parametrize("lesson", SAY_WHAT_THEY_TEST)
+def test_one_exercise_is_hard(lesson):
+    (path,) = NOTEBOOKS.glob(f"{lesson}_*.ipynb")
+    cells = nbformat.read(path, as_version=4).cells
+    assert any(re.search(r"^##+ Exercise.*\(hard, \d+ minutes\)", cell.source, re.MULTILINE) for cell in cells)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=IDS)
 def test_solution(exercise, capsys):
     assert exercise.solution, "no cell has <details><summary>Solution</summary> and ```python with this function"
     assert exercise.run(exercise.solution, capsys) == "correct"
