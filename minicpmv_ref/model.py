@@ -225,7 +225,7 @@ class MiniCPMV(nn.Module):
         """Embed tokens, in the dtype that the LLM computes in."""
         table = self.llm.get_input_embeddings()
         embeddings = table(ids)
-        if not isinstance(table, nn.Module):  # a Runtime's
+        if not isinstance(table, nn.Module):  # the embedding of a deploy.runtime.Runtime
             return embeddings
         norm = next((p for p in self.llm.parameters() if p.ndim == 1), None)
         # As in encode_images: only a table that has a dtype of its own is converted.

@@ -65,7 +65,8 @@ def partition_score(size: Size, grid: Grid) -> float:
     """Score how well a grid's shape fits the image's: the paper's S(m, n), 0 at best.
 
     Args:
-        size, grid: (width, height) of the image in pixels, (cols, rows).
+        size: (width, height) of the image in pixels.
+        grid: (cols, rows) of slices.
 
     Returns:
         A float <= 0: minus the distance of the two log aspect ratios.
@@ -201,8 +202,8 @@ def plan_slices(size: Size, cfg: SliceConfig = SliceConfig()) -> SlicePlan:
     if grid is None:  # small images are enlarged: every view has about scale_resolution squared pixels
         return SlicePlan(size, cfg.patch_size, _fit_area(size, cfg))
     # Subtle: the sides are first rounded to multiples of the grid, then divided by it.
-    part = tuple(_round_to_multiple(side, n) / n for side, n in zip(size, grid))
-    return SlicePlan(size, cfg.patch_size, _fit_area(size, cfg), grid, _fit_area(part, cfg))
+    slice_size = tuple(_round_to_multiple(side, n) / n for side, n in zip(size, grid))
+    return SlicePlan(size, cfg.patch_size, _fit_area(size, cfg), grid, _fit_area(slice_size, cfg))
 
 
 def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Image.Image]:
@@ -231,7 +232,9 @@ def slice_image(image: Image.Image, cfg: SliceConfig = SliceConfig()) -> list[Im
 
 
 def resize_views(image: Image.Image, plan: SlicePlan, finish: Callable = lambda view: view) -> tuple:
-    """Resize an image to both sizes of its plan (bicubic): (finish(overview), finish(refined)); no grid: refined None.
+    """Resize an image to both sizes of its plan (bicubic): (finish(overview), finish(refined)).
+
+    Without a grid the second is None.
 
     Pillow releases the interpreter lock, so the two run side by side; so does a `finish` that releases it as well.
     """
@@ -276,10 +279,11 @@ def check_plan(plan: SlicePlan) -> None:
 
 
 def check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
+    """Two integers of at least 1 as ints; `what` and `order` name them in the message."""
     try:
         sides = size if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
         first, second = (check_int(what, side, -math.inf, math.inf) for side in sides)
-    except (TypeError, ValueError):  # one number of numpy has __array__, too
+    except (TypeError, ValueError):  # a single numpy number has __array__, too, and cannot be unpacked
         raise WrongType(f"{what} must be two integers {order}, got {shown(size)}") from None
     if first < 1 or second < 1:
         raise ValueError(f"{what} {order} must be at least 1 on both sides, got {shown(size)}")

@@ -9,8 +9,9 @@ The idea of Q4_K. A group of 32 weights becomes 32 levels of 4 bits and two numb
                 weighted least squares for scale and low, keep the best       `kquant_search.fit_scale_and_low`
     2. squeeze  the 8 scales and 8 lows of a block become 6-bit integers times two float16 numbers  `_six_bits`
     3. settle   choose the levels again, now that the scales are rounded                        `_settle`
-    4. pack     2 + 2 bytes of float16, 12 of scales, 128 of levels: 4.5 bits per weight        `_pack_q4_k`
-Q5_K has 32 levels instead of 16. Q6_K has no low, groups of 16, and 8-bit scales. Q8_0 and Q5_0 do not search.
+    4. pack     2 + 2 bytes of float16, 12 of scales, 128 of levels: 4.5 bits per weight        `_pack_six_bits`
+Q5_K has 32 levels instead of 16. Q6_K has no low, groups of 16, and 8-bit scales. Q8_0 does not search, and Q5_0 only
+with an importance.
 """
 
 from __future__ import annotations

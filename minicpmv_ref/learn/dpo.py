@@ -185,7 +185,9 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
         _check_pair(number, pair)
         chats = [[*pair.prompt, {"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
         batch = processor(chats)
-        key = _content(batch.images[0], batch.patch_grids[0])  # not the prompt: its owner may fill it anew
+        key = _content(
+            batch.images[0], batch.patch_grids[0]
+        )  # not the prompt object: the caller may change and reuse it
         batch = batch.to(model.llm.device)
         (prompt, chosen), (again, rejected) = (_split(batch, row) for row in range(2))
         if not torch.equal(prompt, again):
@@ -199,7 +201,8 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
 
 
 def check_model(model, processor) -> None:
-    check_type("model", model, MiniCPMV), check_type("processor", processor, Processor)
+    check_type("model", model, MiniCPMV)
+    check_type("processor", processor, Processor)
 
 
 def _check_pair(number: int, pair: Pair) -> None:
@@ -241,7 +244,7 @@ class PairBatch:
     attention_mask: Tensor  # bool (B, 1, T, T): True where a token may look
     position_ids: Tensor  # (B, T)
     labels: Tensor  # (2, B, A), chosen first: the answers' tokens, then -100; not aligned with input_ids
-    predictors: Tensor  # for each label that is not -100 the token that predicts it, counted through all rows
+    predictors: Tensor  # for each label that is not -100 the token that predicts it, an index into all B * T
     image_bounds: list[Tensor]  # as in a Batch
     plans: list[list]
     visual: Tensor  # (views of all prompts, Q, D)
@@ -303,8 +306,8 @@ def _check_prepared(pairs: Sequence[Prepared]) -> None:
             # Without a prompt, the first token of an answer would be predicted by the pair before.
             if tokens.ndim != 1 or not len(tokens):
                 raise ValueError(f"pairs[{number}].{name} must be (tokens,), at least one, got {tuple(tokens.shape)}")
-        shape = check_type(f"pairs[{number}].visual", pair.visual, Tensor).shape
-        if len(shape) != 3 or shape[1:] != (first := pairs[0].visual.shape)[1:]:
+        shape, first = check_type(f"pairs[{number}].visual", pair.visual, Tensor).shape, tuple(pairs[0].visual.shape)
+        if len(shape) != 3 or shape[1:] != first[1:]:
             raise ValueError(f"pairs[{number}].visual must be (views, Q, D), {first} in pairs[0], got {tuple(shape)}")
 
 
@@ -317,8 +320,11 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> Tensor:
     Raises:
         TypeError, ValueError: no MiniCPMV, no PairBatch; slots and visual tokens that do not match.
     """
-    check_type("model", model, MiniCPMV), check_type("batch", batch, PairBatch)
-    rows = Batch(batch.input_ids, None, batch.position_ids, None, [], [], batch.image_bounds, batch.plans, (), 0)
+    check_type("model", model, MiniCPMV)
+    check_type("batch", batch, PairBatch)
+    text = dict(input_ids=batch.input_ids, attention_mask=None, position_ids=batch.position_ids, labels=None)
+    slots = dict(image_bounds=batch.image_bounds, plans=batch.plans)
+    rows = Batch(**text, **slots, images=[], patch_grids=[], stop_ids=(), pad_id=0)
     hidden = model.llm.model(
         inputs_embeds=model.embed(rows, batch.visual),
         attention_mask=batch.attention_mask,  # transformers passes a 4-D mask on as it is
@@ -360,9 +366,13 @@ def train_dpo(
     AdamW with weight decay 0.01, 5 % warm-up, then a cosine to 0, gradients clipped to norm 1, as in the public recipe.
 
     Args:
-        model, pairs: a MiniCPMV, and what `prepare` made with it.
-        steps, batch_size, seed: optimizer steps, and pairs in one; epochs follow each other, shuffled by the seed.
-        lr, beta: the highest learning rate; that of `dpo_loss`.
+        model: a MiniCPMV.
+        pairs: what `prepare` made with this model.
+        steps: of the optimizer.
+        batch_size: pairs of one step.
+        lr: the highest learning rate.
+        beta: as for `dpo_loss`.
+        seed: of the order of the pairs; epochs follow each other, each shuffled anew.
         reference: (2, n) from `reference_logps`; None takes the model before the first step.
         watch: called with the number of steps taken: 0 before the first, then after each.
 
@@ -386,8 +396,10 @@ def train_dpo(
     """
     check_type("model", model, MiniCPMV)
     check_list("pairs", pairs, Prepared, empty=False)
-    check_int("steps", steps), check_int("batch_size", batch_size)
-    check_number("lr", lr, above=0), check_number("beta", beta, above=0)
+    for name, number in (("steps", steps), ("batch_size", batch_size)):
+        check_int(name, number)
+    for name, number in (("lr", lr), ("beta", beta)):
+        check_number(name, number, above=0)
     check_type("seed", seed, int, str)
     reference = reference_logps(model, pairs) if reference is None else _check_floats("reference", reference)
     if tuple(reference.shape) != (2, len(pairs)):

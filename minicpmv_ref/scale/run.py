@@ -46,7 +46,7 @@ def run(
 
     Args:
         folder: where to write: folder/stage-1/model.safetensors and so on, and folder/metrics.jsonl.
-        profile: how long.
+        profile: the config, how many steps and samples, and which learning rates.
         processor: its tokenizer belongs to `profile.config`.
         only: train this stage alone, from the stage before it in the folder.
         seed: of weights and samples.
@@ -106,5 +106,5 @@ def _train_stage(
 
 
 def alone_in(folder: Path, processes: Processes = ONE_PROCESS):
-    """A context that a second training in the same folder cannot enter: it gets an OSError. The first process asks."""
+    """A context that a second training in the folder cannot enter (OSError). Only rank 0 takes the lock."""
     return only_one(folder / LOCK, f"another training writes to {folder}") if processes.rank == 0 else nullcontext()

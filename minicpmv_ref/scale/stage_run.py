@@ -75,7 +75,7 @@ class Output:
     Args:
         checkpoints: the folder of its training checkpoints; they stay there.
         log: the JSONL file of its metrics; other stages may have written to it before.
-        every: steps from one training checkpoint to the next; None is a tenth of all steps, and ten at least.
+        every: steps between two training checkpoints; None is max(10, steps // 10).
         report: takes one line of text at a time.
         progress: show a bar.
     """
@@ -89,7 +89,7 @@ class Output:
 
 @dataclass
 class Progress:
-    """What a stage has measured so far: the notes of its training checkpoints."""
+    """What a stage has measured so far; saved in each training checkpoint."""
 
     seconds: float = 0.0  # of all steps
     row: float = 0.0  # seconds at the last row of the log
@@ -107,7 +107,8 @@ class Progress:
                 if notes[name] is not None:
                     check_number(name, notes[name])
             for row in check_list("recent", notes["recent"], list):
-                _, _, _, _ = [check_number("recent", number) for number in row]
+                if len([check_number("recent", number) for number in row]) != 4:
+                    raise ValueError(f"recent must hold rows of 4 numbers, got {row}")
         except (KeyError, ValueError) as error:
             raise Damaged(path, f"its notes make no sense: {error}") from error
         return cls(**{name: notes[name] for name in asdict(cls())})
@@ -178,9 +179,10 @@ class StageRun:
             `held_out` the losses are None.
 
         Raises:
-            ValueError, OSError, FloatingPointError: as for `train_steps`, with the last good state saved; a training
+            ValueError, OSError, FloatingPointError: as for `train_steps`, with the last good state saved (not by a
+                sharded model whose sample was bad: then the last training checkpoint is the newest); a training
                 checkpoint that does not fit, or all of them damaged; a full disk, which leaves the checkpoint before it
-                complete; processes that found different ones.
+                complete; processes that found different ones; a held-out loss that is not finite.
             Stopped: Ctrl-C or SIGTERM, after the end of a step and with its state saved.
         """
         self._set_up()
@@ -307,7 +309,7 @@ class StageRun:
             model, _, objective = state
             self.progress.after = self._held_out_loss(model, objective)
         if saving or self.done % max(1, self.stage.steps // 50) == 0:
-            # Log before saving: on resume, rows newer than the checkpoint are dropped; a missing one would stay so.
+            # Log before saving: on resume, rows newer than the checkpoint are dropped; a missing one is lost.
             self._log(step, bar, held_out=saving)
         if saving:
             self._save(*state, self.progress.after)
@@ -350,7 +352,7 @@ class StageRun:
         """Save the last good state after an error; raise Stopped if a signal caused it."""
         not_finite = isinstance(error, FloatingPointError)
         if self.machine.shard and not not_finite:
-            return  # a bad sample is one process's own trouble, and it cannot gather what is sharded by itself
+            return  # only this process failed, and a sharded state is gathered by all processes together
         try:
             path = self._save(*self._full_state())
         except FloatingPointError as worse:  # the weights themselves are not finite
