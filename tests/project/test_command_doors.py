@@ -19,6 +19,7 @@ SOUND = {  # a command line for each command, with OUT in place of an empty fold
     "experiment": ["experiment", "slicing"],
     "export": ["export", "nano", "OUT"],
     "phone": ["phone", PICTURE, "What?"],
+    "compare": ["compare", "make", "OUT"],
     "test": ["test"],
 }
 NUMBERS = ("-1", "0", "nan", "inf", "1e-40", "1e400", "9" * 25, "", "x", "0x10", "1_0", "\u0663", "2.5")

@@ -55,6 +55,7 @@ INSIDE = {
     "deploy.runtime.": "a decoder for experts, called with what `plan_mixture` and the model say; test_runtime.py",
     "deploy.sequence.": "starts processes; test_sequence.py",
     "deploy.tune.": "arithmetic of one experiment; test_tune.py",
+    "ports.": "test_ports.py damages its files",
     "scale.budget.": "the engine: called with what `train` checked",
     "learn.contrast.": "an objective, called by `train`",
     "scale.lora.lora_optimizer": "takes a model with adapters; test_lora.py",

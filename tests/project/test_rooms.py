@@ -20,6 +20,7 @@ CORE = "config counts slicing positions linear vision resampler prompt processor
 # room -> other rooms that it may import; and course, which may import all. inputs is what the core itself stands on.
 INPUTS = {"config"}  # all that inputs may import
 ROOMS = {"inputs": set(), "toy": set(), "learn": {"toy"}, "scale": {"toy", "learn"}, "deploy": set(), "peers": set()}
+ROOMS["ports"] = {"toy"}
 EVERYTHING = {*CORE, *ROOMS, "course"}
 
 
