@@ -418,16 +418,25 @@ def puts_the_corners_below(packed):
     return [byte & 63 for byte in packed[:4]] + low, [byte & 63 for byte in packed[4:8]] + high
 
 
-def counts_thirds_from_zero(n):
-    return [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or i % 3 == 2]
+def swaps_the_two_sums(sc, m, levels, x):
+    return tuple(reversed(sums_of_a_block(sc, m, levels, x)))
 
 
-def rounds_the_last_eighth_first(n):
-    return [i for i in range(n) if i < n // 8 or i >= 7 * (n // 8) or (i - n // 8) % 3 == 2]
+def sums_of_a_block(sc, m, levels, x, group=lambda i: i // 32):
+    a = sum(sc[group(i)] * levels[i] * x[i] for i in range(256))
+    return a, sum(m[group(i)] * x[i] for i in range(256))
 
 
-def divides_without_a_floor(n):
-    return [i for i in range(n) if i < n / 8 or i >= 7 * n / 8 or (i - n // 8) % 3 == 2]
+def takes_every_eighth_weight_as_a_group(sc, m, levels, x):
+    return sums_of_a_block(sc, m, levels, x, lambda i: i % 8)
+
+
+def forgets_the_inputs_of_the_lows(sc, m, levels, x):
+    return sums_of_a_block(sc, m, levels, x)[0], 32 * sum(m)
+
+
+def sums_as_floats(sc, m, levels, x):
+    return tuple(map(float, sums_of_a_block(sc, m, levels, x)))
 
 
 # lesson 07
@@ -446,12 +455,17 @@ def believes_in_the_diagonal(logits, match):
     return -torch.nn.functional.logsigmoid(signed).sum().item() / len(logits)
 
 
-def forgets_the_constant(parts, name):
-    return name.split(".")[0] in parts
+def lists_what_learns(inputs, learning):
+    return [part for part in inputs if part in learning]
 
 
-def answers_for_what_is_frozen(parts, name):
-    return name.split(".")[0] not in parts
+def looks_one_part_back(inputs, learning):
+    return [part for part in inputs if part in learning or any(each in learning for each in inputs[part])]
+
+
+def takes_all_after_the_first(inputs, learning):
+    parts = list(inputs)
+    return parts[min(map(parts.index, learning), default=len(parts)) :]
 
 
 def starts_at_zero(step, steps):
@@ -497,20 +511,25 @@ def forgets_the_output_projection(config, rank):
     return llm.num_hidden_layers * rank * (2 * llm.hidden_size + 2 * (llm.hidden_size + keys))
 
 
-def multiplies_in_the_order_of_names(W, A, B, alpha):
-    return W + alpha / len(A) * A @ B
+def with_svd(left, right):
+    """An answer from the three parts of the difference."""
+
+    def extracted(W, merged, rank, alpha):
+        U, S, V = torch.linalg.svd(merged - W, full_matrices=False)
+        return right(V, S, rank, alpha), left(U, S, rank, alpha)
+
+    return extracted
 
 
-def forgets_to_scale(W, A, B, alpha):
-    return W + B @ A
+forgets_the_scale = with_svd(lambda U, S, r, alpha: U[:, :r] * S[:r], lambda V, S, r, alpha: V[:r])
+forgets_the_sizes = with_svd(lambda U, S, r, alpha: U[:, :r] * r / alpha, lambda V, S, r, alpha: V[:r])
+puts_the_sizes_on_both_sides = with_svd(
+    lambda U, S, r, alpha: U[:, :r] * S[:r] * r / alpha, lambda V, S, r, alpha: S[:r, None] * V[:r]
+)
 
 
-def forgets_the_rank(W, A, B, alpha):
-    return W + alpha * B @ A
-
-
-def divides_by_the_wrong_side(W, A, B, alpha):
-    return W + alpha / len(B) * B @ A
+def factors_of_the_merged_matrix(W, merged, rank, alpha):
+    return forgets_the_scale(torch.zeros_like(W), merged, rank, alpha)
 
 
 # lesson 08
@@ -593,48 +612,36 @@ def trusts_every_file(data):
     return tuple(int.from_bytes(data[a:b], "little") for a, b in ((4, 8), (8, 16), (16, 24)))
 
 
-def adds_both_working_memories(memory, eyes, language, seeing, reading):
-    if eyes + language + seeing + reading <= memory:
-        return "together"
-    return "in turns" if max(eyes + seeing, language + reading) <= memory else "not at all"
+def reads_both_for_every_question(vision, language, memory, pictures):
+    return (vision + language) * (len(pictures) if vision + language > memory else bool(pictures))
 
 
-def looks_at_weights_only(memory, eyes, language, seeing, reading):
-    if eyes + language <= memory:
-        return "together"
-    return "in turns" if max(eyes, language) <= memory else "not at all"
+def reads_both_for_every_picture(vision, language, memory, pictures):
+    return (vision + language) * (sum(pictures) if vision + language > memory else any(pictures))
 
 
-def always_takes_turns(memory, eyes, language, seeing, reading):
-    return "in turns" if max(eyes + seeing, language + reading) <= memory else "not at all"
+def needs_more_room_than_both(vision, language, memory, pictures):
+    if vision + language < memory:
+        return vision * any(pictures) + language * bool(pictures)
+    return (vision + language) * sum(pictures) + language * (pictures[:1] == [False])
 
 
-def reads_weights_only(bandwidth, weights, tokens, a_token):
-    return bandwidth / weights
+def forgets_the_caches(flops, bandwidth, parameters, weights, cache):
+    return -(-weights * flops // (2 * parameters * bandwidth))
 
 
-def gives_seconds(bandwidth, weights, tokens, a_token):
-    return (weights + tokens * a_token) / bandwidth
+def believes_in_one_cache(flops, bandwidth, parameters, weights, cache):
+    return -(-(weights + cache) * flops // (2 * parameters * bandwidth))
 
 
-def divides_zero_by_zero(x):
-    scale = max(abs(v) for v in x) / 127
-    return [round(v / scale) for v in x], scale
+def rounds_down(flops, bandwidth, parameters, weights, cache):
+    gain = 2 * parameters * bandwidth - cache * flops
+    return weights * flops // gain if gain > 0 else None
 
 
-def cuts_decimals(x):
-    scale = max(abs(v) for v in x) / 127
-    return [int(v / scale) if scale else 0 for v in x], scale
-
-
-def looks_for_the_largest_only(x):
-    scale = max(x) / 127
-    return [round(v / scale) if scale else 0 for v in x], scale
-
-
-def has_128_steps(x):
-    scale = max(abs(v) for v in x) / 128
-    return [round(v / scale) if scale else 0 for v in x], scale
+def counts_one_operation(flops, bandwidth, parameters, weights, cache):
+    gain = parameters * bandwidth - cache * flops
+    return -(-weights * flops // gain) if gain > 0 else None
 
 
 # lesson 11
@@ -843,25 +850,34 @@ WRONG = {  # checker: wrong answers
     "bits_per_weight": [forgets_the_second_float, forgets_the_lows],
     "best_line": [fits_unweighted, weighs_twice, allows_a_low_above_zero, clips_the_low_only],
     "six_bits": [ignores_the_corners, swaps_scales_and_lows, puts_the_corners_below],
-    "richer_layers": [counts_thirds_from_zero, rounds_the_last_eighth_first, divides_without_a_floor],
+    "two_sums": [
+        swaps_the_two_sums,
+        takes_every_eighth_weight_as_a_group,
+        forgets_the_inputs_of_the_lows,
+        sums_as_floats,
+    ],
     "sigmoid_loss": [averages_over_all_pairs, looks_at_the_pairs_that_match, believes_in_the_diagonal],
-    "learns": [forgets_the_constant, answers_for_what_is_frozen],
+    "backward_parts": [lists_what_learns, looks_one_part_back, takes_all_after_the_first],
     "rate": [starts_at_zero, ends_at_zero, never_warms_up],
     "misplaced": [forgets_that_twice_is_too_often, looks_at_the_first_question_only, counts_texts_that_have_it],
     "lora_parameters": [forgets_grouped_heads, counts_corrections_in_full, forgets_the_output_projection],
-    "merged": [multiplies_in_the_order_of_names, forgets_to_scale, forgets_the_rank, divides_by_the_wrong_side],
+    "extracted": [
+        forgets_the_scale,
+        forgets_the_sizes,
+        puts_the_sizes_on_both_sides,
+        factors_of_the_merged_matrix,
+    ],
     "answer_logp": [forgets_to_shift, takes_the_average, scores_the_prompt_too, sums_logits],
     "beta_limits": [forgets_the_half, takes_the_right_order_for_the_wrong_one, means_first],
     "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones],
     "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
-    "way_to_load": [adds_both_working_memories, looks_at_weights_only, always_takes_turns],
-    "tokens_per_second": [reads_weights_only, gives_seconds],
+    "from_storage": [reads_both_for_every_question, reads_both_for_every_picture, needs_more_room_than_both],
+    "full_batch": [forgets_the_caches, believes_in_one_cache, rounds_down, counts_one_operation],
     "clip_tokens": [rounds_groups_down, samples_without_a_limit, always_packs_three],
     "frame_shares": [forgets_the_scores, averages_the_scores, takes_exp_of_large_numbers],
     "fixed_rows": [patch_by_patch, channel_by_channel, keeps_three_axes],
     "windows": [takes_four_in_a_row, swaps_rows_and_columns, walks_down_the_columns],
     "picture_steps": [steps(columns_first=True), steps(markers=0), steps(always_overview=True)],
-    "to_int8": [divides_zero_by_zero, cuts_decimals, looks_for_the_largest_only, has_128_steps],
     "best_canvas": [
         *(takes_the_nearest_shape, counts_enlarged_pixels, takes_the_last_of_equals, answers_height_first),
     ],
@@ -879,7 +895,7 @@ WRONG = {  # checker: wrong answers
 
 
 # lessons whose checkers say it before the first try
-SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "11")
+SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from .cases import Case, exercise
 
 @exercise
 def answer_logp():
+    """four rows with one or two turns, supervised to the end or not; to 1e-6."""
     import torch
 
     from minicpmv_ref.learn.dpo import sequence_logps
@@ -25,6 +26,7 @@ def answer_logp():
 
 @exercise
 def beta_limits():
+    """four lists of one to seven differences, of both signs; to 0.001."""
     import torch
 
     from minicpmv_ref.learn.dpo import dpo_loss
@@ -40,10 +42,12 @@ def beta_limits():
 
 @exercise
 def kept_pairs():
+    """nine lists of no to 30 pairs, among them one of which nothing is left."""
     from minicpmv_ref.learn.dpo import Pair
     from minicpmv_ref.learn.rlaif import balance_lengths
 
     rng, lists = random.Random(8), [[(2, 4), (4, 4), (6, 4)], [(1, 10), (9, 10), (12, 10)], [(5, 5)]]
+    lists += [[], [(9, 1)], [(1, 99)]]
     lists += [[(rng.randint(1, 12), rng.randint(4, 20)) for _ in range(n)] for n in (6, 12, 30)]
     for lengths in lists:
         # Words that differ, so that no pair is dropped for being equal.

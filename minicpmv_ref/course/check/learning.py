@@ -5,6 +5,7 @@ from .cases import Case, exercise
 
 @exercise
 def sigmoid_loss():
+    """four batches of two or three pictures, one with captions that belong to both; to 1e-5."""
     import torch
     import torch.nn.functional as F
 
@@ -20,28 +21,31 @@ def sigmoid_loss():
 
 
 @exercise
-def learns():
-    from dataclasses import replace
+def backward_parts():
+    """MiniCPM-V in four stages and five other models, compared with PyTorch's requires_grad; a list of names."""
+    ours = {"vpm": [], "resampler": ["vpm"], "words": [], "llm": ["resampler", "words"]}
+    towers = {"clip": [], "dino": [], "mlp": ["clip", "dino"], "words": [], "llm": ["mlp", "words"]}
+    chain = {"a": [], "b": ["a"], "c": ["b"], "d": ["c"], "e": ["d"]}
+    stages = (["resampler"], ["vpm"], ["vpm", "resampler"], ["llm"])
+    models = [(ours, list(stage)) for stage in stages] + [(towers, ["dino"]), (towers, ["words"]), (towers, [])]
+    for inputs, learning in [*models, (chain, ["b"]), (chain, ["d", "a"])]:
+        yield Case((inputs, learning), _asks_torch(inputs, learning))
 
+
+def _asks_torch(inputs, learning):
+    """The parts whose output asks for a gradient, in a model of one number for each part."""
     import torch
 
-    from minicpmv_ref.config import nano
-    from minicpmv_ref.learn.stages import STAGES, freeze
-    from minicpmv_ref.model import MiniCPMV
-
-    # A resampler of version 2.0, which has positions that never learn.
-    old = replace(nano, version="2.0", resampler=replace(nano.resampler, version="2.0"))
-    with torch.device("meta"):  # names without numbers
-        model = MiniCPMV(old)
-    for stage in STAGES:
-        freeze(model, stage)
-        learning = {name: p.requires_grad for name, p in model.named_parameters()}
-        for name in ("resampler.query", "resampler.pos_embed", "llm.model.norm.weight", "vpm.post_layernorm.weight"):
-            yield Case((tuple(stage.learning_rates), name), learning[name])
+    outputs = {}
+    for part, before in inputs.items():
+        weight = torch.ones((), requires_grad=part in learning)
+        outputs[part] = weight * sum((outputs[each] for each in before), torch.ones(()))
+    return [part for part, output in outputs.items() if output.requires_grad]
 
 
 @exercise
 def rate():
+    """seven steps each of trainings of 100, 600 and 1,200 steps; to 1e-6."""
     from minicpmv_ref.learn.train import lr_scale_at
 
     for steps in (100, 600, 1200):

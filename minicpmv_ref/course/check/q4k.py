@@ -7,6 +7,7 @@ from .cases import Case, exercise
 
 @exercise
 def bits_per_weight():
+    """Q2_K, Q3_K, Q4_K, Q5_K and Q6_K, with the sizes of the gguf package; to nine digits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     shapes = {  # weights, group, bits of a level, bits of a scale, is there a low?
@@ -23,6 +24,7 @@ def bits_per_weight():
 
 @exercise
 def best_line():
+    """six lists of 2 to 5 weights, some with a low that would be above 0; to 1e-6."""
     yield Case(([-1.0, 1.0, 3.0], [1.0, 1.0, 1.0], [0, 1, 2]), (2.0, -1.0), tolerance=1e-6)
     yield Case(([-1.0, 1.0, 2.0], [3.0, 1.0, 1.0], [0, 1, 1]), _line([-1, 1, 2], [3, 1, 1], [0, 1, 1]), tolerance=1e-6)
     yield Case(([3.0, 5.0], [1.0, 1.0], [1, 2]), (13 / 5, 0.0), tolerance=1e-6)
@@ -46,6 +48,7 @@ def _line(x, w, levels):
 
 @exercise
 def six_bits():
+    """six sets of twelve bytes, four of them random."""
     from minicpmv_ref.deploy.kquant import dequantize
 
     rng = np.random.default_rng(1)
@@ -63,13 +66,32 @@ def six_bits():
 
 
 @exercise
-def richer_layers():
-    from dataclasses import replace
+def two_sums():
+    """six blocks: one sub-block alone, then random levels, scales, lows and inputs of -127 to 127; whole numbers."""
+    rng = np.random.default_rng(4)
+    ones, nothing, ramp = np.ones(256, int), np.zeros(256, int), np.arange(-128, 128)
+    yield Case(([2] + [0] * 7, [0] * 7 + [3], 15 * ones, ones), (2 * 15 * 32, 3 * 32))
+    yield Case(
+        ([1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1], nothing, ramp),
+        (0, int(ramp.reshape(8, 32).sum(axis=1) @ np.arange(8, 0, -1))),
+    )
+    for _ in range(4):
+        sc, m = rng.integers(0, 64, (2, 8)).tolist()
+        levels, x = rng.integers(0, 16, 256), rng.integers(-127, 128, 256)
+        # With d = 1 and dmin = 0 the package's weights are sc q, with d = 0 and dmin = 1 they are -m.
+        scaled, lows = (_unpacked(units, sc, m, levels).astype(int) for units in ((1, 0), (0, 1)))
+        yield Case((sc, m, levels, x), (int(scaled @ x), int(-lows @ x)))
 
-    from minicpmv_ref.config import nano
-    from minicpmv_ref.deploy.gguf import plan_mixture
 
-    for layers in (8, 16, 32, 28, 12, 4, 1, 27):
-        config = replace(nano, llm=replace(nano.llm, num_hidden_layers=layers))
-        kinds = plan_mixture(config).kinds
-        yield Case((layers,), [i for i in range(layers) if kinds[f"blk.{i}.attn_v.weight"] == "Q6_K"])
+def _unpacked(units, sc, m, levels):
+    """The 256 weights of a block by the package, from its two units, scales, lows and levels."""
+    from minicpmv_ref.deploy.kquant import dequantize
+
+    first = [*sc[:4], *m[:4]]
+    upper = [*sc[4:], *m[4:]]
+    packed = [low | high >> 4 << 6 for low, high in zip(first, upper)]
+    packed += [scale & 15 | (low & 15) << 4 for scale, low in zip(sc[4:], m[4:])]
+    pairs = levels.astype(np.uint8).reshape(4, 2, 32)
+    nibbles = (pairs[:, 0] | pairs[:, 1] << 4).tobytes()
+    block = np.array(units, "<f2").tobytes() + bytes(packed) + nibbles
+    return dequantize(np.frombuffer(block, np.uint8)[None], "Q4_K", 256)[0]

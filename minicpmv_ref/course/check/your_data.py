@@ -1,10 +1,13 @@
 """Lesson 07b: your data, your GPU."""
 
+from functools import partial
+
 from .cases import Case, exercise
 
 
 @exercise
 def misplaced():
+    """six records: right ones, no placeholder, one too many, one in a later question; names in order."""
     from minicpmv_ref.scale.records import PLACEHOLDERS
 
     one, two = "<image_00>", "<image_01>"
@@ -22,6 +25,7 @@ def misplaced():
 
 @exercise
 def lora_parameters():
+    """nano and three versions of MiniCPM-V at rank 1 to 64; whole numbers."""
     import re
 
     import torch
@@ -38,10 +42,26 @@ def lora_parameters():
 
 
 @exercise
-def merged():
+def extracted():
+    """five matrices, wide and high, rank 1 to 3: the shapes of A and B, and the merged matrix again to 1e-4."""
     import torch
 
     random = torch.Generator().manual_seed(0)
-    for m, n, rank, alpha in ((4, 4, 2, 2), (4, 6, 2, 8), (6, 4, 3, 1.5), (5, 3, 1, 16)):
+    for m, n, rank, alpha in ((4, 4, 1, 1), (4, 4, 2, 2), (4, 6, 2, 8), (6, 4, 3, 1.5), (5, 3, 1, 16)):
         w, a, b = (torch.randn(shape, generator=random) for shape in ((m, n), (rank, n), (m, rank)))
-        yield Case((w, a, b, alpha), w + alpha / rank * torch.einsum("mr,rn->mn", b, a), tolerance=1e-4)
+        merged = w + alpha / rank * torch.einsum("mr,rn->mn", b, a)
+        words = f"A ({rank}, {n}) and B ({m}, {rank}), float tensors that give the merged matrix again"
+        yield Case((w, merged, rank, alpha), words, partial(_gives, w, merged, rank, alpha))
+
+
+def _gives(w, merged, rank, alpha, pair) -> bool:
+    import torch
+
+    if not (
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(each, torch.Tensor) for each in pair)
+    ):
+        return False
+    a, b = pair
+    if a.dtype != w.dtype or b.dtype != w.dtype or a.shape != (rank, w.shape[1]) or b.shape != (w.shape[0], rank):
+        return False
+    return torch.allclose(w + alpha / rank * b @ a, merged, atol=1e-4)
