@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from minicpmv_ref.inputs.checkpoint import WEIGHTS, write_checkpoint
 from minicpmv_ref.inputs.checks import check_list, check_type, shown
 from minicpmv_ref.inputs.files import plain_file, read_json
-from minicpmv_ref.learn.dpo import check_model, prepare
+from minicpmv_ref.learn.dpo import prepare
+from minicpmv_ref.learn.evaluate import check_model
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 from minicpmv_ref.toy.data import TOPICS

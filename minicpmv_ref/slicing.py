@@ -90,7 +90,8 @@ def best_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid | None:
     """Choose the slice grid as the released models do.
 
     Args:
-        size, cfg: as for `candidate_grids`.
+        size: (width, height) of the image in pixels.
+        cfg: as for `candidate_grids`.
 
     Returns:
         (cols, rows), or None when the image is not sliced.
@@ -116,7 +117,8 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
     always is, and no grid has more than `max_slice_nums` slices. So the two disagree, mostly on small images.
 
     Args:
-        size, cfg: as for `candidate_grids`; `scale_resolution` is W_v = H_v, `max_slice_nums` the largest N.
+        size: (width, height) of the image in pixels.
+        cfg: as for `candidate_grids`; `scale_resolution` is W_v = H_v, `max_slice_nums` the largest N.
 
     Returns:
         (cols, rows); (1, 1) means that the paper would not cut.
@@ -182,7 +184,8 @@ def plan_slices(size: Size, cfg: SliceConfig = SliceConfig()) -> SlicePlan:
     """Work out the grid and every size of a sliced image.
 
     Args:
-        size, cfg: as for `candidate_grids`.
+        size: (width, height) of the image in pixels.
+        cfg: as for `candidate_grids`.
 
     Returns:
         A SlicePlan with .grid .overview_size .refined_size .slice_size .num_slices .patch_grids .visual_tokens(n).

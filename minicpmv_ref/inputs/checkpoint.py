@@ -161,7 +161,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def write_checkpoint(
-    folder: str | os.PathLike, config: MiniCPMVConfig, tensors: dict[str, torch.Tensor], **more
+    folder: str | os.PathLike, config: MiniCPMVConfig, tensors: dict[str, torch.Tensor], base: str | None = None, **more
 ) -> None:
     """Write config.json and model.safetensors. Both are complete under a temporary name before either replaces a file.
 
@@ -169,8 +169,8 @@ def write_checkpoint(
         folder: where to write.
         config: the model's config.
         tensors: name -> tensor, names as in MiniCPMV's state dict.
-        more: what else config.json says: `base`, the name of the folder beside this one that holds all tensors that are
-            not given; `peer`, see peers/nano.py.
+        base: name of the folder beside this one that holds all tensors that are not given.
+        more: what else config.json says, for example `peer`, see peers/nano.py.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before is untouched.
@@ -178,7 +178,7 @@ def write_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = {name: value for name, value in more.items() if value} | config.to_dict()
+    data = ({"base": base} if base else {}) | more | config.to_dict()
     try:
         with replacing(folder / WEIGHTS, folder / CONFIG) as (weights, settings):
             save_file(tensors, weights, metadata={"format": "pt"})

@@ -28,6 +28,7 @@ from torch.optim import AdamW, Optimizer
 from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, shown
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
+from .evaluate import check_model
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -200,11 +201,6 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
     return prepared
 
 
-def check_model(model, processor) -> None:
-    check_type("model", model, MiniCPMV)
-    check_type("processor", processor, Processor)
-
-
 def _check_pair(number: int, pair: Pair) -> None:
     check_type(f"pair {number}", pair, Pair)
     check_list(f"pair {number}: prompt", pair.prompt, dict, what="a message")
@@ -316,15 +312,11 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> Tensor:
 
     Returns:
         Tensor (2, B, A): chosen, rejected; 0 after the end of an answer. Sum over the last axis for `dpo_loss`.
-
-    Raises:
-        TypeError, ValueError: no MiniCPMV, no PairBatch; slots and visual tokens that do not match.
     """
     check_type("model", model, MiniCPMV)
     check_type("batch", batch, PairBatch)
-    text = dict(input_ids=batch.input_ids, attention_mask=None, position_ids=batch.position_ids, labels=None)
-    slots = dict(image_bounds=batch.image_bounds, plans=batch.plans)
-    rows = Batch(**text, **slots, images=[], patch_grids=[], stop_ids=(), pad_id=0)
+    taken = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "image_bounds", "plans")}
+    rows = Batch(**taken, attention_mask=None, labels=None, images=[], patch_grids=[], stop_ids=(), pad_id=0)
     hidden = model.llm.model(
         inputs_embeds=model.embed(rows, batch.visual),
         attention_mask=batch.attention_mask,  # transformers passes a 4-D mask on as it is
@@ -368,11 +360,8 @@ def train_dpo(
     Args:
         model: a MiniCPMV.
         pairs: what `prepare` made with this model.
-        steps: of the optimizer.
-        batch_size: pairs of one step.
-        lr: the highest learning rate.
-        beta: as for `dpo_loss`.
-        seed: of the order of the pairs; epochs follow each other, each shuffled anew.
+        steps: of the optimizer, each of `batch_size` pairs; epochs follow each other, shuffled by the `seed`.
+        lr: the highest learning rate; `beta` is that of `dpo_loss`.
         reference: (2, n) from `reference_logps`; None takes the model before the first step.
         watch: called with the number of steps taken: 0 before the first, then after each.
 
@@ -396,10 +385,10 @@ def train_dpo(
     """
     check_type("model", model, MiniCPMV)
     check_list("pairs", pairs, Prepared, empty=False)
-    for name, number in (("steps", steps), ("batch_size", batch_size)):
-        check_int(name, number)
-    for name, number in (("lr", lr), ("beta", beta)):
-        check_number(name, number, above=0)
+    check_int("steps", steps)
+    check_int("batch_size", batch_size)
+    check_number("lr", lr, above=0)
+    check_number("beta", beta, above=0)
     check_type("seed", seed, int, str)
     reference = reference_logps(model, pairs) if reference is None else _check_floats("reference", reference)
     if tuple(reference.shape) != (2, len(pairs)):
@@ -408,8 +397,7 @@ def train_dpo(
     watch(0)
     for step, chosen in enumerate(shuffled_batches(len(pairs), batch_size, steps, seed)):
         set_learning_rate(optimizer, step, steps, lr)
-        batch = pair_batch([pairs[i] for i in chosen])
-        history.append(dpo_step(model, optimizer, batch, reference[:, chosen], beta))
+        history.append(dpo_step(model, optimizer, pair_batch([pairs[i] for i in chosen]), reference[:, chosen], beta))
         watch(step + 1)
     return history
 
@@ -433,8 +421,8 @@ def shuffled_batches(n: int, batch_size: int, steps: int, seed: int | str) -> It
     for _ in range(steps):
         while len(queue) < min(batch_size, n):
             queue += rng.sample(range(n), n)
-        chosen, queue = queue[:batch_size], queue[batch_size:]
-        yield chosen
+        yield queue[:batch_size]
+        del queue[:batch_size]
 
 
 def dpo_step(

@@ -104,8 +104,8 @@ def answers(
         2
     """
     prompts = check_list("prompts", prompts, list, tuple, what="a conversation")
-    check_type("processor", processor, Processor)
-    device = check_type("model", model, MiniCPMV).device
+    check_model(model, processor)
+    device = model.device
     said: list[str] = []
     was_training = model.training
     model.eval()
@@ -140,3 +140,9 @@ def share_of_words(said: Sequence[str], wanted: Sequence[str]) -> float:
     if not total:
         raise ValueError("wanted must hold at least one word")
     return right / total
+
+
+def check_model(model, processor) -> None:
+    """Check the types of a model and its processor."""
+    check_type("model", model, MiniCPMV)
+    check_type("processor", processor, Processor)

@@ -29,7 +29,8 @@ from ..prompt import reserved_in
 from ..toy.claims import is_true, read_claim
 from ..toy.data import Sample, Scene, check_seed
 from ..toy.words import LANGUAGES
-from .dpo import Pair, check_model
+from .dpo import Pair
+from .evaluate import check_model
 from .statistics import Interval, bootstrap_ratio, wilson
 
 # ---- 1. Sample
