@@ -753,7 +753,7 @@ COMMANDS = [  # (name, function, one line of help, *arguments); the first is the
         "Find where a port to another language differs: write a kit of right answers, or check a port's against it.",
         option("action", choices=("make", "check"), help="write a kit, or check what a port has computed"),
         option(
-            "paths", nargs="+", metavar=("FOLDER", "THEIRS"), help="the kit; to check: a .npz, .safetensors or .json"
+            "paths", nargs="+", metavar="PATH", help="the kit's folder; to check, then a .npz, .safetensors or .json"
         ),
         option("--version", choices=("2.0", "2.5", "2.6"), help="make: of the tiny model (default: 2.6)"),
         option("--model", metavar="CHECKPOINT", help="make: a checkpoint folder in place of the tiny model"),

@@ -21,7 +21,7 @@ from ..inputs.files import plain_file, read_json
 from .kit import KIT, PER_VIEW, RIGHT, STAGES, Kit
 from .mistakes import Answer, guesses
 
-# Of the largest number of the right answer, or of 1 if that is larger. Stages that are not here hold integers.
+# Of the largest number of the right answer, or of 1 if that is larger. Integers must be equal.
 TOLERANCE = {"pixels": 1e-5, "positions": 1e-4, "vit": 1e-3, "resampler": 1e-3, "logits": 1e-3}
 MOST_BYTES = 4 * 2**30
 PAIRS = ("grid", "sizes", "bounds")  # their last axis
@@ -41,12 +41,9 @@ class Verdict:
 
     def __str__(self) -> str:
         total = self.equal + self.close + self.different
-        if self.different:
-            return f"{self.stage:<10} {self.different} of {total} differ\n" + "\n".join(f"    {w}" for w in self.words)
-        if self.close:
-            close = f"equal within a tolerance, {total} of {total}; largest difference {self.largest:.2g}"
-            return f"{self.stage:<10} {close}"
-        return f"{self.stage:<10} equal, {total} of {total}"
+        how = f" within a tolerance, the largest difference is {self.largest:.2g}" if self.close else ""
+        text = f"{self.different} of {total} differ" if self.different else f"equal, {total} of {total}{how}"
+        return "\n    ".join([f"{self.stage:<10} {text}", *self.words])
 
 
 def check(folder: str | os.PathLike, theirs: str | os.PathLike) -> list[Verdict]:
@@ -75,6 +72,7 @@ def check(folder: str | os.PathLike, theirs: str | os.PathLike) -> list[Verdict]
     return [compare(kit, stage, found[stage]) for stage in STAGES if stage in found]
 
 
+@np.errstate(all="ignore")  # a port may dump numbers that overflow when they are squared
 def compare(kit: Kit, stage: str, theirs: dict[str, Answer]) -> Verdict:
     verdict, right = Verdict(stage), kit.right[stage]
     rest = [item for item in theirs if not same(stage, right[item], theirs[item])]
@@ -107,13 +105,12 @@ def same(stage: str, right: Answer, theirs: Answer) -> bool:
     """Equal, or within the stage's tolerance."""
     if len(right) != len(theirs) or any(a.shape != b.shape for a, b in zip(right, theirs)):
         return False
-    if all(a.dtype.kind in "iu" for a in right):
-        return all(np.array_equal(a, b) for a, b in zip(right, theirs))
     return all(np.abs(a - b).max(initial=0) <= _tolerance(stage, a) for a, b in zip(right, theirs))
 
 
 def _tolerance(stage: str, right: np.ndarray) -> float:
-    return TOLERANCE[stage] * max(1.0, float(np.abs(right).max(initial=0)))
+    scale = max(1.0, float(np.abs(right).max(initial=0)))
+    return TOLERANCE[stage] * scale if right.dtype.kind == "f" else 0
 
 
 def in_words(stage: str, right: Answer, theirs: Answer) -> str:
@@ -128,7 +125,7 @@ def in_words(stage: str, right: Answer, theirs: Answer) -> str:
         return where + shapes
     both = min(len(ours), len(other))
     off = np.abs(ours[:both] - other[:both])
-    wrong = np.argwhere(off > (_tolerance(stage, ours) if ours.dtype.kind == "f" else 0)).tolist()
+    wrong = np.argwhere(off > _tolerance(stage, ours)).tolist()
     if not wrong:
         return f"{where}{shapes}; the first {both} are equal"
     ours, other = ours[tuple(wrong[0])], other[tuple(wrong[0])]
@@ -141,20 +138,17 @@ def in_words(stage: str, right: Answer, theirs: Answer) -> str:
     return "; ".join(filter(None, (text, shapes)))
 
 
-# ---- reading
-
-
 def read_kit(folder: str | os.PathLike) -> Kit:
     """Read a kit. Raises OSError or ValueError where it is none."""
     folder = Path(check_type("folder", folder, str, os.PathLike))
     if not (folder / KIT).is_file():
         raise FileNotFoundError(f"{folder} is no kit: there is no {KIT} in it")
     about, right = read_json(folder / KIT), arrays(folder / RIGHT)
-    if about.get("format") != 1:
-        raise ValueError(f"{folder / KIT} has format {shown(about.get('format'))}; this program reads format 1")
-    config = MiniCPMVConfig.from_dict(read_json(folder / "config.json"))
-    table = right.pop("table", None)
-    return Kit(folder, about, config, grouped(right), None if table is None else torch.from_numpy(table))
+    config, table = MiniCPMVConfig.from_dict(read_json(folder / "config.json")), right.pop("table", None)
+    answers = grouped(right)
+    if about.get("format") != 1 or answers.keys() != set(STAGES):
+        raise ValueError(f"{folder} is no whole kit of format 1: make it again")
+    return Kit(folder, about, config, answers, None if table is None else torch.from_numpy(table))
 
 
 def arrays(file: Path) -> dict[str, np.ndarray]:
@@ -183,8 +177,7 @@ def grouped(dump: dict[str, np.ndarray]) -> dict[str, dict[str, Answer]]:
             raise ValueError(f"{shown(name)}: unknown stage {shown(stage)}; the stages are {', '.join(STAGES)}")
         form = r"[^/]+/[^/]+/[0-9]{1,6}" if stage in PER_VIEW else "[^/]+/[^/]+"
         if not re.fullmatch(form, name):
-            view = "/VIEW, where VIEW counts from 0" * (stage in PER_VIEW)
-            raise ValueError(f"{shown(name)} must be named {stage}/ITEM{view}")
+            raise ValueError(f"{shown(name)} must be named {stage}/ITEM{'/VIEW, from 0 on' * (stage in PER_VIEW)}")
         found.setdefault(stage, {}).setdefault(item, {})[int(view[0] or 0)] = array
     for stage, items in found.items():
         for item, views in items.items():
@@ -206,6 +199,6 @@ def _checked(name: str, array: np.ndarray, right: np.ndarray, stage: str) -> np.
         raise ValueError(f"{name} has the shape {array.shape}; the right one has {right.shape}")
     if right.dtype.kind == "f":
         return array.astype(np.float64)
-    if array.dtype.kind == "f" and (array != np.rint(array)).any():
-        raise ValueError(f"{name} must hold whole numbers, got {array[array != np.rint(array)][0]}")
+    if array.dtype.kind == "f" and (odd := (array != np.rint(array)) | (np.abs(array) > 2**53)).any():
+        raise ValueError(f"{name} must hold whole numbers, got {array[odd][0]}")
     return array.astype(np.int64)

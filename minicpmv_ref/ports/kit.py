@@ -1,7 +1,7 @@
 """The kit for porters: pictures, prompts, a tiny model, and for each stage what is right.
 
 A kit is a folder: kit.json (what to compute), right.safetensors (the answers), pictures/, and the tiny model as a
-checkpoint (config.json, model.safetensors, tokenizer.json). docs/ports.md describes the format for other languages.
+checkpoint. docs/ports.md describes the format for other languages.
 Sizes are (width, height), grids of slices (cols, rows), grids of patches (rows, cols).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from ..config import VERSIONS, LLMConfig, MiniCPMVConfig, ResamplerConfig, SliceConfig, VisionConfig
+from ..config import VERSIONS, MiniCPMVConfig, ResamplerConfig, SliceConfig, nano
 from ..inputs.checks import check_choice, check_type
 from ..inputs.files import replacing
 from ..inputs.pictures import load_image
@@ -32,21 +32,7 @@ from ..prompt import image_layout, render_chat
 from ..slicing import plan_slices
 
 KIT, RIGHT = "kit.json", "right.safetensors"
-STAGES = {  # stage -> (axes of each array, what it holds); a port may dump any subset
-    "grid": ("(2,)", "columns and rows of the slices; 0, 0 where the picture is not sliced"),
-    "sizes": ("(views, 2)", "width and height of each view in pixels: the overview first, then slices row by row"),
-    "positions": (
-        "(patches,)",
-        "one array for each view: rows of the position table; in 2.0 the table itself, resized",
-    ),
-    "pixels": ("(3, height, width)", "one array for each view: normalized RGB"),
-    "prompt": ("(tokens,)", "token ids of the whole prompt"),
-    "bounds": ("(views, 2)", "where the slots of each view begin and end (exclusive) in the prompt"),
-    "batch": ("(prompts, tokens)", "token ids of some prompts, padded on the left"),
-    "vit": ("(patches, D)", "one array for each view: the output of the ViT"),
-    "resampler": ("(queries, D)", "one array for each view: its visual tokens"),
-    "logits": ("(vocabulary,)", "scores of the first new token"),
-}
+STAGES = ("grid", "sizes", "positions", "pixels", "prompt", "bounds", "batch", "vit", "resampler", "logits")
 PER_VIEW = ("positions", "pixels", "vit", "resampler")
 
 # Sizes without pictures, at the released 448 pixels: ties, halves, borders of the rule, extreme shapes.
@@ -72,7 +58,7 @@ def make(folder: str | os.PathLike, version: str = "2.6", model: str | os.PathLi
     """Write a kit: all of its files, or none.
 
     Args:
-        folder: where to write; made if it is missing. An older kit is replaced.
+        folder: where to write; missing or empty.
         version: "2.0", "2.5" or "2.6", of the tiny model.
         model: a checkpoint folder in place of the tiny model; its weights are not copied, and `version` is its own.
 
@@ -84,8 +70,8 @@ def make(folder: str | os.PathLike, version: str = "2.6", model: str | os.PathLi
         ValueError: an unknown version, a damaged checkpoint.
     """
     folder = Path(check_type("folder", folder, str, os.PathLike))
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / KIT).exists():
-        raise FileExistsError(f"{folder} is not empty and no kit: choose another folder")
+    if any(path.is_file() and path.suffix != ".part" for path in folder.rglob("*")):
+        raise FileExistsError(f"{folder} holds other files: choose another folder")
     tiny = model is None
     model, processor = _tiny(version) if tiny else (MiniCPMV.from_pretrained(model), Processor.from_pretrained(model))
     files = {f"pictures/{name}.{kind}": data for name, (kind, data) in _pictures(processor.config.slicing).items()}
@@ -107,21 +93,18 @@ def make(folder: str | os.PathLike, version: str = "2.6", model: str | os.PathLi
 
 
 def _tiny(version: str) -> tuple[MiniCPMV, Processor]:
-    parts = {  # ViT and LLM
-        "2.0": (
-            dict(table_side=27, position="interpolate", act="gelu"),
-            dict(family="granite", num_key_value_heads=4, scale_emb=12, scale_depth=1.4, dim_model_base=16),
-        ),
-        "2.5": (dict(position="released_2_5"), dict(family="llama", num_key_value_heads=2, rope_theta=5e5)),
-        "2.6": ({}, dict(family="qwen2", num_key_value_heads=2, rope_theta=1e6)),
-    }
-    vision, llm = parts[check_choice("version", version, VERSIONS)]
-    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024)
+    multipliers = dict(scale_emb=12, scale_depth=1.4, dim_model_base=16)
+    vision, llm = {
+        "2.0": (dict(table_side=27, position="interpolate", act="gelu"), dict(family="granite", **multipliers)),
+        "2.5": (dict(position="released_2_5"), dict(family="llama", rope_theta=5e5)),
+        "2.6": ({}, dict(family="qwen2", rope_theta=1e6)),
+    }[check_choice("version", version, VERSIONS)]
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_key_value_heads=4)
     config = MiniCPMVConfig(
         version,
-        VisionConfig(width=32, layers=2, heads=2, mlp_width=48, **vision),
+        replace(nano.vision, width=32, layers=2, heads=2, mlp_width=48, **vision),
         ResamplerConfig(num_queries=4, width=64, kv_width=32, heads=2, version=version),
-        LLMConfig(**sizes, **llm),
+        replace(nano.llm, **sizes, **llm),
         SliceConfig(scale_resolution=56),
     )
     tokenizer = Processor.from_pretrained("nano").tokenizer
@@ -132,8 +115,7 @@ def _tiny(version: str) -> tuple[MiniCPMV, Processor]:
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=seed)
             if name != "resampler.pos_embed":
-                scaled = noise * 1.4 / weight[0].numel() ** 0.5 if weight.ndim > 1 else weight + 0.2 * noise
-                weight.copy_(scaled)
+                weight.copy_(noise * 1.4 / weight[0].numel() ** 0.5 if weight.ndim > 1 else weight + 0.2 * noise)
     return model, Processor(tokenizer, config)
 
 
@@ -147,7 +129,7 @@ def _pictures(slicing: SliceConfig) -> dict[str, tuple[str, bytes]]:
         pixels = np.stack(waves, -1) * (50, 90, 110) + 128 + rng.integers(-9, 10, (height, width, 3))
         image, file, exif = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), io.BytesIO(), Image.Exif()
         if mode == "RGBA":
-            image.putalpha(Image.fromarray(((x * 5 + y * 3) % 256).astype(np.uint8)))
+            image.putalpha(image.getchannel("G"))
         elif mode == "I;16":
             image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
         elif mode == "EXIF":
@@ -170,7 +152,7 @@ def _answers(model: MiniCPMV, processor: Processor, files: dict[str, bytes]) -> 
     about = {
         "format": 1,
         "version": config.version,
-        "stages": {stage: dict(shape=shape, holds=what) for stage, (shape, what) in STAGES.items()},
+        "read": "docs/ports.md of minicpmv-ref says what each stage holds and how its arrays are named",
         "picture rule": vars(config.slicing),
         "size rule": vars(SliceConfig()),
         "sizes": {f"{width}x{height}": (width, height) for width, height in SIZES},
@@ -185,9 +167,9 @@ def _answers(model: MiniCPMV, processor: Processor, files: dict[str, bytes]) -> 
     for name, plan in plans.items():
         right[f"grid/{name}"] = np.array(plan.grid or (0, 0), np.int32)
         right[f"sizes/{name}"] = np.array([plan.overview_size] + [plan.slice_size] * plan.num_slices, np.int32)
-    if config.version == "2.0":
-        right["table"] = model.vpm.embeddings.position_embedding.weight.detach().float()
-    table = right.get("table")
+    resized = config.vision.position == "interpolate"
+    table = model.vpm.embeddings.position_embedding.weight.detach().float() if resized else None
+    right |= {"table": table} if resized else {}
     grids = {name: [grid] for name, grid in about["grids"].items()}
     for name, patches in (grids | {name: plans[name].patch_grids for name in pictures}).items():
         for view, ids in enumerate(position_answers(config, patches, table)):
@@ -215,12 +197,11 @@ def _answers(model: MiniCPMV, processor: Processor, files: dict[str, bytes]) -> 
 
 def position_answers(config: MiniCPMVConfig, grids: list[tuple[int, int]], table=None) -> list[torch.Tensor]:
     """What each view of one prompt takes from the position table: ids, or in 2.0 the resized table itself."""
-    if config.vision.position == "interpolate":
+    side, longest = config.vision.table_side, max(rows * cols for rows, cols in grids)
+    if table is not None:
         return [interpolate_position_table(table, *grid) for grid in grids]
-    side = config.vision.table_side
     if config.vision.position == "released_2_5":
-        longest = bucket_position_ids(1, max(rows * cols for rows, cols in grids), side)
-        return [longest[: rows * cols].int() for rows, cols in grids]
+        return [bucket_position_ids(1, longest, side)[: rows * cols].int() for rows, cols in grids]
     return [bucket_position_ids(*grid, side).int() for grid in grids]
 
 
@@ -254,7 +235,6 @@ class Kit:
 
     def plan(self, item: str):
         """The right SlicePlan of a size or a picture, and its SliceConfig."""
-        sized = item in self.about["sizes"]
-        cfg = SliceConfig(**self.about["size rule" if sized else "picture rule"])
-        size = self.about["sizes"][item] if sized else self.about["pictures"][item]["upright"]
-        return plan_slices(tuple(size), cfg), cfg
+        size, picture = self.about["sizes"].get(item), self.about["pictures"].get(item)
+        cfg = SliceConfig(**self.about["size rule" if size else "picture rule"])
+        return plan_slices(tuple(size or picture["upright"]), cfg), cfg

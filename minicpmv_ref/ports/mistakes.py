@@ -1,7 +1,6 @@
-"""The mistakes of public ports. Each is a way to compute another answer: what a port would dump if it made the mistake.
+"""The mistakes of public ports, each as a way to compute another answer: what a port that made it would dump.
 
-`guesses` yields (the mistake in words, the answer with it) for one item. Nothing here looks at what a port has dumped,
-except for mean and standard deviation, which are solved for.
+Nothing here looks at what a port has dumped, except for mean and standard deviation, which are solved for.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from ..slicing import SlicePlan, candidate_grids, paper_grid, plan_slices
 from .kit import PER_VIEW, Kit, padded
 
 Answer = list[np.ndarray]
-Guess = tuple[str, Answer]
 
 SCORES = {  # of (width, height, cols, rows); the released one is abs(log(W / H) - log(cols / rows)) in float64
     "logarithms in another order: log((W / cols) / (H / rows))": lambda w, h, c, r: math.log((w / c) / (h / r)),
@@ -37,8 +35,8 @@ SCORES = {  # of (width, height, cols, rows); the released one is abs(log(W / H)
 }
 
 
-def guesses(kit: Kit, stage: str, item: str, right: Answer, theirs: Answer) -> Iterator[Guess]:
-    """Each known mistake of a stage with the answer that it leads to; answers may be the right one."""
+def guesses(kit: Kit, stage: str, item: str, right: Answer, theirs: Answer) -> Iterator[tuple[str, Answer]]:
+    """(a mistake in words, the answer that it leads to) for one item; some leave it as it is."""
     if stage in ("prompt", "bounds"):
         yield from _prompts(kit, stage, item)
     elif stage in _STAGES:
@@ -53,9 +51,6 @@ def guesses(kit: Kit, stage: str, item: str, right: Answer, theirs: Answer) -> I
         ):
             moved = [views[number] for number in order]
             yield name, [np.stack(moved)] if stage == "sizes" else moved
-
-
-# ---- the rule
 
 
 def plan_mistakes(size: tuple[int, int], cfg: SliceConfig) -> Iterator[tuple[str, SlicePlan]]:
@@ -97,14 +92,14 @@ def planned(size, cfg: SliceConfig, grid, rounding: Callable = round, whole: Cal
     return replace(plan, grid=grid, slice_size=fit(*(multiple(side, n) / n for side, n in zip(size, grid))))
 
 
-def _grid(kit, item, right, theirs) -> Iterator[Guess]:
+def _grid(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     plan, cfg = kit.plan(item)
     for name, other in plan_mistakes(plan.image_size, cfg):
         yield name, [np.array(other.grid or (0, 0))]
     yield "1, 1 stands for a picture that is not sliced; the kit writes 0, 0", [np.maximum(right[0], 1)]
 
 
-def _sizes(kit, item, right, theirs) -> Iterator[Guess]:
+def _sizes(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     plan, cfg = kit.plan(item)
     yield "each size is (height, width)", [right[0][:, ::-1]]
     for name, other in plan_mistakes(plan.image_size, cfg):
@@ -113,10 +108,7 @@ def _sizes(kit, item, right, theirs) -> Iterator[Guess]:
     yield "the overview is missing", [right[0][1:]]
 
 
-# ---- positions and pixels
-
-
-def _positions(kit, item, right, theirs) -> Iterator[Guess]:
+def _positions(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     picture, side = item in kit.about["pictures"], kit.config.vision.table_side
     grids = kit.plan(item)[0].patch_grids if picture else [tuple(kit.about["grids"][item])]
     longest = max(rows * cols for rows, cols in grids)
@@ -141,8 +133,8 @@ def _positions(kit, item, right, theirs) -> Iterator[Guess]:
     for name, views in ids.items():  # 2.0 resizes the table; a port that looks cells up takes rows of it
         if max(each.max() for each in views) < side**2 and "exact" not in name:
             yield f"the table is looked up, not resized: {name}", [kit.table[each].numpy() for each in views]
-    sharp = [F.interpolate(table, grid, mode="bicubic") for grid in grids]
-    yield "the table is resized without antialiasing", [rearrange(t, "1 d r c -> (r c) d").numpy() for t in sharp]
+    sharp = [rearrange(F.interpolate(table, grid, mode="bicubic"), "1 d r c -> (r c) d") for grid in grids]
+    yield "the table is resized without antialiasing", [view.numpy() for view in sharp]
     flipped = rearrange(kit.table, "(r c) d -> (c r) d", r=side)
     swapped = [interpolate_position_table(flipped, *grid).numpy() for grid in grids]
     yield "rows and columns are swapped in the position table", swapped
@@ -153,7 +145,7 @@ def _cells(rounding, rows, cols, side, swapped=False) -> np.ndarray:
     return (row[:, None] + side * col if swapped else side * row[:, None] + col).reshape(-1)
 
 
-def _pixels(kit, item, right, theirs) -> Iterator[Guess]:
+def _pixels(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     if [view.shape for view in right] == [view.shape for view in theirs]:
         yield from _mean_and_std(right, theirs)
     yield "channels are blue, green, red", [view[::-1] for view in right]
@@ -198,24 +190,17 @@ def _sharp(image, size) -> Image.Image:
     return Image.fromarray(rearrange(pixels, "1 c h w -> h w c").to(torch.uint8).numpy())
 
 
-def _mean_and_std(right: Answer, theirs: Answer) -> Iterator[Guess]:
+def _mean_and_std(right: Answer, theirs: Answer) -> Iterator[tuple[str, Answer]]:
     """Solve theirs = (x - mean) / std for each channel, where x is from 0 to 1."""
-    means, stds, made = [], [], [np.empty_like(view) for view in right]
-    for channel in range(3):
-        x, y = (np.concatenate([view[channel].reshape(-1) for view in views]) for views in (right, theirs))
-        x = x.astype(np.float64) / 2 + 0.5
-        if np.ptp(x) < 1e-6 or np.ptp(y) < 1e-6:
-            return
-        slope, start = np.polyfit(x, y, 1)
-        stds, means = [*stds, 1 / slope], [*means, -start / slope]
-        for view, ours in zip(made, right):
-            view[channel] = slope * (ours[channel] / 2 + 0.5) + start
-    if any(abs(value - 0.5) > 1e-3 for value in (*means, *stds)):
-        mean, std = (", ".join(f"{abs(value):.3f}" for value in values) for values in (means, stds))
-        yield f"pixels are normalized with mean {mean} and standard deviation {std}, not 0.5 and 0.5", made
-
-
-# ---- prompts
+    x, y = (np.concatenate([view.reshape(3, -1) for view in v], 1).astype(np.float64) for v in (right, theirs))
+    if min(np.ptp(x, 1).min(), np.ptp(y, 1).min()) < 1e-6:
+        return
+    slope, start = np.transpose([np.polyfit(a / 2 + 0.5, b, 1) for a, b in zip(x, y)])[:, :, None, None]
+    mean, std = -start / slope, 1 / slope
+    if np.abs(np.stack([mean, std]) - 0.5).max() > 1e-3:
+        mean, std = (", ".join(f"{abs(value):.3f}" for value in values.flat) for values in (mean, std))
+        name = f"pixels are normalized with mean {mean} and standard deviation {std}, not 0.5 and 0.5"
+        yield name, [slope * (view / 2 + 0.5) + start for view in right]
 
 
 def text_mistakes(kit: Kit, item: str) -> Iterator[tuple[str, str]]:
@@ -233,13 +218,11 @@ def text_mistakes(kit: Kit, item: str) -> Iterator[tuple[str, str]]:
             end = start + len(layout)
         return out + text[end:]
 
-    def rows(change: Callable) -> str:
-        return re.sub(mesh, lambda found: change(found[0]), text, flags=re.S)
-
-    wraps, mesh = version != "2.6", "(<slice>.*</slice>)"  # in 2.0 and 2.5 one <slice> holds all rows
-    end = "</slice>" if wraps else ""
-    yield "the newline after the last row of slices is extra", rows(lambda m: m[: len(m) - len(end)] + "\n" + end)
-    yield "no newline stands between the rows of slices", rows(lambda m: m.replace("\n", ""))
+    end, mesh = "</slice>" * (version != "2.6"), "(<slice>.*</slice>)"  # in 2.0 and 2.5 one <slice> holds all rows
+    longer = re.sub(mesh, lambda found: found[0][: len(found[0]) - len(end)] + "\n" + end, text, flags=re.S)
+    yield "the newline after the last row of slices is extra", longer
+    flat = re.sub(mesh, lambda found: found[0].replace("\n", ""), text, flags=re.S)
+    yield "no newline stands between the rows of slices", flat
     for other in sorted({"2.0", "2.5", "2.6"} - {version}):
         yield f"the layout is that of {other}, not of {version}", laid_out(version=other)
     for count in (queries + 1, queries - 1):
@@ -251,7 +234,7 @@ def text_mistakes(kit: Kit, item: str) -> Iterator[tuple[str, str]]:
     yield "no newline stands between picture and question", re.sub(r"((?:</image>|</slice>)+)\n(?=\w)", r"\1", text)
     header = r"(<\|im_start\|>assistant\n|<AI>|<\|start_header_id\|>assistant.*)\Z"
     yield "the header of the answer is missing", re.sub(header, "", text, flags=re.S)
-    if wraps:
+    if end:
         yield "the first token (bos) is missing", text.removeprefix(kit.processor.tokenizer.bos_token or "")
         return
     for name, number_of in {
@@ -269,7 +252,7 @@ def text_mistakes(kit: Kit, item: str) -> Iterator[tuple[str, str]]:
     yield "the default system message is missing", re.sub(system, "", text, flags=re.S)
 
 
-def _prompts(kit: Kit, stage: str, item: str) -> Iterator[Guess]:
+def _prompts(kit: Kit, stage: str, item: str) -> Iterator[tuple[str, Answer]]:
     tokenizer, ids = kit.processor.tokenizer, kit.about["ids"]
     if stage == "prompt":
         right = kit.right["prompt"][item][0]
@@ -288,7 +271,7 @@ def _prompts(kit: Kit, stage: str, item: str) -> Iterator[Guess]:
             yield name, [image_bounds(row, tokenizer, kit.config.version).numpy()]
 
 
-def _batch(kit, item, right, theirs) -> Iterator[Guess]:
+def _batch(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     ids = kit.about["ids"]
     rows = [kit.right["prompt"][name][0].tolist() for name in kit.about["batch"]]
     yield "prompts are padded on the right", [np.array(padded(rows, ids["pad"], left=False))]

@@ -315,6 +315,7 @@ BAD = {
     "whole numbers": {"grid/640x480": [2.5, 1]},
     "must hold numbers": {"grid/640x480": ["2", "1"]},
     "no arrays": {},
+    "got 1e+300": {"grid/640x480": [1e300, 1]},
     "cannot be read": {"grid/640x480": np.array([{}], object)},  # a pickle
 }
 
@@ -327,6 +328,12 @@ def test_bad_dumps_are_one_error(message, kits, tmp_path, capsys):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["compare", "--help"])
+    assert "make" in capsys.readouterr().out
 
 
 def test_damaged_files_are_one_error(kits, tmp_path, capsys):
