@@ -164,7 +164,7 @@ def modules():
     import minicpmv_ref
 
     for info in pkgutil.walk_packages(minicpmv_ref.__path__, "minicpmv_ref."):
-        if not re.search("[.](course|__main__)", info.name):
+        if not re.search("[.](course|commands|__main__)", info.name):
             yield import_module(info.name)
 
 

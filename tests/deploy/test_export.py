@@ -7,9 +7,11 @@ import sys
 import tomllib
 
 import pytest
+from places import ROOT
 
 from minicpmv_ref import MiniCPMV, Processor, load_image
-from minicpmv_ref.__main__ import MIXTURES, ROOT, main
+from minicpmv_ref.__main__ import main
+from minicpmv_ref.commands.export import MIXTURES
 from minicpmv_ref.deploy import gguf, llamacpp
 
 SAMPLE = str(ROOT / "data_samples" / "images" / "temple.jpg")

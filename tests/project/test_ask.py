@@ -5,9 +5,10 @@ import re
 
 import pytest
 from PIL import Image
+from places import ROOT
 
 from minicpmv_ref import plan_slices
-from minicpmv_ref.__main__ import ROOT, main
+from minicpmv_ref.__main__ import main
 from minicpmv_ref.inputs.published import find_folder, read_config
 
 SAMPLE = str(ROOT / "data_samples" / "images" / "temple.jpg")

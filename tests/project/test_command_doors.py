@@ -4,9 +4,11 @@ import random
 import zlib
 
 import pytest
+from command_options import takes_a_value
 from doors import time_limit
+from places import ROOT
 
-from minicpmv_ref.__main__ import COMMANDS, ROOT, build_parser, main
+from minicpmv_ref.__main__ import COMMANDS, build_parser, main
 
 PICTURE, RECORDS = str(ROOT / "data_samples/images/shapes.png"), str(ROOT / "data_samples/records/train.json")
 SOUND = {  # a command line for each command, with OUT in place of an empty folder; None: patched below
@@ -46,7 +48,7 @@ class Reached(Exception):
 @pytest.fixture(autouse=True)
 def nothing_begins(monkeypatch):
     import experiments._frame
-    import minicpmv_ref.__main__ as commands
+    import minicpmv_ref.commands.test
     from minicpmv_ref import MiniCPMV
 
     def reach(*_, **__):
@@ -54,7 +56,7 @@ def nothing_begins(monkeypatch):
 
     monkeypatch.setattr(MiniCPMV, "from_pretrained", reach)
     monkeypatch.setattr(experiments._frame, "run", reach)
-    monkeypatch.setattr(commands, "run_parts", reach)
+    monkeypatch.setattr(minicpmv_ref.commands.test, "run_parts", reach)
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)
 
 
@@ -80,10 +82,8 @@ def outcome(argv, capsys) -> str:
 
 def values_of(command):
     """(option or the place of a positional, whether a number is wanted) of everything that takes a value."""
-    arguments = next(rest for name, _, _, *rest in COMMANDS if name == command)
-    for names, settings in arguments:
-        if not settings.get("action"):
-            yield names[0], settings.get("type") in (int, float) or callable(settings.get("type"))
+    for action in takes_a_value(command):
+        yield (*action.option_strings, action.dest)[0], action.type in (int, float)
 
 
 def with_value(command, name, value, out) -> list[str]:
@@ -93,7 +93,7 @@ def with_value(command, name, value, out) -> list[str]:
             at = argv.index(name)
             del argv[at : at + 2]
         return [*argv, f"{name}={value}"]
-    positional = [names[0] for names, _ in next(r for n, _, _, *r in COMMANDS if n == command) if names[0][0] != "-"]
+    positional = [action.dest for action in takes_a_value(command) if not action.option_strings]
     argv[1 + positional.index(name)] = value
     return argv
 

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from command_options import command_parser, takes_a_value
 from places import ROOT
 
-from minicpmv_ref import __main__ as commands
+from minicpmv_ref.__main__ import COMMANDS, main
+from minicpmv_ref.commands import common, course
+from minicpmv_ref.commands import test as test_command
 
 
 @pytest.fixture
@@ -305,7 +308,7 @@ def test_help_of_a_fresh_copy(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "usage: lab.py" in run.stdout
-    assert all(re.search(rf"^    {name}\s", run.stdout, re.MULTILINE) for name, *_ in commands.COMMANDS)
+    assert all(re.search(rf"^    {name}\s", run.stdout, re.MULTILINE) for name, _ in COMMANDS)
     assert not (root / ".venv").exists()
 
 
@@ -335,6 +338,41 @@ def test_a_signal_reaches_the_command_and_its_answer_counts(tmp_path, send, numb
 # ---- the command line of the package
 
 
+IMPORTED = """
+import sys
+from minicpmv_ref.__main__ import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+print(*sorted(name for name in sys.modules if name.startswith("minicpmv_ref.commands.")))
+print(*sorted({{name.split(".")[0] for name in sys.modules}} - sys.stdlib_module_names))
+"""
+
+
+@pytest.mark.parametrize(("words", "own"), [(["--help"], []), (["phone", "--help"], ["export", "phone"])])
+def test_help_imports_only_what_it_needs(words, own):
+    code = IMPORTED.format(words=words)
+    run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, commands, packages = run.stdout.splitlines()
+    assert commands.split() == [f"minicpmv_ref.commands.{name}" for name in sorted(["common", *own])]
+    assert packages.split() == ["__main__", "minicpmv_ref"]
+
+
+@pytest.mark.parametrize("command", [name for name, _ in COMMANDS])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f" {command} [-h]" in out
+
+
+def test_every_command_has_its_file():
+    files = {path.stem for path in (ROOT / "minicpmv_ref" / "commands").glob("*.py")}
+    assert files - {"__init__", "common"} == {name for name, _ in COMMANDS}
+
+
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A root with an empty notebooks folder in place of the repository."""
@@ -342,28 +380,29 @@ def copy(tmp_path, monkeypatch):
     (root / "notebooks").mkdir(parents=True)
     (root / "minicpmv_ref").mkdir()
     (root / "minicpmv_ref" / "model.py").touch()
-    monkeypatch.setattr(commands, "ROOT", root)
+    for module in (common, course, test_command):
+        monkeypatch.setattr(module, "ROOT", root)
     return root
 
 
 @pytest.mark.parametrize("command", ["course", "test"])
 def test_without_the_repository_there_is_one_clear_error(copy, capsys, command):
     (copy / "notebooks").rmdir()
-    assert commands.main([command]) == 1
+    assert main([command]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: there is no notebooks folder beside the package")
     assert error.count("\n") == 1
 
 
 def test_a_course_without_its_first_notebook(copy, capsys):
-    assert commands.main([]) == 1
+    assert main([]) == 1
     assert "no notebook whose name starts with 00_" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(copy, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (copy / "notebooks" / "00_start.ipynb").touch()
-    assert commands.main(["course"]) == 1
+    assert main(["course"]) == 1
     assert "needs the package 'jupyterlab'. Run `python3 lab.py`" in capsys.readouterr().err
 
 
@@ -374,26 +413,26 @@ def test_ports():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(commands.CommandError, match=f"port {port} cannot be used"):
-            commands.free_port(port)
-    assert commands.free_port(port) == port
-    assert 8888 <= commands.free_port() < 8988
-    with pytest.raises(commands.CommandError, match="port 99999 cannot be used"):
-        commands.free_port(99999)
+        with pytest.raises(common.CommandError, match=f"port {port} cannot be used"):
+            course.free_port(port)
+    assert course.free_port(port) == port
+    assert 8888 <= course.free_port() < 8988
+    with pytest.raises(common.CommandError, match="port 99999 cannot be used"):
+        course.free_port(99999)
 
 
 def test_no_free_port(monkeypatch):
-    monkeypatch.setattr(commands, "range", lambda *_: [99999], raising=False)
-    with pytest.raises(commands.CommandError, match="no port from 8888 to 8987 is free"):
-        commands.free_port()
+    monkeypatch.setattr(course, "range", lambda *_: [99999], raising=False)
+    with pytest.raises(common.CommandError, match="no port from 8888 to 8987 is free"):
+        course.free_port()
 
 
 def test_control_c_is_no_traceback(monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "COMMANDS", [("course", interrupted, "help")])
-    assert commands.main([]) == 130
+    monkeypatch.setattr(course, "run", interrupted)
+    assert main([]) == 130
 
 
 HOSTILE = "red\x1b]0;owned\x07 \u202egnp.exe"
@@ -401,12 +440,12 @@ HOSTILE = "red\x1b]0;owned\x07 \u202egnp.exe"
 
 def test_what_a_command_prints_is_not_obeyed_by_a_terminal(monkeypatch, capsys):
     def command(args):
-        commands.say(HOSTILE)
-        commands.report_line(HOSTILE)
-        raise commands.CommandError(HOSTILE)
+        common.say(HOSTILE)
+        common.report_line(HOSTILE)
+        raise common.CommandError(HOSTILE)
 
-    monkeypatch.setattr(commands, "COMMANDS", [("course", command, "help")])
-    assert commands.main([]) == 1
+    monkeypatch.setattr(course, "run", command)
+    assert main([]) == 1
     out, err = capsys.readouterr()
     assert err.startswith("error: red") and out.count("red") == 2
     assert not any(c in out + err for c in "\x1b\x07\u202e")
@@ -421,12 +460,12 @@ def test_a_console_that_knows_few_characters(monkeypatch, encoding):
 
     def command(args):
         print("图", flush=True)
-        commands.say("/图片/红")
-        commands.report_line("圆形")
-        raise commands.CommandError("没有")
+        common.say("/图片/红")
+        common.report_line("圆形")
+        raise common.CommandError("没有")
 
-    monkeypatch.setattr(commands, "COMMANDS", [("course", command, "help")])
-    assert commands.main([]) == 1
+    monkeypatch.setattr(course, "run", command)
+    assert main([]) == 1
     streams["stderr"].flush()
     streams["stdout"].flush()
     assert streams["stdout"].buffer.getvalue().split() == [b"?", b"/??/?", b"??"]
@@ -481,7 +520,7 @@ def test_impossible_numbers_are_refused_before_anything_is_read(words, monkeypat
         monkeypatch.setattr(kind, "from_pretrained", lambda *args: pytest.fail("a model was loaded"))
     argv, option = words.split(), words.split()[-1]
     for value in IMPOSSIBLE[words]:
-        assert commands.main([*argv[:-1], f"{option}={value}"]) == 1
+        assert main([*argv[:-1], f"{option}={value}"]) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"error: {option}") and err.count("\n") == 1, (value, err)
 
@@ -489,24 +528,20 @@ def test_impossible_numbers_are_refused_before_anything_is_read(words, monkeypat
 def test_every_number_has_a_range():
     """A new option must say which numbers it can work with."""
     numbers = [
-        (name, names[0], settings)
-        for name, _, _, *options in commands.COMMANDS
-        for names, settings in options
-        if settings.get("type") in (int, float)
+        (command, action) for command, _ in COMMANDS for action in takes_a_value(command) if action.type in (int, float)
     ]
     assert len(numbers) > 15
-    for command, name, settings in numbers:
-        least, most = settings["within"]
-        assert least <= most < math.inf, (command, name)
-        assert settings.get("default") is None or least <= settings["default"] <= most
+    for command, action in numbers:
+        _, least, most = command_parser(command).get_default("ranges")[action.dest]
+        assert least <= most < math.inf, (command, action.dest)
+        assert action.default is None or least <= action.default <= most
 
 
 @pytest.mark.parametrize("argv", [[], ["--no-browser"], ["course", "--no-browser", "--port", "9999"]])
 def test_course_is_the_default(monkeypatch, argv):
     seen = []
-    entry = ("course", lambda args: seen.append((args.no_browser, args.port)), *commands.COMMANDS[0][2:])
-    monkeypatch.setattr(commands, "COMMANDS", [entry, *commands.COMMANDS[1:]])
-    assert commands.main(argv) == 0
+    monkeypatch.setattr(course, "run", lambda args: seen.append((args.no_browser, args.port)))
+    assert main(argv) == 0
     assert seen == [("--no-browser" in argv, 9999 if "9999" in argv else None)]
 
 
@@ -516,12 +551,12 @@ def parts(copy, monkeypatch):
     (copy / "notebooks" / "00_start.ipynb").touch()
     (copy / "notebooks" / "01_next.ipynb").touch()
     seen = []
-    monkeypatch.setattr(commands, "run_parts", lambda parts: seen.extend(parts) or 0)
+    monkeypatch.setattr(test_command, "run_parts", lambda parts: seen.extend(parts) or 0)
     return seen
 
 
 def test_the_whole_check(parts):
-    assert commands.main(["test"]) == 0
+    assert main(["test"]) == 0
     assert [name for name, _, _ in parts] == ["lint", "format", "tests", "coverage", "nbval 00_start", "nbval 01_next"]
     assert all(left_out is None for _, _, left_out in parts)
     command = {name: words for name, words, _ in parts}
@@ -532,7 +567,7 @@ def test_the_whole_check(parts):
 
 
 def test_the_fast_check(parts):
-    assert commands.main(["test", "--fast"]) == 0
+    assert main(["test", "--fast"]) == 0
     left_out = [name for name, _, reason in parts if reason == "--fast"]
     assert left_out == ["coverage", "nbval 00_start", "nbval 01_next"]
     assert {"--fast", "--dist=loadfile"} < set(parts[2][1])
@@ -540,7 +575,7 @@ def test_the_fast_check(parts):
 
 
 def test_chosen_tests(parts):
-    assert commands.main(["test", "--", "-k", "slicing", "--", "-x"]) == 0
+    assert main(["test", "--", "-k", "slicing", "--", "-x"]) == 0
     assert {name: reason for name, _, reason in parts if reason} == {"coverage": "you chose the tests"}
     assert parts[2][1][-4:] == ["-k", "slicing", "--", "-x"]
     assert not any(word.startswith("--numprocesses") for word in parts[2][1])  # the debugger works
@@ -551,7 +586,8 @@ def test_every_part_runs_and_the_summary_counts(tmp_path, monkeypatch, capfd):
     (tmp_path / "bad.py").write_text("import os, sys\nprint('bad ran in', os.getcwd())\nsys.exit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert commands.run_parts([("first", ["bad"], None), ("second", ["good"], None), ("third", ["bad"], "--fast")]) == 1
+    three = [("first", ["bad"], None), ("second", ["good"], None), ("third", ["bad"], "--fast")]
+    assert test_command.run_parts(three) == 1
     out = capfd.readouterr().out
     assert f"bad ran in {ROOT}" in out
     assert out.index("bad ran") < out.index("good ran") < out.index("==== summary")
@@ -561,7 +597,7 @@ def test_every_part_runs_and_the_summary_counts(tmp_path, monkeypatch, capfd):
         "left out (--fast)",
         "something FAILED",
     ]
-    assert commands.run_parts([("second", ["good"], None)]) == 0
+    assert test_command.run_parts([("second", ["good"], None)]) == 0
     assert capfd.readouterr().out.endswith("all passed\n")
 
 

@@ -11,11 +11,12 @@ from itertools import pairwise
 import pytest
 from make_records import main as make_records
 from PIL import Image
+from places import ROOT
 from standins import byte_tokenizer, word_tokenizer
 from tiny import picture, talk, tiny_processor
 
 from minicpmv_ref import Processor, load_image, nano, v2_0, v2_5, v2_6
-from minicpmv_ref.__main__ import ROOT, main
+from minicpmv_ref.__main__ import main
 from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.inputs.messages import RESERVED
 from minicpmv_ref.scale import records as records_module

@@ -16,10 +16,11 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from places import ROOT
 from tiny import talk
 
 from minicpmv_ref import Processor, load_image
-from minicpmv_ref.__main__ import ROOT, main
+from minicpmv_ref.__main__ import main
 from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.learn.stages import Stage, start
 from minicpmv_ref.scale import shards as shards_module

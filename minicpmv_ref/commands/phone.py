@@ -1,0 +1,58 @@
+"""`phone`: one question, answered by llama.cpp."""
+
+import tempfile
+
+from .common import ANSWER, THREADS, CommandError, add_number, need, say
+from .export import MIXTURES
+
+
+def options(parser):
+    parser.add_argument("image", metavar="IMAGE", help="a picture file")
+    parser.add_argument("question", metavar="QUESTION", help="your question, in quotes")
+    parser.add_argument(
+        "--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'
+    )
+    parser.add_argument("--mixture", choices=MIXTURES, default="Q4_K_M", help="of the language model (default: Q4_K_M)")
+    add_number(
+        parser,
+        "--max-new-tokens",
+        within=ANSWER,
+        type=int,
+        default=128,
+        metavar="N",
+        help="at most so many tokens of answer",
+    )
+    add_number(parser, "--threads", within=THREADS, type=int, default=1, metavar="N", help="of the CPU (default: 1)")
+
+
+def run(args):
+    for module in ("torch", "transformers", "gguf"):
+        need(module, "the model")
+    from ..deploy import llamacpp
+    from ..deploy.gguf import export as write
+    from ..model import MiniCPMV, decode_answer
+    from ..processor import Processor, load_image
+
+    if llamacpp.missing():
+        raise CommandError(
+            f"this runs the model in llama.cpp, which is not installed. Install it with\n{llamacpp.missing()}"
+        )
+    try:
+        image = load_image(args.image)
+        processor, model = Processor.from_pretrained(args.model), MiniCPMV.from_pretrained(args.model)
+        processor([{"role": "user", "content": [image, args.question]}])  # refuses what cannot be asked
+        with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as folder:
+            llm, mmproj = write(model, processor, folder, args.mixture)
+            sizes = [path.stat().st_size / 1e6 for path in (llm, mmproj)]
+            prompt = llamacpp.prompt_text(args.question, processor)
+            said = llamacpp.run(llm, mmproj, [(prompt, image)], args.max_new_tokens, args.threads)[0]
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    print(f"files    {args.mixture}: language model {sizes[0]:,.2f} MB; ViT and resampler {sizes[1]:,.2f} MB")
+    visual = sum(map(len, said.visual))
+    print(f"prompt   {said.prompt_tokens} tokens, {visual} of them visual, in {said.prompt_seconds * 1000:,.1f} ms")
+    say(f"\nanswer: {decode_answer(said.tokens, processor.tokenizer, processor.stop_ids)}\n")
+    steps = len(said.tokens)
+    print(
+        f"decoding {steps} tokens in {said.answer_seconds * 1000:,.1f} ms: {steps / said.answer_seconds:,.0f} tokens/s"
+    )
