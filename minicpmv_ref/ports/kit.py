@@ -145,7 +145,8 @@ def _pictures(slicing: SliceConfig) -> dict[str, tuple[str, bytes]]:
 
 def _answers(model: MiniCPMV, processor: Processor, files: dict[str, bytes]) -> tuple[dict, dict]:
     """What kit.json and right.safetensors hold."""
-    config, right = model.config, {}
+    config, right, queries = model.config, {}, model.config.resampler.num_queries
+    bos, eos = (token or "" for token in (processor.tokenizer.bos_token, processor.tokenizer.eos_token))
     paths = [Path(name) for name in files if name.startswith("pictures/")]
     pictures = {path.stem: (path.as_posix(), load_image(io.BytesIO(files[path.as_posix()]))) for path in paths}
     prompts = {"text": [], "two pictures": ["two slices", "small"], **{name: [name] for name in pictures}}
@@ -177,7 +178,9 @@ def _answers(model: MiniCPMV, processor: Processor, files: dict[str, bytes]) -> 
     for name, shown in prompts.items():
         images = [pictures[picture][1] for picture in shown]
         batch = processor([{"role": "user", "content": [*images, QUESTION]}])
-        text = prompt_text(processor, [plans[picture] for picture in shown])
+        layouts = [image_layout(plans[p], queries, config.version, number) for number, p in enumerate(shown)]
+        content = "".join(layout + "\n" * (config.version != "2.0") for layout in layouts) + QUESTION
+        text, _ = render_chat([{"role": "user", "content": content}], config.version, bos, eos)
         about["prompts"][name] = dict(pictures=shown, question=QUESTION, text=text)
         right[f"prompt/{name}"], right[f"bounds/{name}"] = batch.input_ids[0].int(), batch.image_bounds[0].int()
         with torch.inference_mode():
@@ -203,15 +206,6 @@ def position_answers(config: MiniCPMVConfig, grids: list[tuple[int, int]], table
     if config.vision.position == "released_2_5":
         return [bucket_position_ids(1, longest, side)[: rows * cols].int() for rows, cols in grids]
     return [bucket_position_ids(*grid, side).int() for grid in grids]
-
-
-def prompt_text(processor: Processor, plans: list) -> str:
-    """The whole prompt of pictures and QUESTION, as `Processor` tokenizes it."""
-    version, queries = processor.config.version, processor.config.resampler.num_queries
-    layouts = [image_layout(plan, queries, version, number) for number, plan in enumerate(plans)]
-    content = "".join(layout + "\n" * (version != "2.0") for layout in layouts) + QUESTION
-    bos, eos = (token or "" for token in (processor.tokenizer.bos_token, processor.tokenizer.eos_token))
-    return render_chat([{"role": "user", "content": content}], version, bos, eos)[0]
 
 
 def padded(rows: list[list[int]], pad: int, left: bool = True) -> list[list[int]]:

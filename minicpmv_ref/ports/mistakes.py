@@ -37,10 +37,7 @@ SCORES = {  # of (width, height, cols, rows); the released one is abs(log(W / H)
 
 def guesses(kit: Kit, stage: str, item: str, right: Answer, theirs: Answer) -> Iterator[tuple[str, Answer]]:
     """(a mistake in words, the answer that it leads to) for one item; some leave it as it is."""
-    if stage in ("prompt", "bounds"):
-        yield from _prompts(kit, stage, item)
-    elif stage in _STAGES:
-        yield from _STAGES[stage](kit, item, right, theirs)
+    yield from _STAGES.get(stage, lambda *_: ())(kit, stage, item, right, theirs)
     if stage == "sizes" or (stage in PER_VIEW and item in kit.about["pictures"]):
         views, (cols, rows) = list(right[0]) if stage == "sizes" else right, kit.plan(item)[0].grid or (0, 0)
         by_column = [0, *(1 + r * cols + c for c in range(cols) for r in range(rows))]
@@ -86,36 +83,40 @@ def planned(size, cfg: SliceConfig, grid, rounding: Callable = round, whole: Cal
         height = whole(cfg.scale_resolution / math.sqrt(ratio))
         return multiple(whole(height * ratio), cfg.patch_size), multiple(height, cfg.patch_size)
 
-    plan = SlicePlan(size, cfg.patch_size, fit(*size))
-    if not grid:
-        return plan
-    return replace(plan, grid=grid, slice_size=fit(*(multiple(side, n) / n for side, n in zip(size, grid))))
+    part = fit(*(multiple(side, n) / n for side, n in zip(size, grid))) if grid else None
+    return SlicePlan(size, cfg.patch_size, fit(*size), grid, part)
 
 
-def _grid(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
+def _rule(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     plan, cfg = kit.plan(item)
     for name, other in plan_mistakes(plan.image_size, cfg):
-        yield name, [np.array(other.grid or (0, 0))]
-    yield "1, 1 stands for a picture that is not sliced; the kit writes 0, 0", [np.maximum(right[0], 1)]
-
-
-def _sizes(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
-    plan, cfg = kit.plan(item)
+        sizes = [other.overview_size] + [other.slice_size] * other.num_slices
+        yield name, [np.array(other.grid or (0, 0)) if stage == "grid" else np.array(sizes)]
+    if stage == "grid":
+        yield "1, 1 stands for a picture that is not sliced; the kit writes 0, 0", [np.maximum(right[0], 1)]
+        return
     yield "each size is (height, width)", [right[0][:, ::-1]]
-    for name, other in plan_mistakes(plan.image_size, cfg):
-        yield name, [np.array([other.overview_size] + [other.slice_size] * other.num_slices)]
     yield "small pictures are not enlarged", [np.where(plan.grid, right[0], np.minimum(right[0], plan.image_size))]
     yield "the overview is missing", [right[0][1:]]
 
 
-def _positions(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
+def _positions(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     picture, side = item in kit.about["pictures"], kit.config.vision.table_side
     grids = kit.plan(item)[0].patch_grids if picture else [tuple(kit.about["grids"][item])]
     longest = max(rows * cols for rows, cols in grids)
+
+    def nearest(n: int) -> np.ndarray:
+        return np.rint(side * np.arange(n) / n).clip(0, side - 1).astype(int)
+
+    def swapped(rows: int, cols: int, exact: bool = False) -> torch.Tensor:
+        ids = bucket_position_ids(rows, cols, side, exact)
+        return ids % side * side + ids // side
+
     ways: dict[str, Callable] = {
         "positions use exact buckets, not float32's": lambda r, c: bucket_position_ids(r, c, side, True),
-        "positions use round instead of floor": lambda r, c: _cells(np.rint, r, c, side),
-        "rows and columns are swapped in the position ids": lambda r, c: _cells(np.floor, r, c, side, swapped=True),
+        "positions use round instead of floor": lambda r, c: np.add.outer(side * nearest(r), nearest(c)).reshape(-1),
+        "rows and columns are swapped in the position ids": swapped,
+        "rows and columns are swapped in the position ids, which are exact": lambda r, c: swapped(r, c, True),
         "rows and columns are swapped in the patch grid": lambda r, c: bucket_position_ids(c, r, side),
         f"a fixed {side} x {side} table: id = {side} row + column": lambda r, c: (
             np.add.outer(side * np.arange(r), np.arange(c)).clip(0, side**2 - 1).reshape(-1)
@@ -136,16 +137,11 @@ def _positions(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     sharp = [rearrange(F.interpolate(table, grid, mode="bicubic"), "1 d r c -> (r c) d") for grid in grids]
     yield "the table is resized without antialiasing", [view.numpy() for view in sharp]
     flipped = rearrange(kit.table, "(r c) d -> (c r) d", r=side)
-    swapped = [interpolate_position_table(flipped, *grid).numpy() for grid in grids]
-    yield "rows and columns are swapped in the position table", swapped
+    views = [interpolate_position_table(flipped, *grid).numpy() for grid in grids]
+    yield "rows and columns are swapped in the position table", views
 
 
-def _cells(rounding, rows, cols, side, swapped=False) -> np.ndarray:
-    row, col = (np.minimum(rounding(side * np.arange(n) / n).astype(int), side - 1) for n in (rows, cols))
-    return (row[:, None] + side * col if swapped else side * row[:, None] + col).reshape(-1)
-
-
-def _pixels(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
+def _pixels(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     if [view.shape for view in right] == [view.shape for view in theirs]:
         yield from _mean_and_std(right, theirs)
     yield "channels are blue, green, red", [view[::-1] for view in right]
@@ -252,13 +248,12 @@ def text_mistakes(kit: Kit, item: str) -> Iterator[tuple[str, str]]:
     yield "the default system message is missing", re.sub(system, "", text, flags=re.S)
 
 
-def _prompts(kit: Kit, stage: str, item: str) -> Iterator[tuple[str, Answer]]:
+def _prompts(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     tokenizer, ids = kit.processor.tokenizer, kit.about["ids"]
     if stage == "prompt":
-        right = kit.right["prompt"][item][0]
-        yield "the slots hold the pad id, not <unk>'s", [np.where(right == ids["slot"], ids["pad"], right)]
+        yield "the slots hold the pad id, not <unk>'s", [np.where(right[0] == ids["slot"], ids["pad"], right[0])]
     else:
-        start, end = kit.right["bounds"][item][0].T
+        start, end = right[0].T
         yield "bounds include the markers", [np.stack([start - 1, end + 1], 1)]
         yield "the end of a bound is its last slot, not the one after", [np.stack([start, end - 1], 1)]
         yield "bounds are (start, count)", [np.stack([start, end - start], 1)]
@@ -271,11 +266,12 @@ def _prompts(kit: Kit, stage: str, item: str) -> Iterator[tuple[str, Answer]]:
             yield name, [image_bounds(row, tokenizer, kit.config.version).numpy()]
 
 
-def _batch(kit, item, right, theirs) -> Iterator[tuple[str, Answer]]:
+def _batch(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     ids = kit.about["ids"]
     rows = [kit.right["prompt"][name][0].tolist() for name in kit.about["batch"]]
     yield "prompts are padded on the right", [np.array(padded(rows, ids["pad"], left=False))]
     yield "<unk>'s id stands in place of the pad id", [np.array(padded(rows, ids["slot"]))]
 
 
-_STAGES = {"grid": _grid, "sizes": _sizes, "positions": _positions, "pixels": _pixels, "batch": _batch}
+_STAGES = {"grid": _rule, "sizes": _rule, "positions": _positions, "pixels": _pixels}
+_STAGES |= {"prompt": _prompts, "bounds": _prompts, "batch": _batch}

@@ -237,7 +237,7 @@ PLANTS = [  # (version, what a port dumps, what must be named)
     ("2.6", sizes_with_c_round, "C's round"),
     ("2.6", lambda f: {n: np.roll(a, -1, 0) for n, a in dump(f, "sizes").items()}, "the overview comes last"),
     ("2.6", positions(lambda i, j, r, c: 70 * BUCKET(i, r) + BUCKET(j, c)), "positions use exact buckets"),
-    ("2.6", positions(lambda i, j, r, c: BUCKET(i, r) + 70 * BUCKET(j, c)), "swapped in the position ids"),
+    ("2.6", positions(lambda i, j, r, c: BUCKET(i, r) + 70 * BUCKET(j, c)), "position ids, which are exact"),
     ("2.6", positions(lambda i, j, r, c: min(70 * i + j, 4899)), "a fixed 70 x 70 table"),
     ("2.6", positions(lambda i, j, r, c: 70 * min(round(70 * i / r), 69) + min(round(70 * j / c), 69)), "use round"),
     ("2.6", positions(lambda i, j, r, c: 70 * (i * c + j) // (r * c)), "positions are 2.5's"),
