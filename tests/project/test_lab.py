@@ -340,22 +340,22 @@ def test_a_signal_reaches_the_command_and_its_answer_counts(tmp_path, send, numb
 
 IMPORTED = """
 import sys
-from minicpmv_ref.__main__ import main
-try:
-    main({words!r})
-except SystemExit:
-    pass
-print(*sorted(name for name in sys.modules if name.startswith("minicpmv_ref.commands.")))
-print(*sorted({{name.split(".")[0] for name in sys.modules}} - sys.stdlib_module_names))
+from minicpmv_ref.__main__ import build_parser
+build_parser({command!r})
+print(*sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("minicpmv_ref.commands.")))
+print(*sorted({{name.partition(".")[0] for name in sys.modules}} - sys.stdlib_module_names))
 """
+EVERY = sorted(["common", *(name for name, _ in COMMANDS)])
 
 
-@pytest.mark.parametrize(("words", "own"), [(["--help"], []), (["phone", "--help"], ["export", "phone"])])
-def test_help_imports_only_what_it_needs(words, own):
-    code = IMPORTED.format(words=words)
+@pytest.mark.parametrize(
+    ("command", "files"), [("--help", ["common"]), ("phone", ["common", "export", "phone"]), (None, EVERY)]
+)
+def test_only_the_files_of_a_command_are_imported_and_no_package(command, files):
+    code = IMPORTED.format(command=command)  # -S: no installed packages
     run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *_, commands, packages = run.stdout.splitlines()
-    assert commands.split() == [f"minicpmv_ref.commands.{name}" for name in sorted(["common", *own])]
+    assert commands.split() == files
     assert packages.split() == ["__main__", "minicpmv_ref"]
 
 
