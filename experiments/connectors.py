@@ -30,7 +30,7 @@ CLAIM = Claim(
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": 2, "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
-    "cpu": {"begin": "nano-stage-2", "steps": 200, "batch": 16, "n": 60, "seeds": 3, "device": "cpu"},
+    "cpu": {"begin": "nano-stage-2", "steps": 120, "batch": 16, "n": 40, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano-stage-2", "steps": 3000, "batch": 64, "n": 400, "seeds": 3, "device": "cuda"},
 }
 ARMS = ("resampler", "mlp", "shuffle", "mean", "sva", "qllama")
