@@ -146,7 +146,7 @@ def figures(named: dict[str, list[list[float]]]) -> tuple[dict[str, float], dict
 
 
 def table(arms: Arms, names: list[str]) -> list[list[str]]:
-    """One row for each arm: its cost, then the mean of each grade, that of each seed behind it."""
+    """One row for each arm: its cost, then the mean of each grade and, in brackets, that of each seed."""
     rows = [["arm", "steps", "views", "tokens", *names]]
     for arm, seeds in arms.items():
         row = [arm, *(f"{fmean(seed[name] for seed in seeds):,.0f}" for name in ("steps", "views", "tokens"))]

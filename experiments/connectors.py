@@ -25,7 +25,7 @@ CLAIM = Claim(
     "resampler (16 tokens). The other rows are for comparison; the last one has the 64 tokens of the plain MLP, but "
     "fewer steps, so that ViT and LLM compute as much as with 16.",
     limits="A short training of one connector, from random weights; nothing else learns. SVA reads one encoder here, "
-    "and its means, where Cambrian-1 has four. The ViT learned behind a resampler. One learning rate for all. A "
+    "and its means, where Cambrian-1 has four. The ViT learned together with a resampler. One learning rate for all. A "
     "resampler may need longer than this: see the next claim.",
 )
 SETTINGS = {

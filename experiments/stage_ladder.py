@@ -15,7 +15,7 @@ CLAIM = Claim(
     "fine-tuning, once for each of three seeds. Confirmed means: after each stage, the loss over all kinds of held-out "
     "items together is lower than before it, in every seed.",
     limits="The stages themselves were trained once, with one seed; seeds are those of the fine-tuning. A later "
-    "checkpoint has more steps behind it: that the steps were well spent in this order is what the next claim tests, "
+    "checkpoint has taken more steps: that the steps were well spent in this order is what the next claim tests, "
     "in short.",
 )
 CHECKPOINTS = ["nano-start", "nano-stage-1", "nano-stage-2", "nano-stage-3"]

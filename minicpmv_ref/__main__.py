@@ -23,7 +23,7 @@ COMMANDS = [  # (name, one line of help); the first is the default
         "Train the nano model from random weights, stage by stage; or, with --data, any model on your own data. "
         "After a stop, the same command goes on.",
     ),
-    ("records", "Check your own training data: prints what is wrong with each record, and how to mend it."),
+    ("records", "Check your own training data: prints what is wrong with each record, and how to fix it."),
     ("shards", "Write your own training data as tar shards; bad records are reported and left out."),
     ("dpo", "Make a model careless, then align it: sample answers, check claims, train on pairs; with controls."),
     ("experiment", "Test a claim of the paper, or all of them; cpu and gpu write docs/claims.md."),

@@ -1,7 +1,7 @@
 """The schedule as data: which part learns in which stage, from what, for how long.
 
     start-text  the LLM learns to read and answer, from pictures that are spelled in words, as raw text
-    start-chat  the same as a conversation (the paper starts from an LLM that has both behind it)
+    start-chat  the same as a conversation (the paper starts from an LLM that has learned both)
     start-vit   the ViT learns to see, from pictures and captions that must match (the paper starts from SigLIP)
     stage-1     the resampler alone, at half resolution: it learns to speak to the LLM
     stage-2     the ViT alone, at full resolution: it learns to see details

@@ -162,7 +162,7 @@ class Prompt(NamedTuple):
 
 @lru_cache(maxsize=256)
 def canvas_prompt(size, most: int = 9, before: int = 3, after: int = 2) -> Prompt:
-    """The prompt of a picture in 4.6 and 4.7, with `before` words in front of it and `after` behind it."""
+    """The prompt of a picture in 4.6 and 4.7, with `before` words before it and `after` words after it."""
     plan = plan_slices(size, SliceConfig(patch_size=56, max_slice_nums=most))
     ids, views = [WORD] * before, []
     for k, (rows, cols) in enumerate(plan.patch_grids):
