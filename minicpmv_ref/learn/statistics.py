@@ -63,8 +63,8 @@ def bootstrap_ratio(tops: Sequence[float], bottoms: Sequence[float], seed: int =
             check_number(f"{name}[{number}]", value, least=0)
     if len(tops) != len(bottoms):
         raise ValueError(f"tops and bottoms must be equally long, got {len(tops)} and {len(bottoms)}")
-    check_int("seed", seed, -(2**63), 2**64 - 1)
-    check_int("rounds", rounds, most=max(1, LIMITS["bootstrap_numbers"] // max(1, len(tops))))
+    seed = check_int("seed", seed, -(2**63), 2**64 - 1)
+    rounds = check_int("rounds", rounds, most=max(1, LIMITS["bootstrap_numbers"] // max(1, len(tops))))
     tops, bottoms = (torch.tensor(x, dtype=torch.float64) for x in (tops, bottoms))
     if not bottoms.sum():
         return Interval(None, None, None)

@@ -134,7 +134,7 @@ def swap(
     """
     check_type("model", model, MiniCPMV)
     check_type("processor", processor, Processor)
-    check_int("seed", seed, least=0)
+    seed = check_int("seed", seed, least=0)
     check_choice("connector", connector, ["resampler", *CONNECTORS])
     config = model.config
     with torch.random.fork_rng(devices=[]):
@@ -172,7 +172,7 @@ def load(path: str | os.PathLike) -> tuple[MiniCPMV, Processor]:
         {'connector': 'mlp', 'cutting': 'square'}
     """
     folder = find_folder(path)
-    data = read_json(folder / CONFIG)
+    data = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if "peer" not in data:
         return MiniCPMV.from_pretrained(path), Processor.from_pretrained(path)
     peer = data.pop("peer")

@@ -65,7 +65,7 @@ def run(
     """
     folder = Path(folder)
     check_type("profile", profile, Profile)
-    check_int("seed", seed, least=0)
+    seed = check_int("seed", seed, least=0)
     check_type("machine", machine, Machine)
     names = [stage.name for stage in STAGES]
     if only is not None and check_type("only", only, str) not in names:

@@ -54,7 +54,7 @@ def train_steps(
         FloatingPointError: the loss or its gradient is not finite. The weights are still those before that step.
     """
     check_type("stage", stage, Stage)
-    check_int("seed", seed, least=0)
+    seed = check_int("seed", seed, least=0)
     if not 0 <= check_type("done", done, int) <= stage.steps:
         raise ValueError(f"done must be from 0 to {stage.steps}, got {done}")
     machine = check_type("machine", machine, Machine).for_stage(stage)

@@ -41,7 +41,7 @@ def start(config: MiniCPMVConfig = nano, seed: int = 0) -> MiniCPMV:
         torch.Size([16, 256])
     """
     check_type("config", config, MiniCPMVConfig)
-    check_int("seed", seed, least=0)
+    seed = check_int("seed", seed, least=0)
     if math.isqrt(config.resampler.num_queries) ** 2 != config.resampler.num_queries:
         raise ValueError(f"num_queries must be a square number to start from, got {config.resampler.num_queries}")
     wide = replace(config, llm=replace(config.llm, initializer_range=0.06))

@@ -111,6 +111,7 @@ def test_photographs_are_cropped_from_a_folder(script, tmp_path):
         Image.effect_noise((1411, 1411), 60).save(sources / source)
     script.main(["--only", "shapes", "--out", str(out), "--photos", str(sources)])
     assert {path.name for path in out.iterdir()} == {"shapes.png", *script.PHOTOS}
-    assert Image.open(out / "astronaut_449x448.jpg").size == (449, 448)
-    assert Image.open(out / "retina.jpg").size == (1344, 1344)
+    for name, size in (("astronaut_449x448.jpg", (449, 448)), ("retina.jpg", (1344, 1344))):
+        with Image.open(out / name) as cropped:
+            assert cropped.size == size
     assert (out / "rocket.jpg").read_bytes() == (sources / "skimage/data/rocket.jpg").read_bytes()
