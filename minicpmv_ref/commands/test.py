@@ -24,7 +24,8 @@ def run(args):
     for module in ("ruff", "pytest", "pytest_cov", "xdist", "nbval"):
         need(module, "the tests")
     chosen = args.pytest_args
-    core = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "minicpmv_ref").glob("*.py"))]
+    package = ROOT / "minicpmv_ref"
+    core = [str(path.relative_to(ROOT)) for path in sorted([*package.glob("*.py"), *package.glob("inputs/*.py")])]
 
     tests = ["pytest", "--fast"] if args.fast else ["pytest", "--cov=minicpmv_ref", "--cov-report="]
     if not chosen:  # each file of tests goes to one of the processes
