@@ -121,7 +121,7 @@ class MiniCPMV(nn.Module):
             torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
             return cls(config).eval()
 
-    def save_pretrained(self, path: str | os.PathLike) -> None:
+    def save_pretrained(self, path: str | os.PathLike, **more) -> None:
         """Write config.json and model.safetensors, names as published for 2.5 and 2.6; a tied lm_head is not repeated.
 
         Raises:
@@ -130,7 +130,7 @@ class MiniCPMV(nn.Module):
         """
         if self.has_adapters:
             raise ValueError("the model has adapters: save them with save_lora, or merge_lora before you save it whole")
-        write_checkpoint(path, self.config, self.own_tensors())
+        write_checkpoint(path, self.config, self.own_tensors(), **more)
 
     @property
     def has_adapters(self) -> bool:

@@ -1,15 +1,11 @@
 """`ask`: one question about a picture, with the plan and the timings."""
 
 from ..inputs.checks import LIMITS, printable
-from .common import ANSWER, FACTORS, SEEDS, CommandError, Stopwatch, add_number, need
+from .common import FACTORS, SEEDS, CommandError, Stopwatch, add_answer_length, add_number, add_question, need
 
 
 def options(parser):
-    parser.add_argument("image", metavar="IMAGE", help="a picture file")
-    parser.add_argument("question", metavar="QUESTION", help="your question, in quotes")
-    parser.add_argument(
-        "--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'
-    )
+    add_question(parser)
     add_number(
         parser,
         "--max-slice-nums",
@@ -18,15 +14,7 @@ def options(parser):
         metavar="N",
         help="at most so many slices (default: the model's own)",
     )
-    add_number(
-        parser,
-        "--max-new-tokens",
-        within=ANSWER,
-        type=int,
-        default=128,
-        metavar="N",
-        help="at most so many tokens of answer",
-    )
+    add_answer_length(parser)
     add_number(
         parser,
         "--temperature",

@@ -28,6 +28,27 @@ def add_number(parser, name, *, within, **settings):
     parser.get_default("ranges").setdefault(added.dest, (name, *within))
 
 
+def add_question(parser):
+    """What a command needs that asks a model about a picture."""
+    parser.add_argument("image", metavar="IMAGE", help="a picture file")
+    parser.add_argument("question", metavar="QUESTION", help="your question, in quotes")
+    parser.add_argument(
+        "--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'
+    )
+
+
+def add_answer_length(parser):
+    add_number(
+        parser,
+        "--max-new-tokens",
+        within=ANSWER,
+        type=int,
+        default=128,
+        metavar="N",
+        help="at most so many tokens of answer",
+    )
+
+
 def check_ranges(args):
     """Refuse numbers that no command can work with, before a file is read or a model is loaded."""
     for name, (flag, least, most) in args.ranges.items():

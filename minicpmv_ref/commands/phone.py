@@ -2,26 +2,14 @@
 
 import tempfile
 
-from .common import ANSWER, THREADS, CommandError, add_number, need, say
+from .common import THREADS, CommandError, add_answer_length, add_number, add_question, need, say
 from .export import MIXTURES
 
 
 def options(parser):
-    parser.add_argument("image", metavar="IMAGE", help="a picture file")
-    parser.add_argument("question", metavar="QUESTION", help="your question, in quotes")
-    parser.add_argument(
-        "--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'
-    )
+    add_question(parser)
     parser.add_argument("--mixture", choices=MIXTURES, default="Q4_K_M", help="of the language model (default: Q4_K_M)")
-    add_number(
-        parser,
-        "--max-new-tokens",
-        within=ANSWER,
-        type=int,
-        default=128,
-        metavar="N",
-        help="at most so many tokens of answer",
-    )
+    add_answer_length(parser)
     add_number(parser, "--threads", within=THREADS, type=int, default=1, metavar="N", help="of the CPU (default: 1)")
 
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from ..inputs.checks import LIMITS, check_int, check_list, shown
-from .llava import cut_padding
+from .llava import cut_padding, with_newlines
 from .shapes import check_tensor
 
 
@@ -250,8 +250,4 @@ def tokens_with_newlines(tokens: torch.Tensor, size: tuple[int, int], newline: t
     Source: prepare_inputs_labels_for_multimodal in cambrian_arch.py.
     """
     side = math.isqrt(len(check_tensor("tokens", tokens, "L D", square="L")))
-    if check_tensor("newline", newline, "D").shape != tokens.shape[1:]:
-        raise ValueError(f"newline must have the width of tokens, {tokens.shape[1]}, got {len(newline)}")
-    lines = cut_padding(rearrange(tokens, "(r c) d -> r c d", r=side), size)
-    lines = torch.cat([lines, newline.to(lines).expand(len(lines), 1, -1)], dim=1)
-    return rearrange(lines, "r c d -> (r c) d")
+    return with_newlines(cut_padding(rearrange(tokens, "(r c) d -> r c d", r=side), size), newline)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..inputs.checks import check_int, check_list, check_type, shown
+from ..slicing import check_size
 
 
 class Markers(NamedTuple):
@@ -107,7 +108,7 @@ def _frames(ids, visual, grids, markers, merge) -> list[_Frame]:
         raise ValueError(f"the prompt has slots for {len(runs)} views, but there are {len(grids)} grids")
     frames: list[_Frame] = []
     for (start, end), grid in zip(runs, grids):
-        rows, cols = (check_int("grids", number) // merge for number in grid)
+        rows, cols = (number // merge for number in check_size(grid, "grids", "(rows, cols)"))
         if rows * cols != end - start:
             raise ValueError(
                 f"a view of {shown(tuple(grid))} patches has {rows * cols} tokens, but {end - start} slots"

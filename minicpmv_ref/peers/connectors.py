@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
 from ..config import MiniCPMVConfig
@@ -18,6 +16,7 @@ from ..inputs.checks import check_list, shown
 from .cambrian import SVA
 from .llava import MLP
 from .qllama import QLLaMACrossAttention
+from .video import pool_frames
 from .vila import Projector, downsample
 
 
@@ -95,7 +94,7 @@ class MeanMLP(Connector):
         self.mlp = MLP(self.width, self.out_width)
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(mean_of_windows(x))
+        return self.mlp(pool_frames(x))
 
 
 class SVAConnector(Connector):
@@ -109,7 +108,7 @@ class SVAConnector(Connector):
         self.mlp = MLP(self.width, self.out_width)
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.sva(self.query, [mean_of_windows(x), x]))
+        return self.mlp(self.sva(self.query, [pool_frames(x), x]))
 
 
 class QueryTransformer(Connector):
@@ -135,9 +134,3 @@ class QueryTransformer(Connector):
 
 
 CONNECTORS = {"mlp": PatchMLP, "shuffle": ShuffleMLP, "mean": MeanMLP, "sva": SVAConnector, "qllama": QueryTransformer}
-
-
-def mean_of_windows(x: torch.Tensor) -> torch.Tensor:
-    """The mean of each 2 x 2 patches: (B, L, C) -> (B, L / 4, C)"""
-    pooled = F.avg_pool2d(rearrange(x, "b (r c) d -> b d r c", r=math.isqrt(x.shape[1])), 2)
-    return rearrange(pooled, "b d r c -> b (r c) d")

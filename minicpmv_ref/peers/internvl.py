@@ -7,18 +7,17 @@ QLLaMA stands in qllama.py. Left out: the ViT and the language model.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from PIL import Image
 
 from ..inputs.checks import check_choice, check_int, shown
 from ..inputs.pictures import to_rgb
+from .llava import MOST_SIDE, squares
 from .qllama import QLLaMACrossAttention
 from .shapes import check_tensor
 from .sizes import tile_grid
-from .vila import Projector
+from .vila import Projector, side_by_side
 
-MOST_SIDE = 2048  # of a tile, in pixels
-SHUFFLES = {"v2": "b (r p) (c q) d -> b r c (p q d)", "v1": "b (r p) (c q) d -> b c r (p q d)"}
+SHUFFLES = {"v2": "rows", "v1": "columns"}
 
 __all__ = ["Projector", "QLLaMACrossAttention", "pixel_shuffle", "tile", "tile_grid"]
 
@@ -46,8 +45,7 @@ def tile(image: Image.Image, max_num: int = 12, side: int = 448) -> list[Image.I
     image, side = to_rgb(image), check_int("side", side, most=MOST_SIDE)
     columns, rows = tile_grid(image.size, max_num)
     large = image.resize((columns * side, rows * side))
-    corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
-    tiles = [large.crop((x, y, x + side, y + side)) for x, y in corners]
+    tiles = squares(large, side)
     return tiles if len(tiles) == 1 else [*tiles, image.resize((side, side))]
 
 
@@ -73,4 +71,4 @@ def pixel_shuffle(x: torch.Tensor, version: str = "v2") -> torch.Tensor:
     check_choice("version", version, SHUFFLES)
     if check_tensor("x", x, "B rows cols C").shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"x must be (B, rows, cols, C) with even rows and cols, got {shown(tuple(x.shape))}")
-    return rearrange(x, SHUFFLES[version], p=2, q=2)
+    return side_by_side(x, 2, SHUFFLES[version])

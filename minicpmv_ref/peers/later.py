@@ -15,6 +15,7 @@ from torch import nn
 
 from ..inputs.checks import check_int, check_list, shown
 from ..resampler import Resampler, check_features
+from ..slicing import check_size
 
 TIMES = 72_000  # rows of the released table of times: two hours in steps of 0.1 s
 
@@ -208,7 +209,7 @@ def _windows(features, patch_grids) -> list[torch.Tensor]:
     check_list("features", features, torch.Tensor)
     windows = []
     for feature, grid in zip(features, check_list("patch_grids", patch_grids, list, tuple), strict=True):
-        rows, cols = (check_int("patch_grids", number) for number in grid)
+        rows, cols = check_size(grid, "patch_grids", "(rows, cols)")
         if feature.ndim != 2 or len(feature) != rows * cols or rows % 2 or cols % 2:
             raise ValueError(
                 f"features must be (rows * cols, C) with even rows and cols, got {shown(tuple(feature.shape))} for "

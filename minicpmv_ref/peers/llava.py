@@ -15,8 +15,9 @@ from einops import rearrange
 from PIL import Image
 from torch import nn
 
-from ..inputs.checks import check_int, check_list, shown
+from ..inputs.checks import check_int, shown
 from ..inputs.pictures import to_rgb
+from ..slicing import check_size
 from .shapes import check_tensor
 from .sizes import best_resolution, cap_grid, fit_inside, unpad
 
@@ -95,14 +96,18 @@ def anyres_views(image: Image.Image, side: int = 336, ties: str = "public") -> l
     Source: process_anyres_image in llava/mm_utils.py; LlavaNextImageProcessorPil in transformers.
     """
     image, side = to_rgb(image), check_int("side", side, most=MOST_SIDE)
-    columns, rows = (length // 336 for length in best_resolution(image.size, ties))
+    columns, rows = (length // 336 for length in best_resolution(image.size, ties))  # LLaVA-NeXT's canvases
     width, height = columns * side, rows * side
     fitted = image.resize(fit_inside(image.size, (width, height)), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (width, height))  # black
     canvas.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
-    corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
-    tiles = [canvas.crop((x, y, x + side, y + side)) for x, y in corners]
-    return [image.resize((side, side), Image.Resampling.BICUBIC), *tiles]
+    return [image.resize((side, side), Image.Resampling.BICUBIC), *squares(canvas, side)]
+
+
+def squares(image: Image.Image, side: int) -> list[Image.Image]:
+    """Cut a picture whose sides are multiples of `side` into squares, row by row."""
+    corners = [(x, y) for y in range(0, image.height, side) for x in range(0, image.width, side)]
+    return [image.crop((x, y, x + side, y + side)) for x, y in corners]
 
 
 def cut_padding(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -165,15 +170,13 @@ def merge(
     Source: prepare_inputs_labels_for_multimodal in llava/model/llava_arch.py (spatial_unpad, anyres_max_N);
     pack_image_features of LlavaNextModel and LlavaOnevisionModel in transformers.
     """
-    columns, rows = _pair("grid", grid)
+    columns, rows = check_size(grid, "grid", "(cols, rows)")
     side = math.isqrt(len(check_tensor("base", base, "L D", square="L")))
     if check_tensor("tiles", tiles, "tiles L D").shape != (columns * rows, *base.shape):
         raise ValueError(
             f"tiles must be {columns * rows} of (cols, rows) = ({columns}, {rows}), each of the base view's "
             f"{tuple(base.shape)}, got {shown(tuple(tiles.shape))}"
         )
-    if check_tensor("newline", newline, "D").shape != base.shape[1:]:
-        raise ValueError(f"newline must have the width of base, {base.shape[1]}, got {len(newline)}")
     whole = rearrange(tiles, "(r c) (h w) d -> (r h) (c w) d", r=rows, h=side)
     whole = cut_padding(whole, size)
     if max_tiles is not None:
@@ -181,11 +184,15 @@ def merge(
         if capped != tuple(whole.shape[:2]):
             channels_first = rearrange(whole, "h w d -> 1 d h w")
             whole = rearrange(F.interpolate(channels_first, capped, mode="bilinear"), "1 d h w -> h w d")
-    lines = torch.cat([whole, newline.to(whole).expand(len(whole), 1, -1)], dim=1)
-    return torch.cat([base, rearrange(lines, "h w d -> (h w) d")])
+    return torch.cat([base, with_newlines(whole, newline)])
 
 
-def _pair(name: str, value) -> tuple[int, int]:
-    if len(check_list(name, value)) != 2:
-        raise ValueError(f"{name} must be two numbers, got {shown(value)}")
-    return tuple(check_int(name, number) for number in value)
+def with_newlines(features: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
+    """Put a newline token (D,) after each row of a feature map and read it row by row.
+
+    (rows, cols, D) -> (rows * (cols + 1), D)
+    """
+    if check_tensor("newline", newline, "D").shape != features.shape[2:]:
+        raise ValueError(f"newline must be as wide as the features, {features.shape[2]}, got {len(newline)}")
+    lines = torch.cat([features, newline.to(features).expand(len(features), 1, -1)], dim=1)
+    return rearrange(lines, "r c d -> (r c) d")

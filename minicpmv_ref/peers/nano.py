@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from ..config import MiniCPMVConfig, SliceConfig
-from ..inputs.checkpoint import write_checkpoint
 from ..inputs.checks import check_choice, check_int, check_type, shown
 from ..inputs.files import read_json
 from ..inputs.published import CONFIG, find_folder
@@ -46,9 +45,7 @@ class PeerModel(MiniCPMV):
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """As `MiniCPMV.save_pretrained`; config.json also says which connector and which cutting rule."""
-        if self.has_adapters:
-            raise ValueError("the model has adapters: merge_lora before you save it")
-        write_checkpoint(path, self.config, self.own_tensors(), peer=self.peer)
+        super().save_pretrained(path, peer=self.peer)
 
 
 class PeerProcessor(Processor):

@@ -17,7 +17,7 @@ from torch import nn
 from ..inputs.checks import check_choice, check_int, check_list, shown
 from .shapes import check_tensor
 
-ORDERS = {"rows": "b (r p) (c q) d -> b (r c) (p q d)", "columns": "b (r p) (c q) d -> b (c r) (p q d)"}
+ORDERS = {"rows": "b (r p) (c q) d -> b r c (p q d)", "columns": "b (r p) (c q) d -> b c r (p q d)"}
 
 
 def downsample(x: torch.Tensor, order: str = "rows", factor: int = 2) -> torch.Tensor:
@@ -51,6 +51,11 @@ def downsample(x: torch.Tensor, order: str = "rows", factor: int = 2) -> torch.T
     side = math.isqrt(check_tensor("x", x, "B L C", square="L").shape[1])
     missing = -side % factor
     grid = F.pad(rearrange(x, "b (r c) d -> b r c d", r=side), (0, 0, 0, missing, 0, missing))
+    return side_by_side(grid, factor, order).flatten(1, 2)
+
+
+def side_by_side(grid: torch.Tensor, factor: int, order: str) -> torch.Tensor:
+    """Put the features of each factor x factor square of a grid (B, rows, cols, C) side by side."""
     return rearrange(grid, ORDERS[order], p=factor, q=factor)
 
 
