@@ -9,6 +9,7 @@ from doors import time_limit
 from places import ROOT
 
 from minicpmv_ref.__main__ import COMMANDS, build_parser, main
+from minicpmv_ref.deploy import llamacpp
 
 PICTURE, RECORDS = str(ROOT / "data_samples/images/shapes.png"), str(ROOT / "data_samples/records/train.json")
 SOUND = {  # a command line for each command, with OUT in place of an empty folder; None: patched below
@@ -104,8 +105,13 @@ def test_every_command_is_here():
         build_parser().parse_args(argv)
 
 
-@pytest.mark.parametrize("command", SOUND)
+WITH_MARKS = [pytest.param(name, marks=[pytest.mark.llamacpp] * (name == "phone")) for name in SOUND]
+
+
+@pytest.mark.parametrize("command", WITH_MARKS)
 def test_odd_values(command, tmp_path, capsys, monkeypatch, request):
+    if command == "phone" and llamacpp.missing():
+        pytest.skip("needs the extra: pip install minicpmv-ref[llamacpp]")
     monkeypatch.chdir(tmp_path)
     rng, out = random.Random(zlib.crc32(command.encode())), tmp_path / "out"
     assert outcome([str(out) if word == "OUT" else word for word in SOUND[command]], capsys) != "refused"
