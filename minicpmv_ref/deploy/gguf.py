@@ -192,13 +192,13 @@ def _encode_rows(name: str, rows: np.ndarray, kind: str) -> np.ndarray:
 
 def weights_of(model: nn.Module, sources: Iterable[Source], prefix: str = "") -> dict[str, torch.Tensor]:
     """The state dict of a model that holds all of these tensors under their own names."""
+    if hasattr(model, "peer"):
+        raise ValueError("llama.cpp knows no other connector, cutting rule or expert: export the model it was made of")
     state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
     missing = [source.key for source in sources if source.key not in state]
     if missing:
         adapters = any("lora_" in key or ".base_layer." in key for key in state)
         hint = ": it has LoRA adapters, so merge_lora first" if adapters else ""
-        if missing[0].startswith("resampler.") and not adapters:
-            hint = ": llama.cpp knows the resampler only, no other connector"
         raise ValueError(f"the model has no tensor {missing[0]}{hint}")
     return state
 

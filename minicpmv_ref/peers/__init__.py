@@ -6,7 +6,7 @@
     vila      four patches in one token                 cogvlm   a second set of weights for image tokens
     cambrian  queries that read their own region        later    4.5's resampler of frames, 4.6's mergers
     canvas    4.7's positions of slices in the picture
-    connectors, nano: the peers' connectors and cutting rules inside nano, to be trained and compared
+    connectors, expert, nano: the peers' connectors, expert and cutting rules inside nano, to be trained and compared
 
 Names load on first use, so `from minicpmv_ref.peers import plan` imports neither torch nor transformers.
 """

@@ -8,6 +8,8 @@ B samples, T tokens, D width, H heads, G key-value heads, K head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -120,7 +122,7 @@ class VisualExpertLayer(nn.Module):
 
     def experts(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The two MLPs: x (B, T, D), mask (B, T) -> (B, T, D)"""
-        return _by_expert(x, mask, self.mlp["vision_mlp"], self.mlp["language_mlp"])
+        return by_expert(x, mask, self.mlp["vision_mlp"], self.mlp["language_mlp"])
 
 
 class _Attention(nn.Module):
@@ -134,7 +136,7 @@ class _Attention(nn.Module):
         self.language_expert_dense = nn.Linear(width, width, bias=False)
 
     def forward(self, x, mask, positions, past):
-        fused = _by_expert(x, mask, self.vision_expert_query_key_value, self.language_expert_query_key_value)
+        fused = by_expert(x, mask, self.vision_expert_query_key_value, self.language_expert_query_key_value)
         fused = rearrange(fused, "b t (h k) -> b h t k", k=self.head_width)
         q, k, v = fused.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         q, k = (_rotate(t, positions, self.rope_base) for t in (q, k))
@@ -145,7 +147,7 @@ class _Attention(nn.Module):
         causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - q.shape[2])
         out = F.scaled_dot_product_attention(q, *every, attn_mask=causal)
         out = rearrange(out, "b h t k -> b t (h k)")
-        return _by_expert(out, mask, self.vision_expert_dense, self.language_expert_dense), (k, v)
+        return by_expert(out, mask, self.vision_expert_dense, self.language_expert_dense), (k, v)
 
 
 class _MLP(nn.Module):
@@ -199,8 +201,8 @@ class Adapter(nn.Module):
         return part["dense_4h_to_h"](F.silu(part["gate_proj"](x)) * part["dense_h_to_4h"](x))
 
 
-def _by_expert(x: torch.Tensor, mask: torch.Tensor, vision: nn.Module, language: nn.Module) -> torch.Tensor:
-    """Send each token through its expert; neither computes the other's tokens."""
+def by_expert(x: torch.Tensor, mask: torch.Tensor, vision: Callable, language: Callable) -> torch.Tensor:
+    """Send each token through its expert; neither computes the other's tokens: x (B, T, D), mask (B, T)"""
     flat, seen = x.flatten(0, 1), mask.flatten()
     parts = [vision(flat[seen]), language(flat[~seen])]
     out = flat.new_empty(len(flat), parts[0].shape[-1])

@@ -5,20 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny import ask, picture
+from tiny import ask, picture, tiny_model
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.deploy.gguf import export
+from minicpmv_ref.learn.packing import pack_batch, packed_loss
 from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.learn.train import train
-from minicpmv_ref.peers import load
+from minicpmv_ref.peers import cogvlm, load
 from minicpmv_ref.peers.connectors import CONNECTORS
-from minicpmv_ref.peers.nano import CUTTINGS, cut, swap
+from minicpmv_ref.peers.expert import expert_optimizer
+from minicpmv_ref.peers.nano import CUTTINGS, cut, swap, token_types
 from minicpmv_ref.peers.sizes import tile_grid
 
 PAIRS = [(connector, "tiles") for connector in CONNECTORS] + [("mlp", "padded"), ("mean", "square")]
 PAIRS += [("resampler", cutting) for cutting in CUTTINGS]
+EXTRAS = {"expert": ("expert",), "one_position": ("one_position",), "both": ("expert", "one_position")}
+PAIRS += [("shuffle", "tiles", name) for name in EXTRAS]
 TOKENS = {"resampler": 16, "mlp": 64, "shuffle": 16, "mean": 16, "sva": 16, "qllama": 16}
 
 
@@ -29,7 +33,8 @@ def trained():
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def peer(request, trained):
-    return swap(*trained, *request.param, seed=1)
+    connector, cutting, *extras = request.param
+    return swap(*trained, connector, cutting, seed=1, **{name: True for key in extras for name in EXTRAS[key]})
 
 
 @torch.no_grad()
@@ -40,7 +45,7 @@ def test_slots_and_tokens(peer):
     queries = TOKENS[model.peer["connector"]]
     assert visual.shape == (len(batch.images[0]), queries, 256)
     for (start, end), tokens in zip(batch.image_bounds[0].tolist(), visual):
-        assert torch.equal(model.embed(batch)[0, start:end], tokens)
+        assert torch.equal(model.embed(batch)[0, start:end, :256], tokens)
     views = {"minicpm-v": 4, "square": 1, "padded": 1, "tiles": 4}[model.peer["cutting"]]
     assert len(visual) == views
 
@@ -59,12 +64,13 @@ def test_cached_equals_uncached(peer):
     model, processor = peer
     batch = processor(ask(picture(60, 50), "What is this?"))
     answer = model.generate(batch, max_new_tokens=4)[0].tolist()
-    ids = batch.input_ids
+    ids, positions = batch.input_ids, batch.position_ids
     for token in answer:
         longer = replace(batch, input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.full_like(ids, -100))
-        longer.position_ids = torch.arange(ids.shape[1])[None]
+        longer.position_ids = positions
         assert model(longer).logits[0, -1].argmax().item() == token
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+        positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
 
 
 def test_it_learns_is_saved_and_loaded(peer, tmp_path):
@@ -118,9 +124,17 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     for wrong in (("resampl", "tiles"), ("mlp", "tile")):
         with pytest.raises(ValueError, match="must be one of"):
             swap(*trained, *wrong)
+    expert, _ = swap(*trained, expert=True)
+    with pytest.raises(ValueError, match="already"):
+        swap(expert, trained[1])
+    with pytest.raises(ValueError, match="stands in a Llama"):
+        swap(tiny_model("2.6"), trained[1], expert=True)
+    with pytest.raises(ValueError, match="must have a visual expert"):
+        expert_optimizer(trained[0], 1e-3, 1e-3)
     model, processor = swap(*trained, "mlp", "tiles")
-    with pytest.raises(ValueError, match="no other connector"):
-        export(model, processor, tmp_path)
+    for not_for_llama_cpp in (model, expert):
+        with pytest.raises(ValueError, match="no other connector, cutting rule or expert"):
+            export(not_for_llama_cpp, processor, tmp_path)
     with pytest.raises(ValueError, match="takes 8 x 8"):
         model.encode_images([torch.zeros(3, 84, 140)], [(6, 10)])
 
@@ -138,7 +152,113 @@ def test_a_damaged_peer_is_refused(trained, tmp_path):
     swap(*trained, "mean", "square")[0].save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     text = config.read_text()
-    for wrong, message in (('"connector": "men"', "connector"), ('"connector": 3', "connector"), ('"kind": 1', "peer")):
+    for wrong, message in (
+        ('"connector": "men"', "connector"),
+        ('"connector": 3', "connector"),
+        ('"kind": 1', "peer"),
+        ('"connector": "mean", "expert": 1', "expert must be"),
+        ('"connector": "mean", "expert": true', "vision.weight"),  # says so, but has no such tensors
+    ):
         config.write_text(text.replace('"connector": "mean"', wrong))
         with pytest.raises(ValueError, match=message):
             load(tmp_path)
+
+
+# ---- the visual expert
+
+
+@pytest.fixture(scope="module")
+def expert(trained):
+    """Nano with a visual expert that has moved away from its copy, and one position for all tokens of an image."""
+    model, processor = swap(*trained, "shuffle", "square", seed=1, expert=True, one_position=True)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".vision." in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model, processor
+
+
+TALK = [{"role": "user", "content": "red circle top left. What color is the circle?"}]
+
+
+@torch.no_grad()
+def test_text_is_exactly_as_before(trained, expert):
+    before, after = (model(processor([TALK, TALK])).logits for model, processor in (trained, expert))
+    assert torch.equal(before, after)
+    said = [model.generate(processor(TALK), max_new_tokens=12) for model, processor in (trained, expert)]
+    assert torch.equal(*said)
+    shown = expert[1](ask(picture(60, 50), "What?"))
+    language = swap(*trained, "shuffle", "square", seed=1)[0]  # with a picture it does differ
+    assert (expert[0](shown).logits - language(shown).logits).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_it_begins_as_the_model_without(trained):
+    """A copy computes what the original does; its tokens are only multiplied in other groups."""
+    one, other = (swap(*trained, "shuffle", "square", seed=1, expert=yes) for yes in (False, True))
+    batch = one[1](ask(picture(60, 50), "What is this?"))
+    torch.testing.assert_close(one[0](batch).logits, other[0](batch).logits, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_layer_is_that_of_cogvlm(expert):
+    model, processor = expert
+    cfg, layer = model.config.llm, model.llm.model.layers[0]
+    theirs = cogvlm.VisualExpertLayer(
+        cfg.hidden_size,
+        cfg.intermediate_size,
+        cfg.num_attention_heads,
+        cfg.num_key_value_heads,
+        cfg.rms_norm_eps,
+        cfg.rope_theta,
+    )
+    attn, weights = layer.self_attn, {}
+    for kind, of in (("language", lambda linear: linear), ("vision", lambda linear: linear.vision)):
+        fused = torch.cat([of(part).weight for part in (attn.q_proj, attn.k_proj, attn.v_proj)])
+        weights[f"self_attn.{kind}_expert_query_key_value.weight"] = fused
+        weights[f"self_attn.{kind}_expert_dense.weight"] = of(attn.o_proj).weight
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weights[f"mlp.{kind}_mlp.{name}.weight"] = of(getattr(layer.mlp, name)).weight
+    weights["self_attn.vision_expert_query_key_value.bias"] = torch.zeros(len(fused))  # ours has none
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        weights[f"{name}.weight"] = getattr(layer, name).weight
+    theirs.load_state_dict(weights)
+
+    batch = processor(ask(picture(60, 50), "What is this?"))
+    types, seen = token_types(batch), []
+    hook = layer.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    model(batch)
+    hook.remove()
+    (given, ours), mask = seen[0], cogvlm.expert_mask(types)
+    assert mask.sum() == 17 and torch.equal(batch.position_ids, cogvlm.expert_position_ids(types))
+    assert batch.position_ids.max() == batch.input_ids.shape[1] - 1 - 15  # 16 visual tokens, one position
+    torch.testing.assert_close(theirs(given, mask, batch.position_ids)[0], ours, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_the_others(expert):
+    """Padded to a longer row, or packed behind another one, a sample computes what it does alone."""
+    model, processor = expert
+    answer = {"role": "assistant", "content": "A red circle."}
+    chats = [[*TALK, answer], [*ask(picture(60, 50), "What?"), answer], [*ask(picture(90, 40), "What is it?"), answer]]
+    batch, alone = processor(chats), [processor(chat) for chat in chats]
+    logits = model(batch).logits
+    for row, one in enumerate(alone):
+        length = one.input_ids.shape[1]
+        assert torch.equal(batch.position_ids[row, -length:], one.position_ids[0])
+        torch.testing.assert_close(logits[row, -length:], model(one).logits[0], atol=5e-5, rtol=1e-4)
+    packed = pack_batch(batch, [[1, 0, 2]])
+    torch.testing.assert_close(packed_loss(model, packed), model(batch).loss, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="where positions repeat"):
+        model(packed.as_batch())
+
+
+def test_the_expert_alone_learns(trained):
+    model, processor = swap(*trained, "shuffle", "square", expert=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stage = replace(stage_named("stage-1"), steps=2, batch=2, half=False)
+    list(train(model, processor, stage, optimizer=expert_optimizer(model, 1e-3, 3e-3)))
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert all(".vision." in name or name.startswith("resampler.") for name in moved)
+    assert sum(".vision." in name for name in moved) == 4 * 7  # four layers: q, k, v, o, gate, up, down

@@ -76,6 +76,7 @@ INSIDE = {
     "scale.shards.": "test_shards.py damages its files",
     "learn.packing.packed_attention": "called by transformers, never by a user",
     "peers.connectors.": "a layer of a network; test_swap.py",
+    "peers.expert.": "layers of a network and their optimizer; test_swap.py",
     "peers.nano.load": "test_swap.py; other folders go to MiniCPMV.from_pretrained",
     "peers.shapes.": "these are the checks themselves",
     "peers.later.Resampler3D.forward": "checked as the resampler's; test_later.py",
