@@ -16,7 +16,12 @@ from .commands.common import CommandError, check_ranges
 from .inputs.checks import printable
 
 COMMANDS = [  # (name, one line of help); the first is the default
-    ("course", "Open the notebooks in JupyterLab (the default)."),
+    (
+        "course",
+        "Open your copy of the notebooks in JupyterLab (the default). "
+        "--no-browser only prints the address, --port N chooses the port.",
+    ),
+    ("reset", "Take one lesson as new, such as `reset 03`; the file that you worked in is kept beside it."),
     ("ask", "Ask a question about a picture: prints the plan, the answer and the timings."),
     (
         "train",

@@ -1,5 +1,10 @@
-"""`course`: opens the notebooks in JupyterLab."""
+"""`course`: opens your copy of the notebooks in JupyterLab.
 
+You work in copies, so that git finds its own files as they were. A copy is made once and kept, and has no outputs: you
+run the cells yourself. Where you changed nothing, a newer lesson replaces the copy.
+"""
+
+import hashlib
 import json
 import os
 import secrets
@@ -8,6 +13,9 @@ import tempfile
 from pathlib import Path
 
 from .common import ROOT, CommandError, add_number, kernel_environment, need, notebooks_folder
+
+COPIES = ROOT / "my_notebooks"  # beside notebooks/, so that every link and path in them stays true; git ignores it
+PICTURE_BYTES = 2**28  # of a picture that you show to a panel; tornado's own limit of 10 MB closes the connection
 
 
 def options(parser):
@@ -24,8 +32,14 @@ def run(args):
         raise CommandError(f"{folder} holds no notebook whose name starts with 00_")
     need("jupyterlab", "the course")
     port = free_port(args.port)
+    if changed := renew_copies(folder):
+        print(
+            f"Newer than your copy: {', '.join(changed)}. "
+            f"`python3 lab.py reset {changed[0]}` takes the new lesson and keeps your file beside it."
+        )
     token = secrets.token_hex(24)
-    url = f"http://127.0.0.1:{port}/lab/tree/notebooks/{first.name}?token={token}"
+    page = f"/lab/tree/{COPIES.name}/{first.name}"
+    url = f"http://127.0.0.1:{port}{page}?token={token}"
     print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
 
     os.environ.update(kernel_environment())
@@ -41,7 +55,9 @@ def run(args):
             "ServerApp.open_browser": not args.no_browser,
             "ServerApp.allow_root": True,  # containers run as root; the address is this machine only
             "IdentityProvider.token": token,
-            "LabApp.default_url": f"/lab/tree/notebooks/{first.name}",
+            "ServerApp.tornado_settings": {"websocket_max_message_size": PICTURE_BYTES},
+            "KernelManager.transport_encryption": "auto",  # else each kernel warns that it is not encrypted
+            "LabApp.default_url": page,
             "LabApp.app_settings_dir": settings,
             "LabApp.extension_manager": "readonly",  # the other manager asks the package index at start
             "Application.log_level": "ERROR",
@@ -50,6 +66,75 @@ def run(args):
         from jupyterlab.labapp import LabApp
 
         LabApp.launch_instance(argv=[f"--{name}={value}" for name, value in config.items()])
+
+
+# ---- the copies
+
+
+def lessons(folder):
+    """{"03": path of that lesson} of a folder of notebooks."""
+    return {path.name.partition("_")[0]: path for path in sorted(folder.glob("*_*.ipynb"))}
+
+
+def renew_copies(folder):
+    """Make the copies that are missing. Returns the lessons that have changed since you changed your copy."""
+    changed = []
+    for name, original in lessons(folder).items():
+        fresh, copy = without_outputs(original), COPIES / original.name
+        if copy.exists():
+            mine = read_notebook(copy)
+            made_from = mine and mine["metadata"].get("minicpmv_ref")
+            if made_from in (None, fresh["metadata"]["minicpmv_ref"]):
+                continue
+            if made_from != checksum(mine):
+                changed.append(name)
+                continue
+        write_copy(copy, fresh)
+    return changed
+
+
+def without_outputs(original):
+    """The notebook as a learner first sees it, with the checksum of what it was made from."""
+    notebook = read_notebook(original)
+    if notebook is None:
+        raise CommandError(f"{original} is not a notebook that can be read; `git checkout {original}` restores it")
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    notebook["metadata"]["minicpmv_ref"] = checksum(notebook)
+    return notebook
+
+
+def checksum(notebook):
+    """Of all sources: running a cell does not change it."""
+    sources = [[cell["cell_type"], "".join(cell["source"])] for cell in notebook["cells"]]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def read_notebook(path):
+    """The notebook as a dict, or None if the file holds none."""
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        checksum(notebook), notebook["metadata"].get("")
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return notebook
+
+
+def write_copy(copy, notebook):
+    """Write all or nothing: Ctrl-C leaves the old file."""
+    temporary = copy.with_name(copy.name + ".part")
+    try:
+        copy.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+        temporary.replace(copy)
+    except OSError as error:
+        raise CommandError(f"{copy} cannot be written: {error.strerror}") from error
+
+
+# ---- the port
 
 
 def free_port(wanted=None):

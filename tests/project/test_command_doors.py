@@ -14,6 +14,7 @@ from minicpmv_ref.deploy import llamacpp
 PICTURE, RECORDS = str(ROOT / "data_samples/images/shapes.png"), str(ROOT / "data_samples/records/train.json")
 SOUND = {  # a command line for each command, with OUT in place of an empty folder; None: patched below
     "course": ["course", "--no-browser", "--port", "8888"],
+    "reset": ["reset", "03"],
     "ask": ["ask", PICTURE, "What?", "--model", "nano"],
     "train": ["train", "--data", RECORDS, "--from", "nano", "--out", "OUT", "--held-out", RECORDS],
     "records": ["records", RECORDS, "--quick"],
@@ -47,7 +48,7 @@ class Reached(Exception):
 
 
 @pytest.fixture(autouse=True)
-def nothing_begins(monkeypatch):
+def nothing_begins(monkeypatch, tmp_path):
     import experiments._frame
     import minicpmv_ref.commands.test
     from minicpmv_ref import MiniCPMV
@@ -58,6 +59,8 @@ def nothing_begins(monkeypatch):
     monkeypatch.setattr(MiniCPMV, "from_pretrained", reach)
     monkeypatch.setattr(experiments._frame, "run", reach)
     monkeypatch.setattr(minicpmv_ref.commands.test, "run_parts", reach)
+    for command in ("course", "reset"):
+        monkeypatch.setattr(f"minicpmv_ref.commands.{command}.COPIES", tmp_path / "copies")
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)
 
 

@@ -1,5 +1,6 @@
 """lab.py and the command line: what they do before, during and after an installation. Nothing is downloaded."""
 
+import asyncio
 import importlib.util
 import io
 import json
@@ -20,9 +21,10 @@ import nbformat
 import pytest
 from command_options import command_parser, takes_a_value
 from places import ROOT
+from tornado.websocket import websocket_connect
 
 from minicpmv_ref.__main__ import COMMANDS, main
-from minicpmv_ref.commands import common, course
+from minicpmv_ref.commands import common, course, reset
 from minicpmv_ref.commands import test as test_command
 
 
@@ -382,6 +384,8 @@ def copy(tmp_path, monkeypatch):
     (root / "minicpmv_ref" / "model.py").touch()
     for module in (common, course, test_command):
         monkeypatch.setattr(module, "ROOT", root)
+    for module in (course, reset):
+        monkeypatch.setattr(module, "COPIES", root / "my_notebooks")
     return root
 
 
@@ -545,6 +549,104 @@ def test_course_is_the_default(monkeypatch, argv):
     assert seen == [("--no-browser" in argv, 9999 if "9999" in argv else None)]
 
 
+def lesson(path, *sources, output="1"):
+    """A notebook whose cells have run, as the originals are saved."""
+    printed = nbformat.v4.new_output("stream", text=output)
+    cells = [nbformat.v4.new_code_cell(source, execution_count=1, outputs=[printed]) for source in sources]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A lesson"), *cells]), path)
+
+
+@pytest.fixture
+def opened(copy, monkeypatch):
+    """A root with two lessons, and what `course` asks JupyterLab for."""
+    lesson(copy / "notebooks" / "00_start.ipynb", "1 + 1")
+    lesson(copy / "notebooks" / "07b_next.ipynb", "2 + 2")
+    asked = []
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", lambda argv: asked.append(argv))
+    return asked
+
+
+def sources(path):
+    return [cell.source for cell in nbformat.read(path, 4).cells]
+
+
+def test_you_work_in_copies_that_are_made_once(copy, opened, capsys):
+    mine, original = copy / "my_notebooks", copy / "notebooks"
+    before = [path.read_bytes() for path in sorted(original.iterdir())]
+    assert main([]) == 0
+    assert "/lab/tree/my_notebooks/00_start.ipynb?token=" in capsys.readouterr().out
+    assert "--LabApp.default_url=/lab/tree/my_notebooks/00_start.ipynb" in opened[0]
+    assert sorted(path.name for path in mine.iterdir()) == ["00_start.ipynb", "07b_next.ipynb"]
+    assert sources(mine / "00_start.ipynb") == sources(original / "00_start.ipynb")
+    assert all(
+        not cell.outputs and cell.execution_count is None
+        for cell in nbformat.read(mine / "00_start.ipynb", 4).cells[1:]
+    )
+
+    changed = nbformat.read(mine / "00_start.ipynb", 4)
+    changed.cells[1].source = "my answer"
+    nbformat.write(changed, mine / "00_start.ipynb")
+    kept = (mine / "00_start.ipynb").read_bytes()
+    (mine / "07b_next.ipynb").unlink()
+    assert main(["--no-browser"]) == 0
+    assert (mine / "00_start.ipynb").read_bytes() == kept and (mine / "07b_next.ipynb").exists()
+    assert "Newer" not in capsys.readouterr().out
+    assert before == [path.read_bytes() for path in sorted(original.iterdir())]
+
+
+def test_a_newer_lesson_replaces_only_what_you_did_not_change(copy, opened, capsys):
+    mine, original = copy / "my_notebooks", copy / "notebooks"
+    main([])
+    for name, source in (("00_start", "my answer"), ("07b_next", "2 + 2")):  # the second was only run
+        notebook = nbformat.read(mine / f"{name}.ipynb", 4)
+        notebook.cells[1].update(source=source, execution_count=3, outputs=[nbformat.v4.new_output("stream", text="4")])
+        nbformat.write(notebook, mine / f"{name}.ipynb")
+    lesson(original / "00_start.ipynb", "1 + 1", output="other outputs are no change")
+    capsys.readouterr()
+    main([])
+    assert "Newer" not in capsys.readouterr().out
+    for name in ("00_start", "07b_next"):
+        lesson(original / f"{name}.ipynb", "3 + 3")
+    main([])
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "Newer than your copy: 00. `python3 lab.py reset 00` takes the new lesson and keeps your file beside it."
+    )
+    assert sources(mine / "00_start.ipynb")[1] == "my answer"
+    assert sources(mine / "07b_next.ipynb")[1] == "3 + 3"
+
+
+def test_reset_keeps_every_old_file(copy, opened, capsys):
+    mine = copy / "my_notebooks"
+    assert main(["reset", "00"]) == 0  # before any `course`, too
+    for number in (1, 2):
+        (mine / "00_start.ipynb").write_text(f"attempt {number}")  # what JupyterLab cannot open, either
+        assert main(["reset", "00"]) == 0
+        assert f"Your file is now my_notebooks/00_start.old{number}.ipynb." in capsys.readouterr().out
+    assert [(mine / f"00_start.old{number}.ipynb").read_text() for number in (1, 2)] == ["attempt 1", "attempt 2"]
+    assert sources(mine / "00_start.ipynb")[1] == "1 + 1"
+    for wrong in ("7b", "00_start", "../notebooks/00"):
+        assert main(["reset", wrong]) == 1
+        assert "choose one of 00, 07b" in capsys.readouterr().err
+
+
+def test_what_cannot_be_copied_is_one_clear_error(copy, opened, capsys):
+    (copy / "my_notebooks").write_text("a file, not a folder")
+    assert main([]) == 1
+    assert "my_notebooks" in capsys.readouterr().err
+    (copy / "my_notebooks").unlink()
+    conflict = (copy / "notebooks" / "00_start.ipynb").read_text().replace("{", "<<<<<<< HEAD\n{", 1)
+    (copy / "notebooks" / "00_start.ipynb").write_text(conflict)
+    assert main([]) == 1
+    assert "00_start.ipynb is not a notebook that can be read" in capsys.readouterr().err
+
+
+def test_links_and_paths_of_a_copy_lead_where_those_of_the_lesson_do():
+    assert course.COPIES.parent == common.notebooks_folder().parent
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"{course.COPIES}/x"], cwd=ROOT)
+    assert ignored.returncode in (0, 128), "git must not see the copies"  # 128: no repository here
+
+
 @pytest.fixture
 def parts(copy, monkeypatch):
     """The parts that `test` would run, in a copy with two notebooks."""
@@ -601,8 +703,44 @@ def test_every_part_runs_and_the_summary_counts(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.endswith("all passed\n")
 
 
+async def printed_by_a_kernel(base, token, code, padding):
+    """What a kernel in my_notebooks prints, asked in a message with so many bytes of padding."""
+    body = json.dumps(
+        {"path": "my_notebooks/00_start.ipynb", "kernel": {"name": "python3"}, "type": "notebook", "name": ""}
+    )
+    session = urllib.request.Request(f"{base}/api/sessions?token={token}", body.encode(), method="POST")
+    with urllib.request.urlopen(session, timeout=60) as answer:
+        kernel = json.load(answer)["kernel"]["id"]
+    address = f"{base.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={token}"
+    socket = await websocket_connect(address, max_message_size=2**28)
+    header = {"msg_id": "1", "msg_type": "execute_request", "session": "1", "username": "", "version": "5.3"}
+    content = {"code": code, "silent": False, "allow_stdin": False}
+    await socket.write_message(
+        json.dumps(
+            {
+                "channel": "shell",
+                "header": header,
+                "parent_header": {},
+                "metadata": {"x": "x" * padding},
+                "content": content,
+            }
+        )
+    )
+    text = None
+    while text is None and (message := await asyncio.wait_for(socket.read_message(), 60)) is not None:
+        message = json.loads(message)
+        if message["header"]["msg_type"] == "stream":
+            text = message["content"]["text"]
+    end = urllib.request.Request(f"{base}/api/kernels/{kernel}?token={token}", method="DELETE")
+    urllib.request.urlopen(end, timeout=60).close()
+    return text
+
+
 def test_the_course_server(tmp_path):
-    """The real thing: it starts from any folder, answers with the token only, and stops on Ctrl-C."""
+    """The real thing: it starts from any folder, answers with the token only, and stops on Ctrl-C.
+
+    A kernel works in the folder of the copies, takes a picture of 11 MB, and writes nothing into the terminal.
+    """
     root = tmp_path / "a copy"
     shutil.copytree(ROOT / "minicpmv_ref", root / "minicpmv_ref", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "notebooks").mkdir()
@@ -623,7 +761,7 @@ def test_the_course_server(tmp_path):
         assert process.stdout.readline() == "The course is at\n"
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:")
-        assert "/lab/tree/notebooks/00_start.ipynb?token=" in url
+        assert "/lab/tree/my_notebooks/00_start.ipynb?token=" in url
         page, token = url.split("?token=")
         base = page.split("/lab/")[0]
         for _ in range(300):
@@ -639,10 +777,13 @@ def test_the_course_server(tmp_path):
             assert json.load(answer)["schema"]["properties"]["fetchNews"]["default"] == "false"
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{base}/api/contents?token=wrong", timeout=60)
+        code = "import sys; sys.path.insert(0, '..'); import minicpmv_ref, os; print(minicpmv_ref.__file__)"
+        printed = asyncio.run(printed_by_a_kernel(base, token, code, padding=11_000_000)).strip()
+        assert Path(printed) == root / "my_notebooks" / ".." / "minicpmv_ref" / "__init__.py"
     finally:
         # A job in a shell's background ignores Ctrl-C, and so do its children.
         deaf = os.name != "posix" or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         process.send_signal(signal.SIGTERM if deaf else signal.SIGINT)
         rest = process.communicate(timeout=60)[0]
         alarm.cancel()
-    assert "Traceback" not in rest
+    assert rest.strip() == ""

@@ -11,7 +11,8 @@ from places import ROOT
 
 MAX_FILE = 9_000_000  # bytes: nano in bfloat16 is the largest
 MAX_TREE = 60_000_000
-NOT_OURS = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "runs", "build"}
+NOT_OURS = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
+NOT_OURS |= {"my_notebooks", "runs", "build"}
 
 # Folders of somebody's machine. Written in pieces, or this file would report itself.
 MACHINE_PATH = re.compile(

@@ -1,0 +1,30 @@
+"""`reset`: one lesson as it was before you worked on it."""
+
+from .common import CommandError, notebooks_folder, say
+from .course import COPIES, lessons, without_outputs, write_copy
+
+
+def options(parser):
+    parser.add_argument("lesson", metavar="LESSON", help="its number, such as 03 or 07b")
+
+
+def run(args):
+    originals = lessons(notebooks_folder())
+    if args.lesson not in originals:
+        raise CommandError(f"there is no lesson {args.lesson!r:.40}: choose one of {', '.join(originals)}")
+    original = originals[args.lesson]
+    fresh, copy = without_outputs(original), COPIES / original.name
+    if copy.exists():
+        number = 1
+        while (kept := copy.with_name(f"{copy.stem}.old{number}.ipynb")).exists():
+            number += 1
+        try:
+            copy.rename(kept)
+        except OSError as error:
+            raise CommandError(f"{copy} cannot be renamed: {error.strerror}") from error
+        say(f"Your file is now {COPIES.name}/{kept.name}.")
+    write_copy(copy, fresh)
+    say(
+        f"{COPIES.name}/{copy.name} is as new. Where it is open in JupyterLab: File > Reload Notebook from Disk, then "
+        "Kernel > Restart Kernel."
+    )
