@@ -727,10 +727,12 @@ async def printed_by_a_kernel(base, token, code, padding):
         )
     )
     text = None
-    while text is None and (message := await asyncio.wait_for(socket.read_message(), 60)) is not None:
+    while (message := await asyncio.wait_for(socket.read_message(), 60)) is not None:
         message = json.loads(message)
         if message["header"]["msg_type"] == "stream":
             text = message["content"]["text"]
+        if message["content"].get("execution_state") == "idle" and message["parent_header"].get("msg_id") == "1":
+            break
     end = urllib.request.Request(f"{base}/api/kernels/{kernel}?token={token}", method="DELETE")
     urllib.request.urlopen(end, timeout=60).close()
     return text
