@@ -1,7 +1,8 @@
 """Sets up minicpmv-ref and starts it: `python3 lab.py` opens the course, `python3 lab.py --help` lists the rest.
 
 This file needs nothing but Python. It makes `.venv` beside itself, installs the pinned packages once, and
-hands your words to `python -m minicpmv_ref`. To start from scratch, delete `.venv`.
+hands your words to `python -m minicpmv_ref`. To start from scratch, delete `.venv`. Without internet, it installs from
+a folder that `python3 lab.py bundle FOLDER` wrote: from the one that it lies in, or `python3 lab.py --bundle FOLDER`.
 """
 
 import sys
@@ -35,6 +36,7 @@ UNFINISHED = "unfinished"
 ADVICE = [  # (what pip's output contains, what to do about it); the first match wins
     ("no space left", "The disk is full. The packages need about 2 GB (several GB with CUDA)."),
     ("winerror 206", "A file name got too long for Windows. Move this folder to a shorter path."),
+    ("--no-index", "This bundle was made for another version of the course. Use the lab.py inside of it."),
     ("permission denied", "A file could not be written. Check who owns this folder."),
     ("requires-python", f"A package refuses this Python {platform.python_version()}. Try a newer one, up to 3.14."),
     ("connection", "The package index could not be reached. Check the network or set HTTPS_PROXY."),
@@ -53,10 +55,11 @@ class SetupError(Exception):
 def main(argv):
     try:
         # Help must not cost an installation. Whatever follows `--` belongs to another program.
+        bundle, argv = find_bundle(argv)
         own_words = argv[: argv.index("--")] if "--" in argv else argv
         if "-h" in own_words or "--help" in own_words:
             return hand_over(sys.executable, argv)
-        return hand_over(ready_python(), argv)
+        return hand_over(ready_python(bundle), argv)
     except SetupError as error:
         print(f"\nlab.py: {error}", file=sys.stderr)
         return 1
@@ -85,8 +88,8 @@ def hand_over(python, argv):
 # ---- the environment
 
 
-def ready_python():
-    """Path of the environment's Python, after installing what is missing."""
+def ready_python(bundle=None):
+    """Path of the environment's Python, after installing what is missing, from a bundle's folder if there is one."""
     python = venv_python()
     if read_stamp() == stamp_key() and python.exists():
         return python
@@ -94,10 +97,12 @@ def ready_python():
         stamp = read_stamp()  # again: somebody else may just have installed everything
         if stamp == stamp_key() and python.exists():
             return python
+        if bundle:
+            check_bundle(bundle)
         if stamp == UNFINISHED or not usable(python):
             make_venv()
         STAMP.write_text(UNFINISHED, encoding="utf-8")
-        install(python)
+        install(python, bundle)
         temporary = STAMP.with_suffix(".part")
         temporary.write_text(stamp_key(), encoding="utf-8")
         temporary.replace(STAMP)
@@ -188,11 +193,13 @@ def make_venv():
         raise SetupError(f"`python -m venv` failed:\n{(result.stdout + result.stderr).strip()}\n{GENERAL_ADVICE}")
 
 
-def install(python):
+def install(python, bundle=None):
     print("Installing the packages. This happens once and takes a few minutes.", flush=True)
     # -I: pip must not see packages of the surrounding shell through PYTHONPATH.
     command = [str(python), "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     command += ["--requirement", str(REQUIREMENTS), "--constraint", str(CONSTRAINTS)]
+    if bundle:
+        command += ["--no-index", "--find-links", str(bundle / "wheels")]
     code, lines = run_calmly(command)
     if code:
         text = "\n".join(lines).lower()
@@ -202,6 +209,44 @@ def install(python):
             + "\n".join(f"    {line}" for line in lines[-12:])
             + f"\n\n{advice}\nThen run the same command again."
         )
+
+
+# ---- without internet
+
+
+def find_bundle(argv):
+    """(the folder to install from or None, the other words). `--bundle FOLDER` comes before all other words."""
+    first = argv[0] if argv else ""
+    if first == "--bundle" and len(argv) == 1:
+        raise SetupError("--bundle needs the folder that `python3 lab.py bundle FOLDER` wrote.")
+    if first == "--bundle" or first.startswith("--bundle="):
+        folder = Path(first[9:] if "=" in first else argv[1]).resolve()
+        if not (folder / "wheels" / "systems.txt").is_file():
+            raise SetupError(f"{folder} is no bundle: it has no file wheels/systems.txt.")
+        return folder, argv[1 if "=" in first else 2 :]
+    return (ROOT if (ROOT / "wheels" / "systems.txt").is_file() else None), argv
+
+
+def check_bundle(bundle):
+    """Refuse a bundle for other systems, and one that was damaged on its way."""
+    names = {("Linux", "x86_64"): "linux", ("Windows", "AMD64"): "windows", ("Darwin", "arm64"): "macos"}
+    here = platform.system(), platform.machine()
+    here = f"{names.get(here, ' '.join(here))} {python_version()}"
+    fits = (bundle / "wheels" / "systems.txt").read_text(encoding="utf-8").splitlines()
+    if here not in fits:
+        raise SetupError(
+            f"this bundle is for {', '.join(fits)}, and this is {here}.\nAsk for one, or install from the net."
+        )
+    print("Checking the packages of the bundle ...", flush=True)
+    for line in (bundle / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        checksum, name = line.split("  ", 1)
+        if name.startswith("wheels/"):
+            try:
+                found = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
+            except OSError:
+                found = None
+            if found != checksum:
+                raise SetupError(f"{bundle / name} is missing or damaged. Copy the bundle again.")
 
 
 def run_calmly(command):

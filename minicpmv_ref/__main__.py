@@ -22,6 +22,8 @@ COMMANDS = [  # (name, one line of help); the first is the default
         "--no-browser only prints the address, --port N chooses the port.",
     ),
     ("reset", "Take one lesson as new, such as `reset 03`; the file that you worked in is kept beside it."),
+    ("check", "Check this machine in half a minute, and say what to do: for the day before a course."),
+    ("bundle", "Write a folder with the course and all packages, for a room without internet."),
     ("ask", "Ask a question about a picture: prints the plan, the answer and the timings."),
     (
         "train",

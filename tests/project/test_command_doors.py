@@ -15,6 +15,8 @@ PICTURE, RECORDS = str(ROOT / "data_samples/images/shapes.png"), str(ROOT / "dat
 SOUND = {  # a command line for each command, with OUT in place of an empty folder; None: patched below
     "course": ["course", "--no-browser", "--port", "8888"],
     "reset": ["reset", "03"],
+    "check": ["check"],
+    "bundle": ["bundle", "OUT"],
     "ask": ["ask", PICTURE, "What?", "--model", "nano"],
     "train": ["train", "--data", RECORDS, "--from", "nano", "--out", "OUT", "--held-out", RECORDS],
     "records": ["records", RECORDS, "--quick"],
@@ -50,6 +52,7 @@ class Reached(Exception):
 @pytest.fixture(autouse=True)
 def nothing_begins(monkeypatch, tmp_path):
     import experiments._frame
+    import minicpmv_ref.commands.bundle
     import minicpmv_ref.commands.test
     from minicpmv_ref import MiniCPMV
 
@@ -58,6 +61,7 @@ def nothing_begins(monkeypatch, tmp_path):
 
     monkeypatch.setattr(MiniCPMV, "from_pretrained", reach)
     monkeypatch.setattr(experiments._frame, "run", reach)
+    monkeypatch.setattr(minicpmv_ref.commands.bundle, "look_up", reach)
     monkeypatch.setattr(minicpmv_ref.commands.test, "run_parts", reach)
     for command in ("course", "reset"):
         monkeypatch.setattr(f"minicpmv_ref.commands.{command}.COPIES", tmp_path / "copies")

@@ -61,7 +61,7 @@ def steps(lab, monkeypatch):
         lab.STAMP.write_text(lab.UNFINISHED)
 
     monkeypatch.setattr(lab, "make_venv", make)
-    monkeypatch.setattr(lab, "install", lambda python: done.append("install"))
+    monkeypatch.setattr(lab, "install", lambda python, bundle: done.append("install"))
     monkeypatch.setattr(lab, "usable", lambda python: python.exists())
     return done
 
@@ -94,7 +94,7 @@ def test_the_key_depends_on_each_part(lab, monkeypatch):
 
 
 def test_an_interrupted_installation_is_done_again_from_the_start(lab, steps, monkeypatch):
-    def interrupted(python):
+    def interrupted(python, bundle):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -282,7 +282,7 @@ def test_a_killed_command_has_the_exit_code_of_the_shell(lab, fake_package):
 def test_help_needs_no_installation(lab, monkeypatch):
     seen = []
     monkeypatch.setattr(lab, "hand_over", lambda python, argv: seen.append((python, argv)) or 0)
-    monkeypatch.setattr(lab, "ready_python", lambda: "the environment")
+    monkeypatch.setattr(lab, "ready_python", lambda bundle: "the environment")
     for argv in (["--help"], ["-h"], ["test", "--help"], ["test", "--", "--help"], []):
         assert lab.main(argv) == 0
     here = sys.executable

@@ -12,7 +12,7 @@ from places import ROOT
 MAX_FILE = 9_000_000  # bytes: nano in bfloat16 is the largest
 MAX_TREE = 60_000_000
 NOT_OURS = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
-NOT_OURS |= {"my_notebooks", "runs", "build"}
+NOT_OURS |= {"my_notebooks", "runs", "build", "wheels"}
 
 # Folders of somebody's machine. Written in pieces, or this file would report itself.
 MACHINE_PATH = re.compile(
@@ -95,8 +95,10 @@ def test_no_file_runs_code_from_a_checkpoint(path):
 def pins(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     lines = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), f"only exact pins in {name}, no addresses"
-    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines}
+    pin = re.compile(r"([\w.-]+)==([\w.]+)(?:; sys_platform == \"\w+\")?")
+    found = [pin.fullmatch(line) for line in lines]
+    assert all(found), f"only exact pins in {name}, no addresses"
+    return {re.sub(r"[-_.]+", "-", each[1]).lower(): each[2] for each in found}
 
 
 def test_pins_agree():
