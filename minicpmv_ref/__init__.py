@@ -18,6 +18,8 @@ _HOME = {
     "deploy.fold": "fold",
     "prompt": "image_layout image_bounds",
     "inputs.pictures": "load_image",
+    "inputs.clips": "load_clip",
+    "inputs.boxes": "parse_boxes",
     "processor": "Batch Processor",
     "model": "MiniCPMV",
 }

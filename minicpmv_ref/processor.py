@@ -1,7 +1,7 @@
 """From a conversation with pictures to tensors: slicing, normalizing, laying out, tokenizing, padding.
 
 Implements the released processors of 2.0, 2.5 and 2.6 behind one call, single or batched, for inference and training.
-Left out: audio, and video files (a video is a list of frames here).
+Left out: audio. A video is a list of frames here (`load_clip` reads files).
 S samples in the batch, T tokens, views of a sample in the order of its text: overview, then slices, image by image.
 """
 

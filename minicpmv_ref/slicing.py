@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from .config import SliceConfig
-from .inputs.checks import LIMITS, WrongType, check_int, check_type, shown
+from .inputs.checks import LIMITS, check_int, check_size, check_type
 from .inputs.pictures import check_sides, to_rgb
 
 Size = tuple[int, int]  # (width, height) in pixels
@@ -279,20 +279,6 @@ def check_plan(plan: SlicePlan) -> None:
             f"{LIMITS['picture_pixels']:,} and {LIMITS['picture_patches']:,} are computed; a smaller max_slice_nums or "
             "scale_resolution makes them fewer"
         )
-
-
-def check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
-    """Two integers of at least 1 as ints; `what` and `order` name them in the message."""
-    try:
-        sides = size if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
-        first, second = (check_int(what, side, -math.inf, math.inf) for side in sides)
-    except (TypeError, ValueError):  # a single numpy number has __array__, too, and cannot be unpacked
-        raise WrongType(f"{what} must be two integers {order}, got {shown(size)}") from None
-    if first < 1 or second < 1:
-        raise ValueError(f"{what} {order} must be at least 1 on both sides, got {shown(size)}")
-    if max(first, second) > 2**31:
-        raise ValueError(f"{what} {order} must be at most 2^31 on both sides, got {shown(size)}")
-    return first, second
 
 
 def _factor_pairs(n: int) -> list[Grid]:

@@ -17,6 +17,9 @@ LIMITS = {
     "records": 100_000_000,  # an epoch's order is a list of them: 4 GB
     "records_bytes": 2 * 2**30,  # LLaVA's 665,000 records have 1 GB; in memory they take some five times as much
     "picture_bytes": 2**30,  # a picture file; 100 megapixels without any compression have 0.3 GB
+    "clip_bytes": 2**36,  # a video file, read from the disk in parts; an hour in full HD has 3 GB
+    "clip_pixels": 2**29,  # of the frames of a clip that are kept: 64 of 3840 x 2160, 1.6 GB
+    "decoded_pixels": 2**40,  # of all its frames, which are decoded one after the other: 4 hours in full HD
     "shard_bytes": 4 * 2**30,  # a tar of records, held in memory while it is read; usual ones have 1 GB
     "lost_records": 10_000,  # that an index of shards may name beyond what their bytes can hold: shards are cut off
     "token_characters": 512,  # characters of one token: the longest of the published tokenizers is 128 spaces
@@ -188,6 +191,20 @@ def check_list(name: str, value, *kinds: type, what: str | None = None, empty: b
     for number, item in enumerate(value if kinds else ()):
         check_type(f"{name}[{number}]", item, *kinds, what=what)
     return list(value)
+
+
+def check_size(size, what: str = "size", order: str = "(width, height)") -> tuple[int, int]:
+    """Two integers of at least 1 as ints; `what` and `order` name them in the message."""
+    try:
+        sides = size if isinstance(size, list | tuple) or hasattr(size, "__array__") else ()
+        first, second = (check_int(what, side, -math.inf, math.inf) for side in sides)
+    except (TypeError, ValueError):  # a single numpy number has __array__, too, and cannot be unpacked
+        raise WrongType(f"{what} must be two integers {order}, got {shown(size)}") from None
+    if first < 1 or second < 1:
+        raise ValueError(f"{what} {order} must be at least 1 on both sides, got {shown(size)}")
+    if max(first, second) > 2**31:
+        raise ValueError(f"{what} {order} must be at most 2^31 on both sides, got {shown(size)}")
+    return first, second
 
 
 def shown(value, most: int = 80) -> str:

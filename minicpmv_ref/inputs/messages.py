@@ -1,6 +1,6 @@
 """What users write: a conversation comes in, lists of text, pictures and videos go on to `processor`.
 
-Left out: audio, tool calls, and video files (a video is a list of frames here).
+Left out: audio and tool calls. A video is a list of frames, as `load_clip` gives them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ TURNS = (
 )
 RESERVED = (*MARKERS, SLOT, *TURNS)
 MAX_FRAMES = 64  # of one video
-PICTURE = re.compile(r"(https?:|file:)\S+|data:image/\S+|\S+\.(png|jpe?g|webp|gif|bmp|tiff?|ppm|heic|avif)", re.I)
+PICTURE = re.compile(
+    r"(https?:|file:)\S+|data:image/\S+|\S+\.(png|jpe?g|webp|gif|bmp|tiff?|ppm|heic|avif|mp4|mov|webm|mkv|avi)", re.I
+)
 
 
 def check_messages(messages, version: str) -> list[dict]:
@@ -91,25 +93,26 @@ def _part(part, number: int):
         if surplus or not isinstance(value, {"text": str, "image": Image.Image}.get(kind, ())):
             raise WrongType(
                 f'message {number}: a dict in a content is {{"type": "text", "text": "..."}} or {{"type": "image", '
-                f'"image": a PIL image}} (load_image opens files; a video is a list of PIL images), got {shown(part)}'
+                f'"image": a PIL image}} (load_image opens files; a video is a list of PIL images: load_clip), '
+                f"got {shown(part)}"
             )
         return value
     if isinstance(part, str):
         if PICTURE.fullmatch(part.strip()) or (PICTURE.fullmatch(part.replace(" ", "")) and os.path.isfile(part)):
             warnings.warn(
                 f"message {number}: {shown(part)} is read as text, no picture is opened: give load_image(path) "
-                'instead, or {"type": "text", "text": ...} if you mean the text',
+                'or load_clip(path) instead, or {"type": "text", "text": ...} if you mean the text',
                 stacklevel=2,
             )
         return part
     if isinstance(part, list | tuple):
         if not part or not all(isinstance(frame, Image.Image) for frame in part):
-            raise WrongType(f"message {number}: a video must be a list of at least one PIL image")
+            raise WrongType(f"message {number}: a video must be a list of at least one PIL image, as load_clip gives")
         return sample_frames(part)
     if not isinstance(part, Image.Image):
         raise WrongType(
             f"message {number}: {type(part).__name__} is neither text, a PIL image nor a list of frames "
-            "(load_image opens files)"
+            "(load_image and load_clip open files)"
         )
     return part
 

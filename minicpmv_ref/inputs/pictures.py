@@ -2,7 +2,7 @@
 
 Pillow chooses the decoder by the first bytes of a file, whatever its name, and some decoders hand the file to another
 program (EPS: Ghostscript). So only the formats below are decoded, also when the caller has opened the file already.
-Left out: videos, drawings (SVG, PDF), color profiles.
+Left out: drawings (SVG, PDF), color profiles. `clips.py` reads what moves.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from .files import plain_file
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "HEIF")  # HEIF: where a plugin is loaded
 SIBLINGS = ("MPO", "DIB")  # what Pillow calls a JPEG with several pictures, as phones write, and a BMP of a clipboard
 
+VIDEO = rb"....ftyp(?!avi|hei|hev|mif1|msf1)|\x1aE\xdf\xa3|RIFF....AVI "  # MP4 and MOV, WebM and MKV, AVI
 HINTS = {  # what the first bytes of other files look like, and what helps
     rb"....ftyp(hei|hev|mif1|msf1)": "a HEIC picture: install pillow-heif, call pillow_heif.register_heif_opener()",
-    rb"....ftyp(?!avi)|\x1aE\xdf\xa3|RIFF....AVI ": "a video: pass a list of its frames as PIL images",
+    VIDEO: "a video: load_clip gives a list of its frames",
     rb"%!PS|\xc5\xd0\xd3\xc6": "PostScript, a program that draws: save it as PNG",
     rb"%PDF": "a PDF: save its pages as PNG",
     rb"\s*<(!doctype html|html)": "a web page, perhaps of a download that failed",
@@ -60,13 +61,13 @@ def load_image(source) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _upright(source, "the picture")
-    with _opened(source) as (image, name):
+    with opened(*file_of(source)) as (image, name):
         return _upright(image, name)
 
 
 def picture_size(source) -> tuple[int, int]:
     """Read only a file's header: (width, height), not turned by EXIF (in a TIFF: turned). Errors as `load_image`."""
-    with _opened(source) as (image, _):
+    with opened(*file_of(source)) as (image, _):
         return check_sides(image.size)
 
 
@@ -115,9 +116,8 @@ def check_sides(size: tuple[int, int]) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(source) -> Iterator[tuple[Image.Image, str]]:
+def opened(file: str | io.BytesIO, name: str) -> Iterator[tuple[Image.Image, str]]:
     """A file's picture, not decoded yet, and its name; what goes wrong with it is one ValueError."""
-    file, name = _file(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -145,8 +145,8 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name != "HEIF" or name in Image.OPEN]
 
 
-def _file(source) -> tuple[str | io.BytesIO, str]:
-    """What Pillow opens, and its name for messages."""
+def file_of(source, most: int | None = None) -> tuple[str | io.BytesIO, str]:
+    """What Pillow opens, and its name for messages. `most`: bytes of a path's file, if not a picture's."""
     if hasattr(source, "read") and not isinstance(source, type):
         name = getattr(source, "name", None)
         return _read(source), printable(str(name)) if isinstance(name, str | os.PathLike) else "the file"
@@ -161,7 +161,7 @@ def _file(source) -> tuple[str | io.BytesIO, str]:
     if not sound:
         raise ValueError(f"source must be the path of an image, got {shown(path)}")
     with suppress(FileNotFoundError, IsADirectoryError):  # the system's own errors follow
-        plain_file(path, LIMITS["picture_bytes"])
+        plain_file(path, most or LIMITS["picture_bytes"])
     return path, printable(path)
 
 
@@ -186,13 +186,16 @@ def _read(file) -> io.BytesIO:
     return io.BytesIO(b"".join(parts))
 
 
+def first_bytes(file: str | io.BytesIO) -> bytes:
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()[:512]
+    with open(file, "rb") as opened_file:
+        return opened_file.read(512)
+
+
 def _what(file: str | io.BytesIO) -> str:
     """What a file is that Pillow does not know, as far as its first bytes say."""
-    if isinstance(file, str):
-        with open(file, "rb") as opened:
-            head = opened.read(512)
-    else:
-        head = file.getvalue()[:512]
+    head = first_bytes(file)
     for pattern, hint in HINTS.items():
         if re.match(pattern, head.removeprefix(b"\xef\xbb\xbf"), re.S | re.I):
             return f"it is {hint}"

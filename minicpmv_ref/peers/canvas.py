@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..inputs.checks import check_int, check_list, check_type, shown
-from ..slicing import check_size
+from ..inputs.checks import check_int, check_list, check_size, check_type, shown
 
 
 class Markers(NamedTuple):

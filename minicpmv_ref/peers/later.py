@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..inputs.checks import check_int, check_list, shown
+from ..inputs.checks import check_int, check_list, check_size, shown
 from ..resampler import Resampler, check_features
-from ..slicing import check_size
 
 TIMES = 72_000  # rows of the released table of times: two hours in steps of 0.1 s
 

@@ -15,9 +15,8 @@ from einops import rearrange
 from PIL import Image
 from torch import nn
 
-from ..inputs.checks import check_int, shown
+from ..inputs.checks import check_int, check_size, shown
 from ..inputs.pictures import to_rgb
-from ..slicing import check_size
 from .shapes import check_tensor
 from .sizes import best_resolution, cap_grid, fit_inside, unpad
 

@@ -23,8 +23,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ..config import SliceConfig
-from ..inputs.checks import LIMITS, check_choice, check_int, check_list, shown
-from ..slicing import Grid, Size, check_size, plan_slices
+from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_size, shown
+from ..slicing import Grid, Size, plan_slices
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original picture
 

@@ -609,7 +609,7 @@ TEXT = png_header(4, 4)[:33] + b"".join(
 HELP = [
     (b"\0\0\0\x18ftypheix" + bytes(99), "a HEIC picture: install pillow-heif"),
     (b"\0\0\0\x18ftypmif1" + bytes(99), "a HEIC picture: install pillow-heif"),
-    (b"\0\0\0\x20ftypisom" + bytes(99), "a video: pass a list of its frames as PIL images"),
+    (b"\0\0\0\x20ftypisom" + bytes(99), "a video: load_clip gives a list of its frames"),
     (b"\0\0\0\x14ftypqt  " + bytes(99), "a video"),
     (b"\x1aE\xdf\xa3" + bytes(99), "a video"),
     (b"RIFF\0\0\0\0AVI LIST" + bytes(99), "a video"),

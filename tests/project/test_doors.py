@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import torch
 from doors import Door, knock
+from places import ROOT
 from tiny import ask, picture, tiny_config, tiny_model, tiny_processor
 
 import minicpmv_ref
 from minicpmv_ref import ResamplerConfig, SliceConfig, VisionConfig, config, counts, fold, plan_slices, v2_6
 from minicpmv_ref.deploy import gguf, kquant, memory
+from minicpmv_ref.inputs.boxes import parse_boxes
+from minicpmv_ref.inputs.clips import load_clip
 from minicpmv_ref.inputs.messages import reserved_in, reserved_tokens
 from minicpmv_ref.inputs.pictures import load_image, to_rgb
 from minicpmv_ref.inputs.tokenizer import marker_ids
@@ -36,6 +39,7 @@ from minicpmv_ref.scale.finetune import in_order, sample_at
 from minicpmv_ref.scale.records import Record
 from minicpmv_ref.toy import claims, data
 
+IMAGES = ROOT / "data_samples" / "images"
 ROUNDS = 60  # odd calls of each door in the usual run
 
 # Functions with `Raises` that are no doors, by the beginning of their names, and why.
@@ -164,6 +168,17 @@ DOORS = {
         lambda: {"image": picture(130, 90), "cfg": SliceConfig(56)},
         lambda views, **_: all(view.mode == "RGB" for view in views),
         words="size picture",
+    ),
+    "inputs.boxes.parse_boxes": Door(
+        parse_boxes,
+        lambda: {"answer": "<ref>cup</ref><box>1 2 3 4</box>", "size": (640, 480)},
+        lambda made, **_: all(left <= right and top <= bottom for _, (left, top, right, bottom) in made),
+    ),
+    "inputs.clips.load_clip": Door(
+        load_clip,
+        lambda: {"source": IMAGES / "cat.jpg", "frames": None},
+        lambda made, **_: all(image.mode == "RGB" for image in made),
+        words="image picture file",
     ),
     "inputs.pictures.load_image": Door(
         load_image, lambda: {"source": picture(4, 3)}, lambda made, **_: made.mode == "RGB", "image picture file"
