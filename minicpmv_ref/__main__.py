@@ -24,6 +24,7 @@ COMMANDS = [  # (name, one line of help); the first is the default
     ("reset", "Take one lesson as new, such as `reset 03`; the file that you worked in is kept beside it."),
     ("check", "Check this machine in half a minute, and say what to do: for the day before a course."),
     ("bundle", "Write a folder with the course and all packages, for a room without internet."),
+    ("progress", "Show which exercises you solved; with --collect FILE, those of a class from the codes that it sent."),
     ("ask", "Ask a question about a picture: prints the plan, the answer and the timings."),
     (
         "train",

@@ -4,6 +4,7 @@
     draw/      pure drawing functions; they need no Jupyter
     panels/    the panels of the lessons
     check/     one checker per exercise
+    progress.py   completion codes of solved exercises
 
 draw, panels and check have one file for each lesson. Only notebooks and tests import this package.
 """

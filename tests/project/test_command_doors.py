@@ -17,6 +17,7 @@ SOUND = {  # a command line for each command, with OUT in place of an empty fold
     "reset": ["reset", "03"],
     "check": ["check"],
     "bundle": ["bundle", "OUT"],
+    "progress": ["progress", "--name", "Ada"],
     "ask": ["ask", PICTURE, "What?", "--model", "nano"],
     "train": ["train", "--data", RECORDS, "--from", "nano", "--out", "OUT", "--held-out", RECORDS],
     "records": ["records", RECORDS, "--quick"],
@@ -63,6 +64,7 @@ def nothing_begins(monkeypatch, tmp_path):
     monkeypatch.setattr(experiments._frame, "run", reach)
     monkeypatch.setattr(minicpmv_ref.commands.bundle, "look_up", reach)
     monkeypatch.setattr(minicpmv_ref.commands.test, "run_parts", reach)
+    monkeypatch.setattr("minicpmv_ref.course.progress.FILE", tmp_path / "copies" / "progress.json")
     for command in ("course", "reset"):
         monkeypatch.setattr(f"minicpmv_ref.commands.{command}.COPIES", tmp_path / "copies")
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)

@@ -7,25 +7,31 @@ With a guess, the prints stand above the picture as in any other cell.
 
 import io
 import sys
+from collections import Counter
 from html import escape
 
+from ..progress import guessed
 from .canvas import BLUE, GRAY, ORANGE, WIDTH, Canvas, text_width
 
 CALL = "draw.guess("  # a cell with this text holds its prints back
 BAR = 40  # characters of the longest bar in text
+MOST_GUESSES = 10  # bars of different numbers that a class guessed
 
 
 def guess(yours, truth, title: str = ""):
     """Ask for a number and show it beside the truth.
 
     Args:
-        yours: None (no guess yet), a number, or {label: number} with some of the truth's labels.
+        yours: None (no guess yet), a number, or {label: number} with some of the truth's labels; where the truth is
+            one number, a list of numbers: what a whole class guessed.
         truth: a number, or {label: number}.
         title: the question.
 
     Returns:
         A Canvas with bars of your guess and of the truth; without any guess an `Unanswered`, which folds the truth.
     """
+    if isinstance(yours, (list, tuple)):
+        return _class_guess(yours, truth, title)
     truth = truth if isinstance(truth, dict) else {"": truth}
     yours = yours if isinstance(yours, dict) else dict.fromkeys(truth, yours)
     for value in yours.values():
@@ -36,7 +42,33 @@ def guess(yours, truth, title: str = ""):
         return Unanswered(truth, title)
     if isinstance(sys.stdout, _Held):
         sys.stdout.let_go()
+    for label, value in known.items():
+        guessed(f"{title}: {label}" if label else title, value, truth[label])
     return _draw_guess(known, truth, title)
+
+
+def _class_guess(yours, truth, title):
+    """A bar for each number that somebody guessed, and for the truth."""
+    if isinstance(truth, dict):
+        raise ValueError("a list of guesses needs a truth that is one number")
+    if not yours or not all(isinstance(value, (int, float)) for value in yours):
+        raise ValueError(f"the guesses of a class must be numbers, got {yours!r:.100}")
+    if isinstance(sys.stdout, _Held):
+        sys.stdout.let_go()
+    counts = Counter(f"{value:g}" for value in yours)
+    shown = {value for value, _ in counts.most_common(MOST_GUESSES)} | {f"{truth:g}"}
+    left = 40 + max(text_width(value, bold=True) for value in shown)
+    canvas = Canvas(WIDTH, 40 + 30 * len(shown))
+    canvas.text(8, 22, title, bold=True)
+    for place, value in enumerate(sorted(shown, key=float)):
+        right, y = value == f"{truth:g}", 38 + 30 * place
+        canvas.text(left - 10, y + 17, value, align="right", bold=right)
+        length = (WIDTH - 160 - left) * counts[value] / max(counts.values())
+        canvas.rect(left, y, max(length, 2), 22, BLUE if right else ORANGE)
+        canvas.text(left + length + 8, y + 17, f"{counts[value]}{' · the truth' if right else ''}", bold=right)
+    told = ", ".join(f"{value} by {counts[value]}" for value in sorted(counts, key=float))
+    canvas.words = f"truth {truth:g}, guessed by {counts[f'{truth:g}']} of {len(yours)}; guesses: {told}"
+    return canvas
 
 
 class Unanswered:
