@@ -24,7 +24,7 @@ def data_options(parser):
         "--data", metavar="DATA", help="your own data: a JSON file as for records, or a folder of shards"
     )
     parser.add_argument(
-        "--from", dest="checkpoint", metavar="CHECKPOINT", help='needed by --data: where to start, or "nano"'
+        "--from", dest="checkpoint", metavar="CHECKPOINT", help='with --data or --stage: where to start, or "nano"'
     )
     parser.add_argument("--held-out", metavar="DATA", help="with --data: records that are only measured")
     add_number(
@@ -103,8 +103,8 @@ def run(args):
         if not args.checkpoint:
             raise CommandError("--data needs --from CHECKPOINT, the model to start from")
     else:
-        own = ("checkpoint", "held_out", "lora", "steps", "batch", "lr_scale", "root", "strict")
-        refuse(args, *own, why="belong to --data, your own data")
+        own = ("checkpoint",) * (not args.stage) + ("held_out", "lora", "steps", "batch", "lr_scale", "root", "strict")
+        refuse(args, *own, why="belong to --data, your own data; --from to --stage, too")
     from ..scale.parallel import join_processes
     from ..scale.signals import Stopped
 
@@ -164,6 +164,6 @@ def train_in(processes, folder, args):
 
         profile = PROFILES[args.profile]
         processor = Processor(Processor.from_pretrained("nano").tokenizer, profile.config)
-        run_stages(folder, profile, processor, args.stage, args.seed, **how)
+        run_stages(folder, profile, processor, args.stage, args.seed, checkpoint=args.checkpoint, **how)
     if first:
         report(f"curves: {plot(folder)}")

@@ -8,6 +8,7 @@
     stage-3     ViT and resampler, with slices and documents: they learn to read; the LLM stays as it is
     sft-1       everything, short answers
     sft-2       everything, long answers and readings
+    sft-3       everything, several pictures, clips and boxes; from a finished nano, see LATER
 
 Nothing here trains; `train.py` does. Left out: the learning rates of the paper, which fit a model 2,000 times as large.
 """
@@ -84,13 +85,17 @@ STAGES = (
         "question": 2, "talk": 1.5, "long": 1.5, "caption": 1, "crop": 1.5, "find": 1, "read": 2.5, "lookup": 1,
     }, steps=1200, turns=6, large=0.1),
 )
+LATER = Stage("sft-3", "answer", {"vpm": 2e-4, "resampler": 4e-4, "llm": 6e-4}, {  # several pictures, clips, boxes
+    "many": 9, "clip": 5, "box": 10, "word box": 1, "question": 1.5, "talk": 1, "long": 0.7, "caption": 0.7,
+    "crop": 1, "find": 0.7, "read": 2, "lookup": 0.7, "read anywhere": 0.7,
+}, steps=3600, turns=6, large=0.1)  # from a finished nano; the schedule above does without
 # fmt: on
 
 
 def stage_named(name: str) -> Stage:
     """Look up a stage; ValueError if there is none of this name."""
     check_type("stage", name, str, what="the name of a stage")
-    for stage in STAGES:
+    for stage in (*STAGES, LATER):
         if stage.name == name:
             return stage
     raise ValueError(f"no stage {shown(name)}; there are {', '.join(stage.name for stage in STAGES)}")

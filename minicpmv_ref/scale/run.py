@@ -15,7 +15,7 @@ from ..inputs.checks import check_int, check_type, shown
 from ..inputs.files import only_one
 from ..learn.evaluate import evaluate
 from ..learn.objectives import held_out_loss
-from ..learn.stages import STAGES, Stage, start
+from ..learn.stages import LATER, STAGES, Stage, start
 from ..model import MiniCPMV
 from ..processor import Processor
 from .machine import DEFAULT, Machine
@@ -38,6 +38,7 @@ def run(
     report=print,
     progress: bool = True,
     machine: Machine = DEFAULT,
+    checkpoint: str | os.PathLike | None = None,
 ) -> MiniCPMV:
     """Train stage after stage; each leaves a checkpoint, its metrics and its grades in a folder of its own.
 
@@ -48,18 +49,20 @@ def run(
         folder: where to write: folder/stage-1/model.safetensors and so on, and folder/metrics.jsonl.
         profile: the config, how many steps and samples, and which learning rates.
         processor: its tokenizer belongs to `profile.config`.
-        only: train this stage alone, from the stage before it in the folder.
+        only: train this stage alone, from the stage before it in the folder. "sft-3" is trained only so.
         seed: of weights and samples.
         report: takes one line of text at a time.
         progress: show a bar.
         machine: how to use the machine.
+        checkpoint: with `only`: start from this one, for example "nano"; the folder needs no other stage.
 
     Returns:
         The trained model.
 
     Raises:
         ValueError: an unknown stage; a training checkpoint of another profile or seed.
-        OSError: the stage before `only` is not there; the folder cannot be written; another training writes there.
+        OSError: the stage before `only`, or the checkpoint, is not there; the folder cannot be written; another
+            training writes there.
         FloatingPointError: the loss is not a finite number.
         Stopped: Ctrl-C or SIGTERM; everything is saved.
     """
@@ -67,13 +70,12 @@ def run(
     check_type("profile", profile, Profile)
     seed = check_int("seed", seed, least=0)
     check_type("machine", machine, Machine)
-    names = [stage.name for stage in STAGES]
-    if only is not None and check_type("only", only, str) not in names:
-        raise ValueError(f"no stage {shown(only)}; there are {', '.join(names)}")
+    stages = _stages(only, alone=checkpoint is not None)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder, machine.processes):
-        model = start(profile.config, seed).to(machine.device)
-        for stage in STAGES[: names.index(only) + 1 if only is not None else None]:
+        model = start(profile.config, seed) if checkpoint is None else MiniCPMV.from_pretrained(checkpoint).float()
+        model = model.to(machine.device)
+        for stage in stages:
             place, stage = folder / stage.name, scaled(stage, profile)
             if stage.name != only and (place / WEIGHTS).is_file() and not training_checkpoints(place / FOLDER):
                 model = MiniCPMV.from_pretrained(place).float().to(machine.device)
@@ -86,6 +88,20 @@ def run(
                 output = Output(place / FOLDER, folder / METRICS, report=report, progress=progress)
                 model = _train_stage(model, processor, stage, output, profile.grades, seed, machine)
     return model
+
+
+def _stages(only: str | None, alone: bool) -> tuple[Stage, ...]:
+    """The stages of a run: all but the later one, or those up to `only`, or that one alone."""
+    if only is None:
+        if alone:
+            raise ValueError("a checkpoint to start from needs the stage that goes on from it")
+        return STAGES
+    known = (*STAGES, LATER)
+    names = [stage.name for stage in known]
+    if check_type("only", only, str) not in names:
+        raise ValueError(f"no stage {shown(only)}; there are {', '.join(names)}")
+    number = names.index(only)
+    return known[number if alone else 0 : number + 1]
 
 
 def _train_stage(

@@ -8,23 +8,26 @@ content, never by its seed: a small world repeats itself. Left out: photographs,
     documents.py  lines of text on a receipt (tall), a banner (wide) or a page, too small to read in the overview,
                   legible in the slices; and crops: a few such lines on one view, as a slice of a document looks
     words.py      the words of three languages
+    many.py       up to eight scenes in one conversation
+    clips.py      short clips: something moves, comes, changes, comes and goes
+    boxes.py      shapes and words that stand anywhere, with their boxes
+    samples.py    what a sample is, and which split it belongs to
 
 This file puts samples together. A new kind of sample is one function (rng, wanted) -> Drawn and its line in KINDS.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
-from numbers import Real
-from typing import NamedTuple
 
 from PIL import Image
 
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
+from .boxes import draw_layout, draw_word
+from .clips import CLIP_TOPICS, LEAST_FRAMES, MOST_FRAMES, draw_clip
 from .documents import (  # noqa: F401  other files take them from here
     CAP_HEIGHT,
     MARGIN,
@@ -40,7 +43,9 @@ from .documents import (  # noqa: F401  other files take them from here
     sample_document,
     spell_document,
 )
-from .questions import QA, TOPICS, ask, ask_claim, more_questions
+from .many import ALBUM_TOPICS, MOST_PICTURES, Album, draw_album
+from .questions import TOPICS, ask, ask_claim, more_questions
+from .samples import HELD_OUT, Drawn, Sample, Wanted, check_seed, conversation, is_held_out, sample_of  # noqa: F401
 from .scenes import (  # noqa: F401
     PLACES,
     VIEW,
@@ -55,37 +60,6 @@ from .scenes import (  # noqa: F401
     spell_scene,
 )
 from .words import LANGUAGES, PAINT, SHAPES, WORDS, Language  # noqa: F401
-
-HELD_OUT = 10  # one content in so many belongs to the test split
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture and one conversation about it."""
-
-    image: Image.Image
-    messages: list[dict]  # as the Processor takes them; the last turn is the answer
-    kind: str
-    language: str
-    key: str  # the content that decides the split
-    held_out: bool
-    facts: Scene | Document  # what the picture shows
-    topics: tuple[str, ...] = ()  # of the questions, one per turn
-
-    @property
-    def prompt(self) -> list[dict]:
-        """The conversation without its last answer."""
-        return self.messages[:-1]
-
-    @property
-    def answer(self) -> str:
-        return self.messages[-1]["content"]
-
-
-def is_held_out(content: str) -> bool:
-    """Decide by a hash whether a content belongs to the test split. Python's own `hash` differs between processes."""
-    content = check_type("content", content, str).encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big") % HELD_OUT == 0
 
 
 def draw(
@@ -107,7 +81,7 @@ def draw(
         kind: "caption", "long" (a full sentence), "noisy" (a caption as the web has them), "careless" (a caption
             with mistakes), "question" (about a scene), "talk" (a caption, then questions about the same scene),
             "claim" (is this at that place? a "no" is a near miss), "read" and "lookup" (about a document), "crop" (a
-            few lines on one view) and "find" (a lookup there).
+            few lines on one view) and "find" (a lookup there); or one of `draw_more`.
         split: "train" or "test"; they share no content.
         language: "en", "zh" or "fr". The text that is drawn into pictures is Latin in all of them.
         topic: of a "question": one of TOPICS; None draws one.
@@ -133,34 +107,68 @@ def draw(
     """
     check_seed(seed)
     _check_options(kind, split, language, topic, turns, aligned, view, scale)
-    rng = random.Random(f"{kind} {seed}")
-    held_out = split == "test"
-    drawn = KINDS[kind](rng, Wanted(LANGUAGES[language], held_out, topic, turns, aligned, view, scale))
-    messages = conversation(drawn.image, drawn.turns)
-    return Sample(drawn.image, messages, kind, language, drawn.facts.content, held_out, drawn.facts, drawn.topics)
+    return _draw(seed, kind, language, Wanted(LANGUAGES[language], split == "test", topic, turns, aligned, view, scale))
 
 
-def conversation(image: Image.Image, turns: list[QA]) -> list[dict]:
-    """Questions and answers as messages; the picture stands in the first one."""
-    messages = []
-    for number, (question, reply) in enumerate(turns):
-        messages.append({"role": "user", "content": question if number else [image, question]})
-        messages.append({"role": "assistant", "content": reply})
-    return messages
+def draw_more(
+    seed: int | str,
+    kind: str,
+    split: str = "train",
+    *,
+    count: int | None = None,
+    topic: str | None = None,
+    turns: int = 1,
+    view: int = VIEW,
+) -> Sample:
+    """Draw one sample with several pictures, with a clip, or with boxes; all of them speak English.
+
+    Args:
+        seed, split, view: as for `draw`.
+        kind: "many" (pictures of one or two shapes), "clip" (frames; the content of the first message holds them as a
+            list), "box" (shapes anywhere: where is each, or what is in a box), "word box" (where is a word of a crop),
+            "read anywhere" or "lookup anywhere" (documents whose lines slice borders may cut).
+        count: of pictures, 1 to 8; of frames, 3 to 64; of shapes, 1 to 3. None draws it as in training.
+        topic: of "many": "named" (a question about "picture 3"), "describe", "unnamed" (only one picture can answer),
+            "which" (picture shows it?), "both", "all" (how many in all); of a "clip": "direction", "first", "last",
+            "order", "often"; of a "box": "box" or "inside". None draws one for each turn.
+        turns: questions in one conversation, at most. Of boxes and clips there are only a few.
+
+    Returns:
+        A Sample. `sample.images` are all its pictures or frames.
+
+    Raises:
+        TypeError: a seed that is neither a number nor a text, other than integers for count, turns and view.
+        ValueError: an unknown kind or split, a topic or a count that the kind does not have.
+        FileNotFoundError: matplotlib, whose font is used, is not installed.
+
+    Example:
+        >>> sample = draw_more(1, "many", count=3, topic="named")
+        >>> len(sample.images), sample.messages[0]["content"][-1], sample.answer
+        (3, 'What color is the circle in picture 3?', 'blue')
+        >>> draw_more(0, "box", count=1).answer
+        '<ref>green star</ref><box>700 360 960 600</box>'
+    """
+    check_seed(seed)
+    check_choice("kind", kind, MORE_KINDS)
+    _check_options(kind, split, "en", topic, turns, True, view, 1.0)
+    least, most = COUNTS.get(kind, (None, None))
+    if count is not None:
+        if most is None:
+            raise ValueError(f"count: a {shown(kind)} has none")
+        count = check_int("count", count, least, most)
+    wanted = Wanted(LANGUAGES["en"], split == "test", topic, turns, True, view, 1.0, count)
+    return _draw(seed, kind, "en", wanted)
 
 
-def check_seed(seed: int | str) -> None:
-    """Refuse what no random numbers can be drawn from."""
-    check_type("seed", seed, Real, str, what="a number or a text")
-    if isinstance(seed, str) and any("\ud800" <= c <= "\udfff" for c in seed):
-        raise ValueError(f"seed must be text without halves of characters, got {shown(seed)}")
+def _draw(seed: int | str, kind: str, language: str, wanted: Wanted) -> Sample:
+    return sample_of(EVERY_KIND[kind](random.Random(f"{kind} {seed}"), wanted), kind, wanted, language)
 
 
 def _check_options(kind, split, language, topic, turns, aligned, view, scale) -> None:
-    check_choice("kind", kind, KINDS)
+    check_choice("kind", kind, EVERY_KIND)
     check_choice("split", split, ("train", "test"))
-    check_choice("language", language, LANGUAGES)
-    check_choice("topic", topic, (None, *TOPICS))
+    check_choice("language", language, LANGUAGES if kind in KINDS else ("en",))
+    check_choice("topic", topic, (None, *MORE_TOPICS.get(kind, () if kind in MORE_KINDS else TOPICS)))
     check_int("turns", turns, most=LIMITS["turns"])
     check_type("aligned", aligned, bool)
     check_int("view", view, most=LIMITS["drawn_side"] // 4)  # a document is up to 8 views long
@@ -170,27 +178,6 @@ def _check_options(kind, split, language, topic, turns, aligned, view, scale) ->
 
 
 # ---- the kinds of samples, one function each
-
-
-class Wanted(NamedTuple):
-    """What `draw` was asked for, as the functions of the kinds read it."""
-
-    say: Language
-    held_out: bool
-    topic: str | None
-    turns: int
-    aligned: bool
-    view: int
-    scale: float
-
-
-class Drawn(NamedTuple):
-    """What the function of a kind returns."""
-
-    facts: Scene | Document
-    image: Image.Image
-    turns: list[QA]
-    topics: tuple[str, ...] = ()
 
 
 def _caption(rng: random.Random, wanted: Wanted) -> Drawn:
@@ -248,6 +235,14 @@ def _lookup(rng: random.Random, wanted: Wanted) -> Drawn:
     return _lookup_in(document, rng, wanted)
 
 
+def _read_anywhere(rng: random.Random, wanted: Wanted) -> Drawn:
+    return _read(rng, wanted._replace(aligned=False))
+
+
+def _lookup_anywhere(rng: random.Random, wanted: Wanted) -> Drawn:
+    return _lookup(rng, wanted._replace(aligned=False))
+
+
 def _find(rng: random.Random, wanted: Wanted) -> Drawn:
     return _lookup_in(_in_split(wanted, lambda: sample_crop(rng, wanted.view), least=2), rng, wanted)
 
@@ -265,8 +260,20 @@ KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {
     "crop": _crop,
     "find": _find,
 }
+MORE_KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {  # these came later, and are English only
+    "many": draw_album,
+    "clip": draw_clip,
+    "box": draw_layout,
+    "word box": draw_word,
+    "read anywhere": _read_anywhere,
+    "lookup anywhere": _lookup_anywhere,
+}
+EVERY_KIND = ChainMap(KINDS, MORE_KINDS)
+MORE_TOPICS = {"many": ALBUM_TOPICS, "clip": tuple(CLIP_TOPICS), "box": ("box", "inside")}
+COUNTS = {"many": (1, MOST_PICTURES), "clip": (LEAST_FRAMES, MOST_FRAMES), "box": (1, 3)}  # least and most
 # Sides of views that hold the lines of a kind at all: one number, a word and a number, two of these (words are wide).
 SMALLEST_VIEW = {"read": RULE, "crop": RULE, "lookup": 2 * RULE, "find": 3 * RULE}
+SMALLEST_VIEW |= {"read anywhere": RULE, "lookup anywhere": 2 * RULE, "word box": RULE}
 
 
 # ---- what several kinds need
@@ -375,7 +382,7 @@ def numbered(
     check_seed(seed)
     check_choice("split", split, ("train", "test"))
     weights = data_mix, {"en": 1.0} if languages is None else languages, {1.0: 1.0} if scales is None else scales
-    for name, each, allowed in zip(("data_mix", "languages", "scales"), weights, (KINDS, LANGUAGES, None)):
+    for name, each, allowed in zip(("data_mix", "languages", "scales"), weights, (EVERY_KIND, LANGUAGES, None)):
         _check_weights(name, each, allowed)
     rng = random.Random(f"stream {seed}")
     chosen: list[tuple] = []  # (kind, language, scale) of all samples up to the highest number so far
@@ -461,6 +468,8 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
     """
     check_type("sample", sample, Sample)
     check_int("view", view)
+    if isinstance(sample.facts, Album):
+        return [board for scene in sample.facts.scenes for board in spell_scene(scene, view, view)]
     if isinstance(sample.facts, Scene):
         return spell_scene(sample.facts, sample.image.width, view)
     return spell_document(sample.facts, view)

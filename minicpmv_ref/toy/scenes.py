@@ -49,9 +49,13 @@ def draw_scene(scene: Scene, rng: random.Random, side: int = VIEW) -> Image.Imag
         radius = side * rng.uniform(0.11, 0.18)
         x = side * (0.25 + 0.5 * (thing.place % 2) + rng.uniform(-0.05, 0.05))
         y = side * (0.25 + 0.5 * (thing.place // 2) + rng.uniform(-0.05, 0.05))
-        paint = tuple(min(255, max(0, channel + rng.randint(-20, 20))) for channel in PAINT[thing.color])
-        draw_shape(pen, thing.shape, x, y, radius, paint)
+        draw_shape(pen, thing.shape, x, y, radius, paint_near(thing.color, rng))
     return image
+
+
+def paint_near(color: str, rng: random.Random) -> tuple[int, ...]:
+    """RGB of a paint near that color."""
+    return tuple(min(255, max(0, channel + rng.randint(-20, 20))) for channel in PAINT[color])
 
 
 def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, paint: tuple[int, ...]) -> None:
@@ -61,11 +65,11 @@ def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: floa
     elif shape == "square":
         pen.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=paint)
     else:
-        pen.polygon([(x + r * px, y + r * py) for px, py in _OUTLINES[shape]], fill=paint)
+        pen.polygon([(x + r * px, y + r * py) for px, py in OUTLINES[shape]], fill=paint)
 
 
 _STAR = [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate((1, 0.42) * 5)]
-_OUTLINES = {"triangle": [(0, -1), (1, 0.9), (-1, 0.9)], "star": _STAR}
+OUTLINES = {"triangle": [(0, -1), (1, 0.9), (-1, 0.9)], "star": _STAR}
 
 
 # ---- captions

@@ -187,3 +187,4 @@ class Chinese(Language):
 
 
 LANGUAGES: dict[str, Language] = {"en": Language(), "zh": Chinese(), "fr": French()}
+ENGLISH = LANGUAGES["en"]

@@ -652,6 +652,7 @@ DOORS = {
     ),
     "toy.data.blind": Door(data.blind, lambda: {"messages": messages(), "instead": None}, words="message"),
     "toy.data.draw": Door(data.draw, lambda: {"seed": 0}, words="kind"),
+    "toy.data.draw_more": Door(data.draw_more, lambda: {"seed": 0, "kind": "box"}, words="kind"),
     "toy.data.spell": Door(data.spell, lambda: {"sample": data.draw(0), "view": 112}),
     "scale.finetune.sample_at": Door(sample_at, lambda: {"index": 5, "n": 3, "seed": 0}, lambda i, n, **_: 0 <= i < n),
     "scale.finetune.in_order": Door(
