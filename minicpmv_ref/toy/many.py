@@ -15,7 +15,7 @@ from .scenes import Scene, Thing, caption, draw_scene
 from .words import ENGLISH, PAINT, SHAPES
 
 MOST_PICTURES = 8
-PICTURES = (1, 2, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8)  # how many there are, each equally likely; few pictures come more often
+PICTURES = (1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8)  # how many there are, each equally likely: mostly few
 
 
 @dataclass(frozen=True)
@@ -164,4 +164,4 @@ def _all_things(album: Album) -> list[Thing]:
 
 _ASK = {"named": _named, "describe": _describe, "unnamed": _unnamed, "which": _which, "all": _all}
 ALBUM_TOPICS = (*_ASK, "both")
-_OFTEN = ("named", "named", "named", "describe", "describe", "unnamed", "which", "both", "all")
+_OFTEN = ("named",) * 4 + ("describe",) * 3 + ("unnamed", "which", "both", "all")
