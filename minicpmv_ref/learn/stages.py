@@ -85,10 +85,10 @@ STAGES = (
         "question": 2, "talk": 1.5, "long": 1.5, "caption": 1, "crop": 1.5, "find": 1, "read": 2.5, "lookup": 1,
     }, steps=1200, turns=6, large=0.1),
 )
-LATER = Stage("sft-3", "answer", {"vpm": 2e-4, "resampler": 4e-4, "llm": 7e-4}, {  # several pictures, clips, boxes
-    "many": 10, "clip": 4, "box": 14, "word box": 2, "question": 1.5, "talk": 1, "long": 0.8, "caption": 0.7,
-    "crop": 1, "find": 0.7, "read": 1.7, "lookup": 0.7, "read anywhere": 0.6,
-}, steps=1300, batch=24, turns=6, large=0.1)  # from a finished nano; the schedule above does without
+LATER = Stage("sft-3", "answer", {"vpm": 3e-4, "resampler": 6e-4, "llm": 7e-4}, {  # several pictures, clips, boxes
+    "many": 5, "clip": 5, "box": 14, "word box": 1.5, "question": 1.5, "talk": 0.8, "long": 0.8, "caption": 0.7,
+    "crop": 1, "find": 0.7, "read": 1.8, "lookup": 0.6, "read anywhere": 0.4,
+}, steps=950, batch=24, turns=6, large=0.1)  # from a finished nano; the schedule above does without
 # fmt: on
 
 

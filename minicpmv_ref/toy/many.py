@@ -164,4 +164,4 @@ def _all_things(album: Album) -> list[Thing]:
 
 _ASK = {"named": _named, "describe": _describe, "unnamed": _unnamed, "which": _which, "all": _all}
 ALBUM_TOPICS = (*_ASK, "both")
-_OFTEN = ("named",) * 4 + ("describe",) * 3 + ("unnamed", "which", "both", "all")
+_OFTEN = ("named", "unnamed") * 3 + ("describe",) * 2 + ("which", "both", "all")
