@@ -88,7 +88,7 @@ STAGES = (
 LATER = Stage("sft-3", "answer", {"vpm": 3e-4, "resampler": 6e-4, "llm": 7e-4}, {  # several pictures, clips, boxes
     "many": 5, "clip": 5, "box": 14, "word box": 1.5, "question": 1.5, "talk": 0.8, "long": 0.8, "caption": 0.7,
     "crop": 1, "find": 0.7, "read": 1.8, "lookup": 0.6, "read anywhere": 0.4,
-}, steps=950, batch=24, turns=6, large=0.1)  # from a finished nano; the schedule above does without
+}, steps=1150, batch=24, turns=6, large=0.1)  # from a finished nano; the schedule above does without
 # fmt: on
 
 
