@@ -33,7 +33,7 @@ RESULTS, PAGE, RUNS = ROOT / "experiments/results", ROOT / "docs/claims.md", ROO
 NAMES = (
     "slice_guarantees token_density context_tokens any_aspect text_size slicing cost_curve position_schemes queries "
     "pooling stage_ladder stages frozen_llm rewriting packing padding sft_order multilingual prefill q4k_size loading "
-    "connectors connector_steps"  # these two are claims about the systems it is compared with
+    "connectors connector_steps visual_expert one_position vision_centric text_only"  # these six are about the others
 ).split()
 PROFILES = ("fast", "cpu", "gpu")
 CONFIRMED, NOT_CONFIRMED, REFUTED = VERDICTS = ("confirmed here", "not confirmed here", "refuted here")
@@ -166,7 +166,7 @@ def section(title: str, claim: Claim, result: dict) -> str:
 
 HEAD = """# The paper's claims, tested
 
-The last two are about the systems that MiniCPM-V is compared with. Each claim has a short script in
+The last six are about the systems that MiniCPM-V is compared with. Each claim has a short script in
 [experiments](../experiments). `python3 lab.py experiment all --profile cpu` runs them and writes this page from their
 JSON files; do not edit it by hand. "Confirmed here" means: with this code, on this machine, in the range named.
 Intervals are 95 % or a little more: of the median over runs or seeds where times and lengths are measured, of the mean

@@ -39,17 +39,19 @@ KINDS, DATA_MIX = ["caption", "crop"], {"caption": 1, "crop": 1.5}
 TEXT = 24  # tokens of a sample beside its visual ones, about
 
 
-def with_connector(begin: str, connector: str, seed: int, device: str) -> tuple[MiniCPMV, Processor]:
-    """A checkpoint with a new connector; every picture is one square view."""
-    model, processor = swap(checkpoint(begin), Processor.from_pretrained("nano"), connector, "square", seed)
+def with_connector(begin: str, connector: str, seed: int, device: str, **extras) -> tuple[MiniCPMV, Processor]:
+    """A checkpoint with a new connector; every picture is one square view. `extras` are those of `swap`."""
+    model, processor = swap(checkpoint(begin), Processor.from_pretrained("nano"), connector, "square", seed, **extras)
     return model.to(device), processor
 
 
-def learn_connector(model: MiniCPMV, processor: Processor, seed: int, steps: int, batch: int) -> dict:
-    """Train the connector alone, at the same learning rate for all."""
-    changes = {"steps": steps, "batch": batch, "data_mix": DATA_MIX, "half": False}
+def learn_connector(
+    model: MiniCPMV, processor: Processor, seed: int, steps: int, batch: int, optimizer=None, **changes
+) -> dict:
+    """Train the connector alone, at the same learning rate for all; an optimizer or changes may say otherwise."""
+    changes = {"data_mix": DATA_MIX, **changes, "steps": steps, "batch": batch, "half": False}
     stage = replace(stage_named("stage-1"), **changes)
-    done = list(train_steps(model, processor, stage, seed))
+    done = list(train_steps(model, processor, stage, seed, optimizer=optimizer))
     return {
         "steps": len(done),
         "views": sum(step.views for step in done),

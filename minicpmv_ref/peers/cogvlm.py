@@ -205,7 +205,7 @@ def by_expert(x: torch.Tensor, mask: torch.Tensor, vision: Callable, language: C
     """Send each token through its expert; neither computes the other's tokens: x (B, T, D), mask (B, T)"""
     flat, seen = x.flatten(0, 1), mask.flatten()
     parts = [vision(flat[seen]), language(flat[~seen])]
-    out = flat.new_empty(len(flat), parts[0].shape[-1])
+    out = parts[0].new_empty(len(flat), parts[0].shape[-1])  # the dtype of autocast, if it is on
     out[seen], out[~seen] = parts[0], parts[1]
     return rearrange(out, "(b t) d -> b t d", b=len(x))
 

@@ -25,7 +25,7 @@ from minicpmv_ref.deploy.sequence import Loading, Peak
 NO_CLAIM = {"alignment"}  # a script beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
-    "sft_order multilingual connectors connector_steps"
+    "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only"
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
@@ -321,6 +321,7 @@ def made_up(name: str, arm_of, level_of) -> str:
         ("sft_order", "part 1, then part 2"),
         ("pooling", "learned queries"),
         ("multilingual", "light fine-tuning"),
+        ("text_only", "30 % text"),
     ],
 )
 def test_the_better_arm_wins(name, better):
@@ -328,6 +329,37 @@ def test_the_better_arm_wins(name, better):
     assert made_up(name, arm_of, lambda arm: 0.6 if arm == better else 0.4) == CONFIRMED
     assert made_up(name, arm_of, lambda arm: 0.4 if arm == better else 0.6) == REFUTED
     assert made_up(name, arm_of, lambda arm: 0.5) == NOT_CONFIRMED
+
+
+def test_a_claim_of_three_in_order_needs_each_step():
+    """And what a single arm may cost is bounded from above."""
+    for name in ("connectors", "vision_centric"):
+        for levels, wanted in (
+            ({"sva": 0.7, "shuffle": 0.6}, CONFIRMED),
+            ({"sva": 0.7, "shuffle": 0.5}, NOT_CONFIRMED),
+            ({"sva": 0.4, "shuffle": 0.6}, REFUTED),
+        ):
+            assert made_up(name, itemgetter(0), lambda arm, levels=levels: levels.get(arm, 0.5)) == wanted
+    for cost, wanted in ((0.05, CONFIRMED), (0.2, REFUTED)):
+        levels = {"one position": 0.6 - cost}
+        assert made_up("one_position", itemgetter(0), lambda arm, levels=levels: levels.get(arm, 0.6)) == wanted
+
+
+def test_an_expert_must_leave_the_text_exactly_as_it_was():
+    module = import_module("experiments.visual_expert")
+
+    def verdict(sees: float, text: float) -> str:
+        def each(items, measure):
+            if items[0][0] == "text":
+                return [[1.0, 2.0]]
+            level, alone = (sees, [1.0, text]) if items[0][0] == module.EXPERT else (0.5, [1.5, 2.5])
+            grades = {f"{kind}, {grade}": [1 - level] * 2 for kind in module.KINDS for grade in ("nats", "right")}
+            return [grades | {"steps": 1, "views": 1, "tokens": 1, module.ALONE: alone}] * 3
+
+        return module.run(module.SETTINGS["cpu"], each).verdict
+
+    assert verdict(0.6, 2.0) == CONFIRMED and verdict(0.5, 2.0) == NOT_CONFIRMED
+    assert verdict(0.6, 2.0 + 1e-7) == verdict(0.4, 2.0) == REFUTED
 
 
 def test_steadiness_alone_confirms_nothing():
