@@ -1,6 +1,7 @@
 """Lesson 11's panels and pictures: what they show are the package's numbers and places."""
 
 import io
+import json
 import math
 from datetime import UTC, datetime
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 from svg import shapes, texts
 
-from minicpmv_ref import slice_image
+from minicpmv_ref import nano, slice_image
+from minicpmv_ref.counts import Workload, flops
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.peers import SYSTEMS, cambrian, internvl, llava, plan
 from minicpmv_ref.peers.qllama import stage2_mask
@@ -285,3 +288,26 @@ def test_regions(query):
         assert canvas.facts["sva"][number] == [divmod(int(patch), side) for patch in cut.flatten()]
         assert len(canvas.facts["resampler"][number]) == side * side
     assert canvas.words == f"query {query}: 5 keys in SVA, 80 in a plain resampler"
+
+
+# ---- the bake-off
+
+
+def test_the_bake_off_shows_the_results_file():
+    result = json.loads((ROOT / "experiments/results/connectors.json").read_text(encoding="utf-8"))
+    canvas = draw.bake_off()
+    inside_the_canvas(canvas)
+    assert set(canvas.facts) == {row[0] for row in result["table"][1:]} == set(draw.CONNECTOR_NAMES)
+    shown = [shape[2] for kind, shape, _ in canvas.shapes if kind == "text"]
+    assert all(f"{one.loss:.2f}" in shown and len(one.seeds) == 3 for one in canvas.facts.values())
+    assert {arm: one.tokens for arm, one in canvas.facts.items() if one.tokens != 16} == {
+        "mlp": 64,
+        "mlp, equal operations": 64,
+    }
+    workload = Workload(tokens=40, supervised=40, token_pairs=1600, views=1, patches=64, patch_pairs=4096)
+    assert canvas.facts["resampler"].operations == pytest.approx(flops(nano, workload, ()), rel=0.001)
+    order = str(canvas).removeprefix("bake-off, best first: ").split("; ")
+    assert order == sorted(canvas.facts, key=lambda arm: canvas.facts[arm].loss)
+    column = result["table"][0].index("crop, nats")
+    result["table"][1][column] = "0.100 (0.09, 0.11)"  # the resampler, were it better
+    assert str(draw.bake_off(result)).startswith("bake-off, best first: resampler;")

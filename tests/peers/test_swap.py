@@ -21,7 +21,7 @@ from minicpmv_ref.peers.sizes import tile_grid
 
 PAIRS = [(connector, "tiles") for connector in CONNECTORS] + [("mlp", "padded"), ("mean", "square")]
 PAIRS += [("resampler", cutting) for cutting in CUTTINGS]
-EXTRAS = {"expert": ("expert",), "one_position": ("one_position",), "both": ("expert", "one_position")}
+EXTRAS = {"one position": ("one_position",), "expert": ("expert", "one_position")}
 PAIRS += [("shuffle", "tiles", name) for name in EXTRAS]
 TOKENS = {"resampler": 16, "mlp": 64, "shuffle": 16, "mean": 16, "sva": 16, "qllama": 16}
 

@@ -1,4 +1,4 @@
-"""Lesson 11: one picture in sixteen systems, which token is where, two experts, three masks, and a query's region."""
+"""Lesson 11: one picture in sixteen systems, which token is where, experts, masks, a query's region, the bake-off."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import SYSTEMS, Plan, plan
 from minicpmv_ref.slicing import plan_slices
 
@@ -18,6 +19,7 @@ from .canvas import (
     PALE,
     PURPLE,
     RED,
+    SAMPLES,
     SKY,
     WIDTH,
     YELLOW,
@@ -416,4 +418,94 @@ def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2), picture: str = "
     canvas.words = f"query {tuple(query)}: {counts['sva']} keys in SVA, {counts['resampler']} in a plain resampler"
     canvas.text(8, 240, canvas.words)
     canvas.text(8, 262, "orange: its region; a plain resampler's query reads every patch of both", 14, GRAY)
+    return canvas
+
+
+# ---- the bake-off
+
+CONNECTOR_NAMES = {  # arm of experiments/connectors.py: (its words, whose connector it is)
+    "resampler": ("resampler", "MiniCPM-V"),
+    "mlp": ("MLP on each patch", "LLaVA-1.5"),
+    "shuffle": ("pixel shuffle, MLP", "InternVL-1.5, VILA-1.5"),
+    "mean": ("mean of 2 x 2, MLP", "for comparison"),
+    "sva": ("SVA", "Cambrian-1"),
+    "qllama": ("queries in a transformer", "InternVL-1.0"),
+    "mlp, equal operations": ("MLP, fewer steps", "as much work as 16 tokens"),
+}
+
+
+class Baked(NamedTuple):
+    """One connector after its short training: losses on lines of text in nats a token, and what one picture costs."""
+
+    loss: float
+    seeds: tuple
+    steps: int
+    tokens: int
+    operations: int  # of ViT, connector and LLM for one view and 24 tokens of text, forward
+
+
+@lru_cache
+def picture_cost(connector: str) -> tuple[int, int]:
+    """(visual tokens, operations) of one view in nano with this connector."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from minicpmv_ref.config import nano
+    from minicpmv_ref.model import MiniCPMV
+    from minicpmv_ref.peers.connectors import CONNECTORS
+
+    model = MiniCPMV(nano, None if connector == "resampler" else CONNECTORS[connector](nano)).requires_grad_(False)
+    # The counter does not know the fused attention of CPUs, so attention is computed step by step here.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        visual = model.encode_images([torch.zeros(3, 112, 112)], [(8, 8)])
+        row = torch.cat([visual, torch.zeros(1, 24, visual.shape[2])], dim=1)
+        model.llm(inputs_embeds=row, use_cache=False)
+    return visual.shape[1], counter.get_total_flops()
+
+
+def baked(result: dict) -> dict[str, Baked]:
+    """The arms of the experiment on connectors, from its result file."""
+    head, *rows = result["table"]
+    found = {}
+    for row in rows:
+        cells = dict(zip(head, row))
+        mean, _, seeds = cells["crop, nats"].rstrip(")").partition(" (")
+        tokens, operations = picture_cost(cells["arm"].split(",")[0])
+        steps = int(cells["steps"].replace(",", ""))
+        found[cells["arm"]] = Baked(float(mean), tuple(map(float, seeds.split(", "))), steps, tokens, operations)
+    return found
+
+
+def bake_off(result: dict | None = None) -> Canvas:
+    """What each connector has learned after the same short training, beside its tokens and operations.
+
+    Args:
+        result: what experiments/results/connectors.json holds; None reads it.
+
+    Returns:
+        A Canvas. Its facts: {arm: Baked}.
+    """
+    result = result or read_json(SAMPLES.parent.parent / "experiments/results/connectors.json")
+    canvas, arms = Canvas(), baked(result)
+    canvas.facts = arms
+    worst = max(max(one.seeds) for one in arms.values())
+    most = max(one.operations for one in arms.values())
+    for x, words in ((8, "connector"), (214, "loss on lines of text"), (420, "tokens"), (500, "operations")):
+        canvas.text(x, 20, words, 14, bold=True)
+    for number, (arm, one) in enumerate(sorted(arms.items(), key=lambda pair: pair[1].loss)):
+        y = 34 + 46 * number
+        name, whose = CONNECTOR_NAMES[arm]
+        canvas.text(8, y + 16, name, 14)
+        canvas.text(8, y + 33, whose, 14, GRAY)
+        canvas.rect(214, y + 6, 130 * one.loss / worst, 14, BLUE)
+        for seed in one.seeds:
+            canvas.dot(214 + 130 * seed / worst, y + 13, 4, ORANGE)
+        canvas.text(362, y + 18, f"{one.loss:.2f}", 14)
+        canvas.text(420, y + 18, f"{one.tokens}", 14)
+        canvas.text(420, y + 35, f"{one.steps} steps", 14, GRAY)
+        canvas.rect(500, y + 6, 76 * one.operations / most, 14, GREEN)
+        canvas.text(582, y + 18, f"{one.operations / 1e6:.0f} M", 14)
+    canvas.legend(8, 364, [(BLUE, "nats a token, less is better"), (ORANGE, "each seed"), (GREEN, "for one picture")])
+    canvas.words = "bake-off, best first: " + "; ".join(sorted(arms, key=lambda arm: arms[arm].loss))
     return canvas

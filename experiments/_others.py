@@ -1,0 +1,114 @@
+"""The words of docs/claims.md about what other systems claim and what was not run here: what each source says."""
+
+HEADING = """# The others
+
+From here on the claims are those of the systems that MiniCPM-V is compared with. nano's ViT and LLM stand in for
+theirs, so a verdict says whether an effect shows at this size, not whether a published model is good.
+"""
+
+NOT_RUN = (  # claim, source, what it says
+    (
+        "SVA with a fifth of the tokens",
+        "Cambrian-1, arXiv 2406.16860",
+        "576 tokens of SVA beat 2,880 concatenated ones on OCR, 55.5 against 50.1.",
+    ),
+    (
+        "Interleaved order, not pairs",
+        "VILA, arXiv 2312.07533",
+        "Pre-training on MMC4 gives 68.7 without examples, 70.9 with four; cut into pairs it gives 46.4 and 44.5.",
+    ),
+    (
+        "An LLM that learns, too, learns from examples in its context",
+        "VILA",
+        "With four examples 57.6 where the LLM was frozen in pre-training, 68.8 where it was not; without any, equal.",
+    ),
+    (
+        "A larger LLM helps more than a larger ViT",
+        "LLaVA-NeXT, blog of 25 May 2024",
+        "Scaling the LLM brings more than scaling the image encoder.",
+    ),
+    (
+        "Resolution beats tokens",
+        "the same blog",
+        "At equal cost, more pixels bring more than more tokens.",
+    ),
+    (
+        "The ViT learns 5 to 10 times more slowly than the LLM",
+        "the same blog",
+        "Rates go in pairs, from 2e-5 and 2e-6 to 5e-6 and 5e-7.",
+    ),
+    (
+        "A stage on clean data before fine-tuning",
+        "the same blog",
+        "Re-captioned pictures and documents between the two usual stages raise the scores.",
+    ),
+    (
+        "The connector learns first",
+        "Cambrian-1, finding 3",
+        "A stage for the connector alone helps, and more data for it helps more; the first part tests MiniCPM-V's.",
+    ),
+    (
+        "The vision encoder learns, too",
+        "Cambrian-1, finding 4",
+        "Unfreezing helps widely; the released models keep their encoders frozen all the same.",
+    ),
+    (
+        "Several encoders, one of them a ConvNet",
+        "Cambrian-1",
+        "Encoders of different training add up, most of all on vision-centric questions.",
+    ),
+    (
+        "The answer machine, and three balances of data",
+        "Cambrian-1",
+        "Trained on short answers only, a model chats no more; a system prompt that asks for them keeps both.",
+    ),
+    (
+        "Train on 12 tiles, test on 40",
+        "InternVL-1.5, arXiv 2404.16821",
+        "Scores on documents still rise with more tiles than training has seen.",
+    ),
+    (
+        "From 16 to 56 frames by scaled positions",
+        "LLaVA-NeXT-Video, blog of 30 April 2024",
+        "Linear scaling by 2 lets a model of 4,096 positions read 56 frames of 144 tokens.",
+    ),
+    (
+        "Mixing pictures in place and in front",
+        "LLaVA-NeXT-Interleave, arXiv 2407.07895",
+        "Trained on both formats, 57.0 and 56.6; trained on one, 55.4 and 54.3 in its own.",
+    ),
+    (
+        "Begin with the model of single pictures",
+        "LLaVA-NeXT-Interleave",
+        "From stage 2 instead of stage 1: Mantis 45.6 instead of 41.0, NLVR2 67.8 instead of 54.0.",
+    ),
+    (
+        "Three stages: contrast, three losses, then chat",
+        "InternVL-1.0, arXiv 2312.14238",
+        "Built and shown in lesson 11 (masks and losses); nothing to compare it with at this size.",
+    ),
+)
+
+MORE = """**Not confirmed from the start.** Three effects are too small for 60 items and three seeds, which tell apart
+about 0.1 nats. *More tiles, pooled to as many tokens* (LLaVA-NeXT, blog of 25 May 2024): from 2 x 2 to 6 x 6 tiles
+ChartQA goes from 49.2 to 50.1, but DocVQA from 58.8 down to 56.7. *Shuffle against mean* (InternVL-1.5 gives no
+number): both rows stand in the table of connectors. *SVA once more inside the LLM* (Cambrian-1): 0.2 to 0.6 points.
+
+**Several views of one place.** LLaVA-NeXT-Interleave (arXiv 2407.07895) takes a room from several cameras as several
+pictures in one conversation, with no module for 3-D: one template for pictures, frames, views and tiles, 1,177.6 k
+samples. A flat world of shapes has no second view of the same thing, so there is nothing to test here.
+
+**Translated data.** InternVL-1.5 (arXiv 2404.16821) answers in English and Chinese because its data are bilingual, a
+part of them translated by a language model from public English sets. Here the world speaks three languages by rule, so
+its translations have no errors; what light fine-tuning in a new language does is a claim of the first part.
+
+**Larger LLM, smaller rates.** VILA's fine-tuning takes 1e-4 for 3 to 13 billion parameters and 2e-5 for 40 billion (its
+scripts, branch vila1.5); Cambrian-1 takes 4e-5 for 8 and 13, 2e-5 for 34 (its README). nano has one size: its
+LLM of 3 million learns at 6e-4.
+"""
+
+
+def not_run() -> str:
+    """The last part of the page."""
+    rows = ["| " + " | ".join(row) + " |" for row in (("claim", "source", "what it says"), ("---",) * 3, *NOT_RUN)]
+    return "\n".join(["## Claims about the others that were not run\n", *rows, "", MORE])
