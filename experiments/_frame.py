@@ -35,7 +35,8 @@ RESULTS, PAGE, RUNS = ROOT / "experiments/results", ROOT / "docs/claims.md", ROO
 NAMES = (
     "slice_guarantees token_density context_tokens any_aspect text_size slicing cost_curve position_schemes queries "
     "pooling stage_ladder stages frozen_llm rewriting packing padding sft_order multilingual prefill q4k_size loading "
-    "connectors connector_steps visual_expert one_position vision_centric text_only"
+    "connectors connector_steps visual_expert one_position vision_centric text_only "
+    "group_frames early_merge"
 ).split()
 FIRST_OF_OTHERS = "connectors"  # from here on they are about the systems that MiniCPM-V is compared with
 PROFILES = ("fast", "cpu", "gpu")
@@ -171,7 +172,8 @@ def section(title: str, claim: Claim, result: dict) -> str:
 
 HEAD = """# The paper's claims, tested
 
-The second part, "The others", is about the systems that MiniCPM-V is compared with; what was not run stands at its end.
+The second part, "The others", is about the systems that MiniCPM-V is compared with and about its later
+versions; what was not run stands at its end.
 Each claim has a short script in [experiments](../experiments). `python3 lab.py experiment all --profile cpu` runs them
 and writes this page from their JSON files; do not edit it by hand. "Confirmed here" means: with this code, on this
 machine, in the range named. Intervals are 95 % or a little more: of the median over runs or seeds where times and

@@ -25,7 +25,8 @@ from minicpmv_ref.deploy.sequence import Loading, Peak
 NO_CLAIM = {"alignment"}  # a script beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
-    "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only"
+    "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only "
+    "group_frames early_merge"
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
