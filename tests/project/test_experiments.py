@@ -22,7 +22,7 @@ from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_5
 from minicpmv_ref import __main__ as commands
 from minicpmv_ref.deploy.sequence import Loading, Peak
 
-NO_CLAIM = {"alignment"}  # a script beside the claims; helpers have names that begin with "_"
+NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
     "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only "
