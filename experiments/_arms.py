@@ -9,6 +9,7 @@ for documents, and so on for the other kinds of the world.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -117,11 +118,14 @@ def mean_over_items(gained: list[list[float]]) -> tuple[float, list[float]]:
 
 def verdict(gained: list[list[float]]) -> str:
     """Confirmed if the interval is above 0 and so is the mean of every single seed; refuted if both are below."""
-    _, (low, high) = mean_over_items(gained)
-    seeds = [fmean(items) for items in gained]
-    if low > 0 and min(seeds) > 0:
+    return decided(mean_over_items(gained)[1], [fmean(items) for items in gained])
+
+
+def decided(ends: Sequence[float], seeds: Sequence[float], least: float = 0.0) -> str:
+    """The verdict from an interval and the means of the seeds: are they above or below `least`, all of them?"""
+    if ends[0] > least and min(seeds) > least:
         return CONFIRMED
-    return REFUTED if high < 0 and max(seeds) < 0 else NOT_CONFIRMED
+    return REFUTED if ends[1] < least and max(seeds) < least else NOT_CONFIRMED
 
 
 def weakest(*verdicts: str) -> str:

@@ -172,12 +172,11 @@ def section(title: str, claim: Claim, result: dict) -> str:
 
 HEAD = """# The paper's claims, tested
 
-The second part, "The others", is about the systems that MiniCPM-V is compared with and about its later
-versions; what was not run stands at its end.
-Each claim has a short script in [experiments](../experiments). `python3 lab.py experiment all --profile cpu` runs them
-and writes this page from their JSON files; do not edit it by hand. "Confirmed here" means: with this code, on this
-machine, in the range named. Intervals are 95 % or a little more: of the median over runs or seeds where times and
-lengths are measured, of the mean over held-out items where models are.
+The second part, "The others", is about the systems that MiniCPM-V is compared with and about its later versions; what
+was not run stands at its end. Each claim has a short script in [experiments](../experiments). `python3 lab.py
+experiment all --profile cpu` runs them and writes this page from their JSON files; do not edit it by hand. "Confirmed
+here" means: with this code, on this machine, in the range named. Intervals are 95 % or a little more: of the median
+over runs or seeds where times and lengths are measured, of the mean over held-out items where models are.
 """
 
 

@@ -1,5 +1,7 @@
 """Lesson 13: its panels show the package's numbers, and its bug hunt is the bug that was released."""
 
+import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -237,6 +239,24 @@ def test_the_two_forms_are_the_released_ones():
         if (out["batch"] - out["save memory"]).abs().max() > 0.1:
             different.add(name)
     assert different == {"larger_image_beside_video"}
+
+
+def test_the_chart_of_what_was_tried_shows_the_result_files():
+    canvas = draw.tried_here()
+    shown = {text for kind, (_, _, text, *_), _ in canvas.shapes if kind == "text"}
+    for name, grades in (("group_frames", ["time, nats"]), ("early_merge", ["caption, nats", "crop, nats"])):
+        result = json.loads((ROOT / f"experiments/results/{name}.json").read_text(encoding="utf-8"))
+        head, *rows = result["table"]
+        for row in rows:
+            means = [float(row[head.index(grade)].split()[0]) for grade in grades]
+            assert row[0] in shown and f"{np.mean(means):.2f}" in shown
+            mean, seeds = canvas.facts["time" if len(means) == 1 else "merger"][row[0]]
+            assert np.mean(seeds) == pytest.approx(mean, abs=0.01)
+    time = {arm: mean for arm, (mean, _) in canvas.facts["time"].items()}
+    assert time["one group"] < math.log(2) / 2 < min(time["one group, no times"], time["one frame"])
+    late, early, equal = (canvas.facts["merger"][arm][0] for arm in
+                          ("after layer 4", "after layer 1", "after layer 1, equal operations"))  # fmt: skip
+    assert late < equal < early and equal - late < (early - late) / 2
 
 
 def test_the_lesson_quotes_its_own_output():

@@ -323,6 +323,7 @@ def made_up(name: str, arm_of, level_of) -> str:
         ("pooling", "learned queries"),
         ("multilingual", "light fine-tuning"),
         ("text_only", "30 % text"),
+        ("group_frames", "one group"),
     ],
 )
 def test_the_better_arm_wins(name, better):
@@ -465,6 +466,49 @@ def test_arms_differ_in_what_they_say(monkeypatch):
     assert arms["light fine-tuning"][3] == pytest.approx({"en": 0.485, "zh": 0.485, "fr": 0.03})
     assert arms["the same without French"] == [two]
     assert arms["an LLM without French"] == [two, two, two, arms["light fine-tuning"][3]]
+
+
+def test_a_group_knows_the_order_of_its_frames_only_by_their_times():
+    module = import_module("experiments.group_frames")
+    model = module.with_groups("random", "cpu")
+    clip = module.draw_clip("x", "time")
+    back = clip._replace(frames=clip.frames[::-1])
+    changes = {}
+    for arm in module.GROUPS:
+        clips = module.Clips(model, _arms.processor_of(model), arm)
+        one, other = clips.visual([clip]), clips.visual([back])
+        changes[arm] = float((one - other).detach().abs().max())
+        assert clips.batch([clip]).image_bounds[0].shape == (len(one), 2)
+    assert len(module.GROUPS[module.APART][1]) == 6
+    assert changes[module.TIMELESS] < 1e-5 < 1e-3 < changes[module.GROUP]
+    kinds = [module.draw_clip(f"x{n}", kind) for kind in module.KINDS for n in range(30)]
+    assert all(clip.answer in clip.question for clip in kinds[:30])
+    assert not {clip.question for clip in kinds[:30]} & {clip.question for clip in kinds[30:]}
+
+
+def test_the_verdict_on_an_early_merger_forgives_a_tenth():
+    def verdict(early):
+        return made_up("early_merge", itemgetter(0), lambda arm: early if arm.startswith("after layer 1") else 0.5)
+
+    assert [verdict(level) for level in (0.6, 0.45, 0.35)] == [CONFIRMED, CONFIRMED, REFUTED]
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_operations_of_a_merger_in_the_vit_are_counted_by_torch(after):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = import_module("experiments.early_merge")
+    with torch.device("meta"):
+        connector, image = module.MergeAndMLP(), torch.empty(3, 112, 112)
+        vit = module.MergingViT(nano.vision).merge(after, connector.merger)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        features = vit([image])
+    with torch.no_grad(), FlopCounterMode(display=False) as last:
+        assert connector(features, [(8, 8)]).shape == (1, 16, 256)
+    counts = module.operations(after)
+    assert counts["ViT"] == counter.get_total_flops()
+    assert last.get_total_flops() < counts["after"]
 
 
 def test_every_step_up_must_be_better():

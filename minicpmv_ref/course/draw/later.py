@@ -1,5 +1,6 @@
-"""Lesson 13: what each version makes of a picture or a clip, and where 4.7 puts the tokens of a picture."""
+"""Lesson 13: what each version makes of a picture or a clip, where 4.7 puts tokens, and what was tried at toy scale."""
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -7,9 +8,25 @@ from typing import NamedTuple
 from minicpmv_ref import SliceConfig, plan_slices
 from minicpmv_ref.config import v2_0, v2_5, v2_6
 from minicpmv_ref.counts import Workload, flops_by_part
+from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import frame_groups
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW, Canvas, load_sample, preview
+from .canvas import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SAMPLES,
+    SKY,
+    WIDTH,
+    YELLOW,
+    Canvas,
+    load_sample,
+    preview,
+)
 
 VERSIONS = ("2.0", "2.5", "2.6", "4.5", "4.6", "4.6, 4x")
 WITH_QUERIES = {  # 4.5: the vision side of 2.6 for an LLM as wide as that of 2.5
@@ -244,3 +261,56 @@ def _canvas_words(canvas, prompt, size, view, most):
     canvas.lines(432, 252, [f"{prompt.grids[view][0] // 4} · {prompt.grids[view][1] // 4} tokens", *spans], 19, 14)
     canvas.text(432, 322, "steps to the text", bold=True)
     canvas.lines(432, 342, [f"4.7: max({rows}, {cols}) + 1 = {facts['next']}", f"4.6: {facts['tokens']}"], 19, 14)
+
+
+# ---- both ideas at toy scale
+
+
+def _arm_means(result: dict, *grades: str) -> dict[str, tuple[float, tuple]]:
+    """For each arm of an experiment's result file the mean of these grades, and the mean of each seed."""
+    head, *rows = result["table"]
+    found = {}
+    for row in rows:
+        cells = dict(zip(head, row))
+        parts = [cells[grade].rstrip(")").partition(" (") for grade in grades]
+        seeds = tuple(sum(each) / len(parts) for each in zip(*(map(float, p[2].split(", ")) for p in parts)))
+        found[cells["arm"]] = (sum(float(p[0]) for p in parts) / len(parts), seeds)
+    return found
+
+
+def tried_here() -> Canvas:
+    """Six frames in one group, and the merger early or late: losses after a short training, less is better.
+
+    Facts: "time" and "merger", {arm: (mean, seeds)}.
+    """
+    results = SAMPLES.parent.parent / "experiments/results"
+    group, merge = (read_json(results / f"{name}.json") for name in ("group_frames", "early_merge"))
+    canvas = Canvas(WIDTH, 332)
+    canvas.facts |= {
+        "time": _arm_means(group, "time, nats"),
+        "merger": _arm_means(merge, "caption, nats", "crop, nats"),
+    }
+    canvas.text(8, 20, "4.5: which color came first? nats a token, 16 tokens a clip", bold=True)
+    _loss_bars(canvas, 34, canvas.facts["time"], BLUE)
+    # An answer is two tokens, the color and the end; whoever guesses one of the two colors knows the end.
+    guess = math.log(2) / 2
+    across = 250 + 330 * guess / max(max(seeds) for _, seeds in canvas.facts["time"].values())
+    canvas.path([(across, 30), (across, 158)], RED, 2)
+    canvas.text(across, 171, f"guessing one of the two named: {guess:.2f}", 13, RED, "middle")
+    canvas.text(8, 198, "4.6: where the merger stands; captions and text, nats a token", bold=True)
+    _loss_bars(canvas, 212, canvas.facts["merger"], GREEN)
+    share = merge["figures"]["operations in the ViT, early against late"]
+    canvas.text(8, 324, f"the ViT with the early merger computes {share:.0%} of the late one's; dots: seeds", 14, GRAY)
+    canvas.words = "; ".join(f"{arm}: {mean:.2f}" for part in canvas.facts.values() for arm, (mean, _) in part.items())
+    return canvas
+
+
+def _loss_bars(canvas, top, losses, color):
+    scale = 330 / max(max(seeds) for _, seeds in losses.values())
+    for number, (arm, (mean, seeds)) in enumerate(losses.items()):
+        y = top + 31 * number
+        canvas.text(242, y + 18, arm, 14, align="right")
+        canvas.rect(250, y + 4, max(scale * mean, 1), 20, color)
+        for seed in seeds:
+            canvas.dot(250 + scale * seed, y + 14, 4, ORANGE)
+        canvas.text(600, y + 19, f"{mean:.2f}", 14)
