@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from matplotlib.figure import Figure
 
 from minicpmv_ref import Processor, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 from minicpmv_ref.config import nano
-from minicpmv_ref.course.draw.capstone import interval
 from minicpmv_ref.deploy.gguf_plan import MIXTURES, llm_tensors, plan_mixture
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 from minicpmv_ref.inputs.checks import check_choice, check_int, check_number
@@ -35,7 +36,7 @@ from minicpmv_ref.slicing import SlicePlan
 from minicpmv_ref.toy.data import KINDS
 from minicpmv_ref.vision import VisionTransformer
 
-from ._arms import checkpoint, gains, grades, in_words, mean_over_items, table, verdict, with_new_resampler
+from ._arms import checkpoint, decided, gains, grades, in_words, mean_over_items, table, with_new_resampler
 from ._frame import RESULTS, RUNS, Each, as_json, machine, write, write_json
 
 SHIPPED = RESULTS / "capstone"  # one folder for each proposal that was run: result.json, report.md, report.png
@@ -70,7 +71,7 @@ class Arm:
 
     name: str
     connector: str = "own"  # "own": the checkpoint's; "resampler": a new one; or a new one of peers' CONNECTORS
-    queries: int = 16  # of a new resampler
+    queries: int = 16  # of a new resampler: a square number, since each starts at its own part of the view
     cutting: str = "minicpm-v"  # how pictures are cut: one of peers' CUTTINGS
     grid: str = "released"  # which grid of slices: a name in GRIDS
     slices: int = 9  # at most
@@ -286,14 +287,14 @@ def conclude(proposal: Proposal, arms: dict) -> dict:
     each = {kind: in_words(gains(arms, new, old, f"{kind}, nats")) for kind in proposal.kinds}
     names = [f"{kind}, {grade}" for kind in proposal.kinds for grade in ("nats", "right")]
     rows = table(arms, names)
-    costs = [sum(seed["flops"] for seed in seeds) / len(seeds) for seeds in arms.values()]
+    costs = [fmean(seed["flops"] for seed in seeds) for seeds in arms.values()]
     sizes = [llm_bytes(arm.mixture) for arm in (proposal.old, proposal.new)]
     more = [["operations", "LLM"], *([f"{cost:.3g}", f"{size / 1e6:.2f} MB"] for cost, size in zip(costs, sizes))]
     return {
-        "verdict": verdict([[gain - proposal.at_least for gain in seed] for seed in gained]),
+        "verdict": decided(ends, [fmean(seed) for seed in gained], proposal.at_least),
         "gain": round(mean, 4),
         "interval": [round(end, 4) for end in ends],
-        "seeds": [round(sum(seed) / len(seed), 4) for seed in gained],
+        "seeds": [round(fmean(seed), 4) for seed in gained],
         "by kind": each,
         "table": [[*row[:4], *extra, *row[4:]] for row, extra in zip(rows, more)],
     }
@@ -328,21 +329,31 @@ def report(folder: str | Path, to: str | Path | None = None) -> str:
     """
     folder = Path(folder)
     result, to = read_json(folder / "result.json"), Path(to or folder)
-    text, canvas = page(result), figure(result)
+    text, drawing = page(result), figure(result)
     to.mkdir(parents=True, exist_ok=True)
     with replacing(to / "report.png") as (draft,):
-        draft.write_bytes(canvas.encode_image())
+        drawing.savefig(draft, format="png", dpi=100)
     write(to / "report.md", text)
     return text
 
 
-def figure(result: dict):
+def figure(result: dict) -> Figure:
     """The gain with its interval, the seeds, and the prediction."""
-    proposal = result["proposal"]
-    return interval(
-        result["gain"], result["interval"], result["seeds"], proposal["at_least"],
-        f"{proposal['new']['name']} against {proposal['old']['name']}: {result['verdict']}",
-    )  # fmt: skip
+    proposal, (low, high) = result["proposal"], result["interval"]
+    drawing = Figure(figsize=(6.4, 2.0), layout="constrained")
+    axes = drawing.add_subplot()
+    axes.set_title(
+        f"{proposal['new']['name']} against {proposal['old']['name']}: {result['verdict']}", loc="left", fontsize=11
+    )
+    axes.axvline(0, color="#767676", linewidth=1)
+    axes.axvline(proposal["at_least"], color="#D55E00", linewidth=2, label=f"predicted {proposal['at_least']:g}")
+    axes.plot([low, high], [1, 1], color="#0072B2", linewidth=6, solid_capstyle="butt", label="95 % interval")
+    axes.plot([result["gain"]], [1], "o", color="#0072B2", markersize=10, label=f"gain {result['gain']:+.4f}")
+    axes.plot(result["seeds"], [0.4] * len(result["seeds"]), "o", color="#E69F00", label="each seed")
+    axes.set(ylim=(0, 1.5), yticks=[], xlabel="nats a token saved")
+    axes.margins(x=0.15)
+    drawing.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return drawing
 
 
 def page(result: dict) -> str:
@@ -357,8 +368,8 @@ def page(result: dict) -> str:
         f"# {proposal['title']}\n",
         f"**Hypothesis.** {proposal['hypothesis']}\n",
         f"**Predicted before the run.** *{new['name']}* will {promise} nats a token against *{old['name']}*.\n",
-        f"**Verdict: {result['verdict']}.** It saves {result['gain']:+.3f} nats a token, interval {low:+.3f} to "
-        f"{high:+.3f}; seeds {', '.join(f'{seed:+.3f}' for seed in result['seeds'])}.\n",
+        f"**Verdict: {result['verdict']}.** It saves {result['gain']:+.4f} nats a token, interval {low:+.4f} to "
+        f"{high:+.4f}; seeds {', '.join(f'{seed:+.4f}' for seed in result['seeds'])}.\n",
         "![the gain with its interval, beside what was predicted](report.png)\n",
         *(f"- {kind}: {words}" for kind, words in result["by kind"].items()),
         "\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n",

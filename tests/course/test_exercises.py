@@ -817,6 +817,99 @@ def steps(columns_first=False, markers=2, always_overview=False):
     return picture_steps
 
 
+def takes_all_that_reach_it(models, level):
+    return [billions for billions, score in models if score >= level]
+
+
+def compares_with_the_one_before(models, level):
+    reached = [billions for billions, score in models if score >= level]
+    return [size for place, size in enumerate(reached) if place == 0 or size < reached[place - 1]]
+
+
+def forgets_the_level(models, level):
+    return [size for place, (size, _) in enumerate(models) if all(size < before for before, _ in models[:place])]
+
+
+def reaches_only_above(models, level):
+    found = []
+    for billions, score in models:
+        if score > level and (not found or billions < found[-1]):
+            found.append(billions)
+    return found
+
+
+def turns_the_ratio_around(steps, cost, other):
+    return max(1, round(steps * other / cost))
+
+
+def cuts_decimals_off(steps, cost, other):
+    return max(1, int(steps * cost / other))
+
+
+def may_give_none(steps, cost, other):
+    return round(steps * cost / other)
+
+
+def forgets_the_square(spread, half):
+    return math.ceil(1.96 * spread / half)
+
+
+def rounds_the_count_down(spread, half):
+    return math.floor((1.96 * spread / half) ** 2)
+
+
+def forgets_the_95_percent(spread, half):
+    return math.ceil((spread / half) ** 2)
+
+
+def compares_with_zero(seeds, interval, number):
+    if interval[0] > 0 and min(seeds) > 0:
+        return "confirmed"
+    return "refuted" if interval[1] < 0 and max(seeds) < 0 else "not confirmed"
+
+
+def trusts_the_interval_alone(seeds, interval, number):
+    return "confirmed" if interval[0] > number else "refuted" if interval[1] < number else "not confirmed"
+
+
+def calls_the_rest_refuted(seeds, interval, number):
+    return "confirmed" if interval[0] > number and min(seeds) > number else "refuted"
+
+
+def trusts_the_mean_of_the_seeds(seeds, interval, number):
+    mean = sum(seeds) / len(seeds)
+    return trusts_the_interval_alone(seeds, (min(interval[0], mean), max(interval[1], mean)), number)
+
+
+def reviewed(old, new, changes=1, cost="step_cost", leak=True, items=set):
+    trained = set(old["trained"] if leak else ()) | set(new["trained"])
+    differ = sum(old["settings"][name] != new["settings"][name] for name in old["settings"])
+    costs = [arm["steps"] * (arm[cost] if cost else 1) for arm in (old, new)]
+    wrong = {
+        "changes": differ != changes,
+        "cost": abs(costs[1] / costs[0] - 1) > 0.05,
+        "leak": bool(trained & {*old["graded"], *new["graded"]}),
+        "items": items(old["graded"]) != items(new["graded"]),
+    }
+    return [name for name, found in wrong.items() if found]
+
+
+def counts_steps_only(old, new):
+    return reviewed(old, new, cost=None)
+
+
+def looks_for_leaks_in_the_new_arm(old, new):
+    return reviewed(old, new, leak=False)
+
+
+def minds_the_order(old, new):
+    return reviewed(old, new, items=list)
+
+
+def allows_no_change(old, new):
+    return reviewed(old, new, changes=0)
+
+
 WRONG = {  # checker: wrong answers
     "times_the_work": [squares_the_sum, forgets_the_overview_too, forgets_the_attention],
     "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
@@ -878,6 +971,11 @@ WRONG = {  # checker: wrong answers
     "fixed_rows": [patch_by_patch, channel_by_channel, keeps_three_axes],
     "windows": [takes_four_in_a_row, swaps_rows_and_columns, walks_down_the_columns],
     "picture_steps": [steps(columns_first=True), steps(markers=0), steps(always_overview=True)],
+    "smallest_so_far": [takes_all_that_reach_it, compares_with_the_one_before, forgets_the_level, reaches_only_above],
+    "steps_for": [turns_the_ratio_around, cuts_decimals_off, may_give_none],
+    "samples_needed": [forgets_the_square, rounds_the_count_down, forgets_the_95_percent],
+    "decide": [compares_with_zero, trusts_the_interval_alone, calls_the_rest_refuted, trusts_the_mean_of_the_seeds],
+    "faults": [counts_steps_only, looks_for_leaks_in_the_new_arm, minds_the_order, allows_no_change],
     "best_canvas": [
         *(takes_the_nearest_shape, counts_enlarged_pixels, takes_the_last_of_equals, answers_height_first),
     ],
@@ -895,7 +993,7 @@ WRONG = {  # checker: wrong answers
 
 
 # lessons whose checkers say it before the first try
-SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11")
+SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "13", "14")
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""Lesson 14: sizes of models over the years, and the gain of one arm over another with its interval."""
+"""Lesson 14: sizes of published models over the years."""
 
 import math
 from datetime import date
 from itertools import pairwise
 from typing import NamedTuple
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SKY, Axes, Canvas
+from .canvas import BLUE, GRAY, INK, PALE, SKY, Axes, Canvas
 
 GPT_4V = 63.5  # OpenCompass, mean of 8 benchmarks, as printed in OpenBMB's tables
 
@@ -23,20 +23,20 @@ class Published(NamedTuple):
     source: str
 
 
-V2_6, V4_0, V4_5 = (f"OpenBMB/MiniCPM-V, docs/minicpm_v{name}_en.md" for name in ("2dot6", "4", "4dot5"))
-NEWS = "its README, News"
+_V2_6, _V4_0, _V4_5 = (f"OpenBMB/MiniCPM-V, docs/minicpm_v{name}_en.md" for name in ("2dot6", "4", "4dot5"))
+_NEWS = "its README, News"
 PUBLISHED = (
-    Published("LLaVA-NeXT-34B", date(2024, 1, 30), 34, 55.0, f"{V2_6}; llava-vl.github.io/blog/2024-01-30-llava-next"),
-    Published("MiniCPM-V 2.5", date(2024, 5, 20), 8.5, 58.8, f"{V2_6}; {NEWS}"),
-    Published("GLM-4V-9B", date(2024, 6, 5), 13, 59.1, f"{V2_6}; THUDM/GLM-4, README"),
-    Published("Cambrian-34B", date(2024, 6, 24), 34, 58.3, f"{V2_6}; arXiv 2406.16860 (the month)"),
-    Published("InternVL2-8B", date(2024, 7, 2), 8.0, 64.1, f"{V2_6}; internvl.github.io/blog/2024-07-02-InternVL-2.0"),
-    Published("MiniCPM-V 2.6", date(2024, 8, 6), 8.1, 65.2, f"{V4_0}; {NEWS}"),
-    Published("InternVL2.5-4B", date(2024, 12, 6), 3.7, 65.1, f"{V4_0}; arXiv 2412.05271 (the month)"),
-    Published("InternVL2.5-8B", date(2024, 12, 6), 8.1, 68.1, f"{V4_0}; arXiv 2412.05271 (the month)"),
-    Published("MiniCPM-V 4.0", date(2025, 8, 2), 4.1, 69.0, f"{V4_0}; {NEWS}"),
-    Published("MiniCPM-V 4.5", date(2025, 8, 26), 8.7, 77.0, f"{V4_5}; {NEWS}"),
-    Published("MiniCPM-V 4.6", date(2026, 5, 11), 1.3, None, "model card; rits.shanghai.nyu.edu/ai, minicpm-v-4-6"),
+    Published("LLaVA-NeXT-34B", date(2024, 1, 30), 34, 55.0, f"{_V2_6}; llava-vl.github.io/blog/2024-01-30-llava-next"),
+    Published("MiniCPM-V 2.5", date(2024, 5, 20), 8.5, 58.8, f"{_V2_6}; {_NEWS}"),
+    Published("GLM-4V-9B", date(2024, 6, 5), 13, 59.1, f"{_V2_6}; THUDM/GLM-4, README"),
+    Published("Cambrian-34B", date(2024, 6, 24), 34, 58.3, f"{_V2_6}; arXiv 2406.16860 (the month)"),
+    Published("InternVL2-8B", date(2024, 7, 2), 8.0, 64.1, f"{_V2_6}; internvl.github.io/blog/2024-07-02-InternVL-2.0"),
+    Published("MiniCPM-V 2.6", date(2024, 8, 6), 8.1, 65.2, f"{_V4_0}; {_NEWS}"),
+    Published("InternVL2.5-4B", date(2024, 12, 6), 3.7, 65.1, f"{_V4_0}; arXiv 2412.05271 (the month)"),
+    Published("InternVL2.5-8B", date(2024, 12, 6), 8.1, 68.1, f"{_V4_0}; arXiv 2412.05271 (the month)"),
+    Published("MiniCPM-V 4.0", date(2025, 8, 2), 4.1, 69.0, f"{_V4_0}; {_NEWS}"),
+    Published("MiniCPM-V 4.5", date(2025, 8, 26), 8.7, 77.0, f"{_V4_5}; {_NEWS}"),
+    Published("MiniCPM-V 4.6", date(2026, 5, 11), 1.3, None, "OpenBMB/MiniCPM-V, README; rits.shanghai.nyu.edu/ai"),
 )
 
 
@@ -79,7 +79,7 @@ def sizes_over_years(level: float) -> Canvas:
         reached = model.score is not None and model.score >= level
         fill = BLUE if model in steps else SKY if reached else PALE if model.score is not None else "white"
         canvas.dot(x, y, 8, fill, GRAY)
-        right, down, align = LABELS.get(model.name, (13, 5, "left"))
+        right, down, align = _LABELS.get(model.name, (13, 5, "left"))
         score = f"{model.score:g}" if model.score is not None else "not scored"
         label = f"{model.name.removeprefix('MiniCPM-')} ({score})"
         canvas.text(x + right, y + down, label, 12, INK if reached else GRAY, align)
@@ -89,7 +89,7 @@ def sizes_over_years(level: float) -> Canvas:
     return canvas
 
 
-LABELS = {  # where a label stands beside its dot, if not to the right: it would cover another
+_LABELS = {  # where a label stands beside its dot, if not to the right: it would cover another
     "LLaVA-NeXT-34B": (-8, -13, "left"),
     "Cambrian-34B": (13, 5, "left"),
     "MiniCPM-V 2.5": (-12, 5, "right"),
@@ -111,24 +111,3 @@ def _halving_words(steps) -> str:
         return f"models on the line: {len(steps)}; no pace can be read off"
     first, last = steps[0], steps[-1]
     return f"{first.billions:g} to {last.billions:g} billion: halved every {halving_months(steps):.1f} months"
-
-
-def interval(gain: float, ends, seeds, predicted: float, title: str) -> Canvas:
-    """What one arm saves against another: mean, interval and seeds, beside 0 and the prediction."""
-    canvas = Canvas(640, 190, title)
-    values = [0.0, predicted, gain, *ends, *seeds]
-    margin = 0.12 * (max(values) - min(values)) or 0.1
-    axes = Axes(canvas, (20, 50, 600, 80), (min(values) - margin, max(values) + margin), (0, 1))
-    canvas.text(20, 24, title, bold=True)
-    axes.moment(0, GRAY, 1)
-    axes.moment(predicted, RED, 3)
-    color = GREEN if ends[0] > predicted else ORANGE if ends[1] >= predicted else RED
-    axes.line([(ends[0], 0.62), (ends[1], 0.62)], color, 8)
-    axes.dot(gain, 0.62, 8, color)
-    for seed in seeds:
-        axes.dot(seed, 0.25, 5, GRAY)
-    for value, label, row in ((0.0, "0", 0), (predicted, f"predicted {predicted:g}", 1), (gain, f"{gain:+.3f}", 0)):
-        axes.under(value, label, row=row)
-    canvas.text(20, 182, "nats a token saved; bar: 95 % interval over samples; small dots: seeds", 13, GRAY)
-    canvas.facts |= {"gain": gain, "interval": list(ends), "seeds": list(seeds), "predicted": predicted}
-    return canvas

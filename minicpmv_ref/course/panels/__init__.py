@@ -16,3 +16,4 @@ from .q4k import *  # noqa: F403
 from .phone import *  # noqa: F403
 from .peers import *  # noqa: F403
 from .later import *  # noqa: F403
+from .capstone import *  # noqa: F403
