@@ -13,7 +13,7 @@ GPT_4V = 63.5  # OpenCompass, mean of 8 benchmarks, as printed in OpenBMB's tabl
 class Published(NamedTuple):
     """A published model: billions of parameters, mean score on the 8 benchmarks of OpenCompass, and where these stand.
 
-    score is None where the sources print none on this scale.
+    score is None where the sources print none on this scale. An arXiv number gives the month; the day is then the 15th.
     """
 
     name: str
@@ -23,20 +23,20 @@ class Published(NamedTuple):
     source: str
 
 
-_V2_6, _V4_0, _V4_5 = (f"OpenBMB/MiniCPM-V, docs/minicpm_v{name}_en.md" for name in ("2dot6", "4", "4dot5"))
+_V2_6, _V4_0, _V4_5 = (f"MiniCPM-V, minicpm_v{name}_en.md" for name in ("2dot6", "4", "4dot5"))
 _NEWS = "its README, News"
 PUBLISHED = (
     Published("LLaVA-NeXT-34B", date(2024, 1, 30), 34, 55.0, f"{_V2_6}; llava-vl.github.io/blog/2024-01-30-llava-next"),
-    Published("MiniCPM-V 2.5", date(2024, 5, 20), 8.5, 58.8, f"{_V2_6}; {_NEWS}"),
+    Published("MiniCPM-V 2.5", date(2024, 5, 20), 8.5, 58.8, f"{_V2_6}, minicpm_llama3_v2dot5.md; {_NEWS}"),
     Published("GLM-4V-9B", date(2024, 6, 5), 13, 59.1, f"{_V2_6}; THUDM/GLM-4, README"),
-    Published("Cambrian-34B", date(2024, 6, 24), 34, 58.3, f"{_V2_6}; arXiv 2406.16860 (the month)"),
+    Published("Cambrian-34B", date(2024, 6, 15), 34, 58.3, f"{_V2_6}; arXiv 2406.16860"),
     Published("InternVL2-8B", date(2024, 7, 2), 8.0, 64.1, f"{_V2_6}; internvl.github.io/blog/2024-07-02-InternVL-2.0"),
     Published("MiniCPM-V 2.6", date(2024, 8, 6), 8.1, 65.2, f"{_V4_0}; {_NEWS}"),
-    Published("InternVL2.5-4B", date(2024, 12, 6), 3.7, 65.1, f"{_V4_0}; arXiv 2412.05271 (the month)"),
-    Published("InternVL2.5-8B", date(2024, 12, 6), 8.1, 68.1, f"{_V4_0}; arXiv 2412.05271 (the month)"),
+    Published("InternVL2.5-4B", date(2024, 12, 15), 3.7, 65.1, f"{_V4_0}; arXiv 2412.05271"),
+    Published("InternVL2.5-8B", date(2024, 12, 15), 8.1, 68.1, f"{_V4_0}; arXiv 2412.05271"),
     Published("MiniCPM-V 4.0", date(2025, 8, 2), 4.1, 69.0, f"{_V4_0}; {_NEWS}"),
     Published("MiniCPM-V 4.5", date(2025, 8, 26), 8.7, 77.0, f"{_V4_5}; {_NEWS}"),
-    Published("MiniCPM-V 4.6", date(2026, 5, 11), 1.3, None, "OpenBMB/MiniCPM-V, README; rits.shanghai.nyu.edu/ai"),
+    Published("MiniCPM-V 4.6", date(2026, 5, 11), 1.3, None, "MiniCPM-V, README; rits.shanghai.nyu.edu/ai"),
 )
 
 
