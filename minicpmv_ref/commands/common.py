@@ -29,12 +29,9 @@ def add_number(parser, name, *, within, **settings):
 
 
 def add_question(parser):
-    """What a command needs that asks a model about a picture."""
-    parser.add_argument("image", metavar="IMAGE", help="a picture file")
+    """What a command needs that asks a model, after the pictures."""
     parser.add_argument("question", metavar="QUESTION", help="your question, in quotes")
-    parser.add_argument(
-        "--model", default="nano", help='a checkpoint folder (default: "nano", the model of the course)'
-    )
+    parser.add_argument("--model", help='a checkpoint folder (default: "nano", the model of the course)')
 
 
 def add_answer_length(parser):

@@ -7,7 +7,9 @@ from .export import MIXTURES
 
 
 def options(parser):
+    parser.add_argument("image", metavar="IMAGE", help="a picture file")
     add_question(parser)
+    parser.set_defaults(model="nano")
     parser.add_argument("--mixture", choices=MIXTURES, default="Q4_K_M", help="of the language model (default: Q4_K_M)")
     add_answer_length(parser)
     add_number(parser, "--threads", within=THREADS, type=int, default=1, metavar="N", help="of the CPU (default: 1)")

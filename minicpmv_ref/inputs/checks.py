@@ -17,6 +17,7 @@ LIMITS = {
     "records": 100_000_000,  # an epoch's order is a list of them: 4 GB
     "records_bytes": 2 * 2**30,  # LLaVA's 665,000 records have 1 GB; in memory they take some five times as much
     "picture_bytes": 2**30,  # a picture file; 100 megapixels without any compression have 0.3 GB
+    "frames": 64,  # of one clip that a model is shown: as many as released for 2.6
     "clip_bytes": 2**36,  # a video file, read from the disk in parts; an hour in full HD has 3 GB
     "clip_pixels": 2**29,  # of the frames of a clip that are kept: 64 of 3840 x 2160, 1.6 GB
     "decoded_pixels": 2**40,  # of all its frames, which are decoded one after the other: 4 hours in full HD

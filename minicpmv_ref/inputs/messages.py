@@ -12,7 +12,7 @@ from collections import deque
 
 from PIL import Image
 
-from .checks import WrongType, check_int, check_list, check_type, shown
+from .checks import LIMITS, WrongType, check_int, check_list, check_type, shown
 
 SLOT = "<unk>"
 PLACEHOLDER = "(<image>./</image>)"  # what user code writes where an image belongs
@@ -25,7 +25,7 @@ TURNS = (
     *("<s>", "</s>", "<用户>", "<AI>"),
 )
 RESERVED = (*MARKERS, SLOT, *TURNS)
-MAX_FRAMES = 64  # of one video
+MAX_FRAMES = LIMITS["frames"]  # of one video
 PICTURE = re.compile(
     r"(https?:|file:)\S+|data:image/\S+|\S+\.(png|jpe?g|webp|gif|bmp|tiff?|ppm|heic|avif|mp4|mov|webm|mkv|avi)", re.I
 )

@@ -1,4 +1,4 @@
-"""`lab.py ask IMAGE QUESTION`: the plan, the answer as it comes, the timings; and one clear error where it cannot."""
+"""`lab.py ask FILE... QUESTION`: the plan, the answer as it comes, the timings; and one clear error where it cannot."""
 
 import io
 import re
@@ -11,7 +11,8 @@ from minicpmv_ref import plan_slices
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.inputs.published import find_folder, read_config
 
-SAMPLE = str(ROOT / "data_samples" / "images" / "temple.jpg")
+IMAGES = ROOT / "data_samples" / "images"
+SAMPLE = str(IMAGES / "temple.jpg")
 
 
 def test_plan_answer_and_timings(capsys):
@@ -39,6 +40,126 @@ def test_the_same_answer_as_chat(capsys):
     assert answer == "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in want)
 
 
+def clip_file(path, count=20):
+    first, *others = [Image.new("RGB", (112, 112), (240, 240, 200 + number)) for number in range(count)]
+    first.save(path, save_all=True, append_images=others, duration=100)
+    return str(path)
+
+
+def test_several_pictures_and_a_clip_give_the_answer_of_chat(tmp_path, capsys):
+    from minicpmv_ref import MiniCPMV, Processor, load_clip, load_image
+
+    clip, shapes, numbers = clip_file(tmp_path / "a.gif"), str(IMAGES / "shapes.png"), str(IMAGES / "numbers.png")
+    model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
+    content = [load_image(shapes), load_clip(clip, 5), load_image(numbers), "What is this?"]
+    want = model.chat([{"role": "user", "content": content}], processor, max_new_tokens=6, max_slice_nums=1)
+    options = ["--frames", "5", "--max-slice-nums", "1", "--max-new-tokens", "6", "--model", "nano"]
+    assert main(["ask", shapes, clip, numbers, "What is this?", *options]) == 0
+    out = capsys.readouterr().out
+    assert out.split("answer: ")[1].split("\n\nread the picture")[0] == want
+    assert out.startswith("model     nano\npicture 1 224 x 224 pixels, 16 visual tokens\n")
+    assert "\nclip      5 of 20 frames in 2.0 s, 112 x 112 pixels, 80 visual tokens\npicture 2 224 x 336 pixels" in out
+    assert " patches -> 112 visual tokens, " in out and "note" not in out
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("files", "question", "many"),
+    [
+        (["a.png"], "Where is the cat?", False),
+        (["a.png", "a.png"], "Which?", True),
+        (["a.gif"], "What?", True),
+        (["a.png"], "Give the box of the cat.", True),
+        (["a.png"], "What is in <box>1 2 3 4</box>?", True),
+        (["a.png"], "Is it boxing?", False),
+    ],
+)
+def test_which_model_of_the_course_answers(files, question, many, there, tmp_path, monkeypatch):
+    import minicpmv_ref.inputs.published as published
+    import minicpmv_ref.peers as peers
+
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "a.png")
+    clip_file(tmp_path / "a.gif")
+    asked = []
+    monkeypatch.setattr(published, "BUNDLED", tmp_path)
+    monkeypatch.setattr(peers, "load", lambda name: asked.append(name) or exec("raise ValueError('enough')"))
+    if there:
+        (tmp_path / "nano-many").mkdir()
+    assert main(["ask", *[str(tmp_path / file) for file in files], question]) == 1
+    assert asked == ["nano-many" if many and there else "nano"]
+
+
+def test_only_pictures_of_the_small_world_are_taken_without_a_note():
+    from minicpmv_ref import load_image, nano
+    from minicpmv_ref.commands.ask import looks_drawn, outside
+    from minicpmv_ref.inputs.clips import read_clip
+    from minicpmv_ref.toy import data
+
+    most = 4 * 9 * nano.slicing.scale_resolution**2
+    known = {path.name for path in IMAGES.iterdir() if looks_drawn(load_image(path), most)}
+    assert known == {"shapes.png", "numbers.png"}  # all photographs, pages, signs and charts are flagged
+    for name in ("astronaut.jpg", "galaxies.jpg", "cat.jpg"):  # not because of their size
+        assert not looks_drawn(load_image(IMAGES / name), 10**7)
+    for kind in data.KINDS:
+        for seed in range(5):
+            image = data.draw(seed, kind).image
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=75)
+            assert looks_drawn(image, most) and looks_drawn(load_image(file), most)
+    cat = [read_clip(IMAGES / "cat.jpg")]
+    assert outside(cat, "nano", nano) and not outside(cat, str(IMAGES), nano)  # of other models we know nothing
+
+
+def test_a_photograph_gets_one_line_before_the_answer(capsys):
+    assert main(["ask", SAMPLE, "What?", "--max-new-tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        r"\nnote      nano knows .* --model FOLDER asks a published model \(see README\.md\)\n\nanswer", out
+    )
+
+
+def said(monkeypatch, text):
+    """Let the model answer this."""
+    import torch
+
+    from minicpmv_ref import MiniCPMV, Processor
+
+    ids = Processor.from_pretrained("nano").tokenizer(text + "<|im_end|>")["input_ids"]
+    monkeypatch.setattr(MiniCPMV, "stream", lambda *_, **__: iter(torch.tensor(ids)[:, None]))
+
+
+def test_boxes_are_drawn(monkeypatch, tmp_path, capsys):
+    said(monkeypatch, "<ref>green triangle</ref><box>250 500 750 1000</box>")
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "a.png")
+    assert main(["ask", str(tmp_path / "a.png"), "Where?", "--draw", str(tmp_path / "b.png"), "--model", "nano"]) == 0
+    out = capsys.readouterr().out
+    assert "\nbox       green triangle: 50, 50, 150, 100 (left, top, right, bottom in pixels)\ndrawn     " in out
+    with Image.open(tmp_path / "b.png") as drawn:
+        assert drawn.size == (600, 300)  # three times as large
+        for x, y in ((151, 200), (300, 151), (449, 200)):
+            assert drawn.getpixel((x, y)) == (255, 0, 255), (x, y)
+        assert drawn.getpixel((300, 220)) == drawn.getpixel((140, 200)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("top left", "the answer has no box"), ("<box>1 2 3</box>", "must hold 4 whole numbers")],
+)
+def test_an_answer_without_boxes_is_said(text, words, monkeypatch, tmp_path, capsys):
+    said(monkeypatch, text)
+    assert main(["ask", SAMPLE, "Where?", "--draw", str(tmp_path / "b.png"), "--model", "nano"]) == 1
+    shown = capsys.readouterr()
+    assert f"answer: {text}\n" in shown.out and words in shown.err and not list(tmp_path.iterdir())
+
+
+def test_where_is_asked_as_the_model_was_trained():
+    from minicpmv_ref.commands.ask import box_question
+
+    assert box_question("Where is the green triangle?") == "Give the box of the green triangle."
+    assert box_question(" where's milk ") == "Give the box of milk."
+    assert box_question("What is where?") == "What is where?"
+
+
 def test_small_picture_is_not_sliced(tmp_path, capsys):
     Image.new("RGB", (50, 40), "red").save(tmp_path / "small.png")
     assert main(["ask", str(tmp_path / "small.png"), "Color?", "--max-new-tokens", "1"]) == 0
@@ -47,12 +168,7 @@ def test_small_picture_is_not_sliced(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["<ref>roof</ref><box>1 2 3 4</box>", "<quad>1 2</quad>", "the <point>5 6</point>"])
 def test_marks_of_places_are_shown(monkeypatch, capsys, text):
-    import torch
-
-    from minicpmv_ref import MiniCPMV, Processor
-
-    ids = Processor.from_pretrained("nano").tokenizer(text + "<|im_end|>")["input_ids"]
-    monkeypatch.setattr(MiniCPMV, "stream", lambda *_, **__: iter(torch.tensor(ids)[:, None]))
+    said(monkeypatch, text)
     assert main(["ask", SAMPLE, "Where is the roof?"]) == 0
     assert f"answer: {text}\n" in capsys.readouterr().out
 
@@ -80,6 +196,13 @@ def test_control_characters_do_not_reach_the_terminal(monkeypatch, capsys):
         ([SAMPLE, "?", "--max-slice-nums", "0"], "max_slice_nums"),
         ([SAMPLE, "?", "--max-new-tokens", "0"], "max_new_tokens"),
         ([SAMPLE, "why " * 3000], "the model takes 2048"),
+        ([SAMPLE, str(ROOT / "README.md"), "?"], "not a picture"),
+        ([SAMPLE, SAMPLE], "the question is missing"),
+        ([SAMPLE, "?", "--frames", "4"], "none is given"),
+        ([SAMPLE, SAMPLE, "?", "--draw", "b.png"], "got 2 files"),
+        ([SAMPLE, "?", "--draw", "b.pdf"], "save it as .png"),
+        ([SAMPLE, "?", "--draw", "no/such/b.png"], "there is no folder"),
+        ([SAMPLE, "?", "--draw", SAMPLE], "would overwrite the picture itself"),
     ],
 )
 def test_one_clear_error(arguments, words, capsys):
