@@ -18,6 +18,7 @@ from ..learn.objectives import held_out_loss
 from ..learn.stages import LATER, STAGES, Stage, start
 from ..model import MiniCPMV
 from ..processor import Processor
+from .expected import watch
 from .machine import DEFAULT, Machine
 from .metrics import METRICS, append_row
 from .parallel import ONE_PROCESS, Processes, unshard
@@ -85,7 +86,8 @@ def run(
             elif only is not None and stage.name != only:
                 raise FileNotFoundError(f"{only} starts from {stage.name}, and there is no checkpoint in {place}")
             else:
-                output = Output(place / FOLDER, folder / METRICS, report=report, progress=progress)
+                look = watch(stage, model, report)
+                output = Output(place / FOLDER, folder / METRICS, report=report, progress=progress, watch=look)
                 model = _train_stage(model, processor, stage, output, profile.grades, seed, machine)
     return model
 

@@ -78,6 +78,7 @@ class Output:
         every: steps between two training checkpoints; None is max(10, steps // 10).
         report: takes one line of text at a time.
         progress: show a bar.
+        watch: is called after each step.
     """
 
     checkpoints: Path
@@ -85,6 +86,7 @@ class Output:
     every: int | None = None
     report: Callable[[str], object] = print
     progress: bool = True
+    watch: Callable[[Step], object] = lambda step: None
 
 
 @dataclass
@@ -295,6 +297,7 @@ class StageRun:
                 began = time.perf_counter()
                 progress.recent.append((step.loss, step.tokens, step.views, step.flops))
                 bar.update()
+                self.output.watch(step)
                 self._after_step(step, caught, bar)
                 breaks += time.perf_counter() - began
         self.model.eval()
