@@ -239,7 +239,7 @@ class MiniCPMV(nn.Module):
             raise ValueError(
                 f"batch.input_ids must be a LongTensor (samples, tokens), got {shown(tuple(ids.shape))} of {ids.dtype}"
             )
-        low, high = (int(number) for number in ids.aminmax())
+        low, high = torch.stack(ids.aminmax()).tolist()  # a GPU is waited for once
         if low < 0 or high >= self.config.llm.vocab_size:
             raise ValueError(
                 f"batch.input_ids must be from 0 to {self.config.llm.vocab_size - 1}, which are all tokens of this "
