@@ -2,8 +2,8 @@
 
 HEADING = """# The others
 
-From here on the claims are those of the systems that MiniCPM-V is compared with. nano's ViT and LLM stand in for
-theirs, so a verdict says whether an effect shows at this size, not whether a published model is good.
+From here on the claims are those of the systems that MiniCPM-V is compared with, and of its later versions. nano's ViT
+and LLM stand in for theirs, so a verdict says whether an effect shows at this size, not whether a model is good.
 """
 
 NOT_RUN = (  # claim, source, what it says

@@ -17,7 +17,8 @@ CLAIM = Claim(
     "without the picture stands beside. Confirmed means: the loss with SVA is lower than with the MLP on 2 x 2 "
     "shuffled patches, and that lower than with the resampler.",
     limits="CV-Bench without its 3-D half: the world is flat. Four places, four counts. SVA reads one encoder and its "
-    "means. Its deeper network needs more steps than an MLP, so a short training is not its best.",
+    "means. Its deeper network needs more steps than an MLP, so a short training is not its best. No arm answers much "
+    "better than without the picture yet: the loss says who is nearer, not who can do it.",
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": 2, "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
