@@ -142,8 +142,7 @@ def describe_plan(batch, clips, config):
         else:
             sizes = sorted({plan.image_size for plan in own})
             size = " and ".join(f"{width} x {height}" for width, height in sizes)
-            kept = f"{len(own)} of {clip.count} frames in {clip.seconds:.1f} s"
-            lines.append(f"clip      {kept}, {size} pixels, {cost}")
+            lines.append(f"clip      {len(own)} frames of {clip.seconds:.1f} s, {size} pixels, {cost}")
     lines.append(f"tokens    {patches} patches -> {visual} visual tokens, {total} tokens with the text")
     return "\n".join(lines)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import re
 import sys
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 
 from PIL import Image, ImageOps
 
 from .checks import LIMITS, WrongType, check_int
-from .messages import MAX_FRAMES, sample_frames
+from .messages import MAX_FRAMES, evenly
 from .pictures import VIDEO, check_sides, file_of, first_bytes, load_image, opened, to_rgb
 
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # of other pictures, such as TIFF, several are pages and no frames
@@ -45,8 +48,9 @@ def load_clip(source, frames: int | None = None) -> list[Image.Image]:
         frames: so many, evenly (all, if the clip has fewer), at most 64; None: as said above.
 
     Returns:
-        RGB images in the order of time, one a frame, for a content list: {"role": "user", "content": [load_clip(path),
-        "What happens?"]}. What is transparent becomes white; a video that a phone has marked as turned is upright.
+        RGB images in the order of time (a frame that is shown for long may come several times), for a content list:
+        {"role": "user", "content": [load_clip(path), "What happens?"]}. What is transparent becomes white; a video that
+        a phone has marked as turned is upright.
 
     Raises:
         TypeError: another source, or a number that is none.
@@ -84,21 +88,29 @@ def read_clip(source, frames: int | None = None) -> Clip:
         return Clip([load_image(file)], 1, 0.0)
     _check_pixels(count, size, frames)
     with opened(file, name) as (image, _):
-        lasts = _milliseconds(image, range(first, count))
-        count -= first
-        numbers = choose_frames(count, 1000 * count / lasts, frames)
-        return Clip([_frame(image, first + number) for number in numbers], count, lasts / 1000)
+        durations = _milliseconds(image, range(first, count))
+        numbers = [first + number for number in at_their_times(durations, frames)]
+        shown = {number: _frame(image, number) for number in sorted(set(numbers))}
+    return Clip([shown[number] for number in numbers], count - first, sum(durations) / 1000)
 
 
 def choose_frames(count: int, rate: float, frames: int | None) -> list[int]:
     """The numbers of the frames that `load_clip` takes of `count`, with so many a second."""
-    every = list(range(count))
     if frames is None:
-        a_second = every[:: max(1, round(rate))]
+        a_second = range(0, count, max(1, round(rate)))
         if len(a_second) >= min(FEWEST, count):
-            return sample_frames(a_second)
-        frames = FEWEST
-    return sample_frames(every, frames)
+            return evenly(a_second, MAX_FRAMES)
+    return evenly(range(count), frames or FEWEST)
+
+
+def at_their_times(durations: list[int], frames: int | None) -> list[int]:
+    """As `choose_frames`, for frames that are shown for different times, in milliseconds.
+
+    Programs that write animations store equal frames once, with a longer time. Here the clip is taken as the video that
+    it looks like: with a frame in each common part of all times, so a long one is taken several times.
+    """
+    part, ends = math.gcd(*durations), list(accumulate(durations))
+    return [bisect_right(ends, number * part) for number in choose_frames(ends[-1] // part, 1000 / part, frames)]
 
 
 def _check_pixels(count: int, size: tuple[int, int], frames: int | None) -> None:
@@ -115,14 +127,14 @@ def _check_pixels(count: int, size: tuple[int, int], frames: int | None) -> None
 # ---- animated pictures
 
 
-def _milliseconds(image: Image.Image, numbers: range) -> float:
-    """How long an animation lasts; decodes all of it."""
-    total = 0
+def _milliseconds(image: Image.Image, numbers: range) -> list[int]:
+    """How long an animation shows each frame; decodes all of them."""
+    durations = []
     for number in numbers:
         image.seek(number)
         image.load()  # a WebP says only now how long it shows the frame
-        total += image.info.get("duration") or UNSAID
-    return total
+        durations.append(max(1, round(image.info.get("duration") or UNSAID)))
+    return durations
 
 
 def _frame(image: Image.Image, number: int) -> Image.Image:

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections import deque
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -137,11 +138,13 @@ def sample_frames(frames: list, most: int = MAX_FRAMES) -> list:
 
     Source: docs/minicpm_v2dot6_en.md of OpenBMB/MiniCPM-V, encode_video.
     """
-    frames, most = check_list("frames", frames), check_int("most", most)
-    if len(frames) <= most:
-        return frames
-    gap = len(frames) / most
-    return [frames[int(i * gap + gap / 2)] for i in range(most)]
+    return evenly(check_list("frames", frames), check_int("most", most))
+
+
+def evenly(items: Sequence, most: int) -> list:
+    """`sample_frames` of any sequence."""
+    gap = max(1, len(items) / most)
+    return [items[int(i * gap + gap / 2)] for i in range(min(len(items), most))]
 
 
 def reserved_tokens(tokenizer=None) -> tuple[str, ...]:

@@ -119,6 +119,19 @@ def test_durations_are_the_file_s_own():
     assert read_clip(written([1, 2, 3, 4], duration=durations)).seconds == pytest.approx(4.6)
 
 
+def test_equal_frames_that_a_program_has_stored_once_come_back():
+    file = written([0, 0, 0, 10, 20, 20, 30, 30], "WEBP", lossless=True, duration=250)
+    clip = read_clip(file)
+    assert (clip.count, clip.seconds, places(clip.frames)) == (4, 2.0, [0, 0, 0, 10, 20, 20, 30, 30])
+    assert places(load_clip(file, 4)) == [0, 10, 20, 30]
+
+
+def test_frames_of_different_times_are_taken_at_each_second():
+    file = written([0, 10, 20, 30], duration=[4010, 1980, 3010, 1000])  # shown from 0, 4.01, 5.99 and 9 s on
+    assert places(load_clip(file)) == [0] * 5 + [10] + [20] * 3 + [30]
+    assert places(load_clip(file, 2)) == [0, 20]  # at a quarter and three quarters of 10 s
+
+
 def test_the_picture_in_front_of_an_animated_png_is_no_frame():
     assert places(load_clip(written([0, 10, 20], "PNG", default_image=True))) == [10, 20]
 

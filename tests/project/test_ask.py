@@ -58,7 +58,7 @@ def test_several_pictures_and_a_clip_give_the_answer_of_chat(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.split("answer: ")[1].split("\n\nread the picture")[0] == want
     assert out.startswith("model     nano\npicture 1 224 x 224 pixels, 16 visual tokens\n")
-    assert "\nclip      5 of 20 frames in 2.0 s, 112 x 112 pixels, 80 visual tokens\npicture 2 224 x 336 pixels" in out
+    assert "\nclip      5 frames of 2.0 s, 112 x 112 pixels, 80 visual tokens\npicture 2 224 x 336 pixels" in out
     assert " patches -> 112 visual tokens, " in out and "note" not in out
 
 

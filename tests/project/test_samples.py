@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops
 from places import ROOT
 
-from minicpmv_ref import SliceConfig, plan_slices
+from minicpmv_ref import SliceConfig, load_clip, plan_slices
 
 IMAGES = ROOT / "data_samples" / "images"
 README = (ROOT / "data_samples" / "README.md").read_text("utf-8")
@@ -92,6 +92,27 @@ def test_the_script_draws_the_committed_picture(script, tmp_path, name):
     assert a.size == b.size
     # Pixels, not bytes: compressors and font rasterizers may differ between machines.
     assert difference.mean() < 1
+
+
+def test_clips_are_drawn_again_and_their_table_is_right(script, tmp_path):
+    folder, listed = IMAGES.parent / "clips", []
+    for names, sample in script.draw_clips(tmp_path).items():
+        files = ", ".join(f"[{name}](clips/{name})" for name in names)
+        frames = "1 each" if len(names) > 1 else str(len(load_clip(folder / names[0])))
+        question, answer = sample.messages[0]["content"][-1], sample.answer
+        assert f"| {files} | 112x112 | {frames} | {question} | {answer} |\n" in README
+        shown = [image for name in names for image in load_clip(folder / name)]
+        assert sample.held_out and len(shown) == len(sample.images)
+        for name in names:
+            assert list(map(pixels, load_clip(folder / name))) == list(map(pixels, load_clip(tmp_path / name)))
+        for image, drawn in zip(shown, sample.images):
+            assert np.abs(np.subtract(image, drawn, dtype=int)).max() <= 2  # a palette of few colors
+        listed += names
+    assert {path.name for path in folder.iterdir()} == set(listed)
+
+
+def pixels(image):
+    return image.tobytes()
 
 
 def test_a_missing_font_skips_the_picture_and_says_so(script, tmp_path, monkeypatch, capsys):

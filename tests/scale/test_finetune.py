@@ -16,7 +16,7 @@ import torch.distributed as dist
 from places import LIB, ROOT
 from tiny import picture, same_weights, tiny_model, tiny_processor, weights
 
-from minicpmv_ref import MiniCPMV, Processor
+from minicpmv_ref import MiniCPMV, Processor, parse_boxes
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.learn.stages import Stage
@@ -354,6 +354,33 @@ def test_the_command_trains_on_your_data(files, checkpoint, tmp_path, capsys):
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {out.stat().st_mode & 0o666}
     assert command(files, checkpoint, out) == 1  # nothing is overwritten
     assert "holds a checkpoint already; write somewhere else" in capsys.readouterr().err
+
+
+def test_several_pictures_and_boxes_train(files, checkpoint, tmp_path, capsys):
+    """Records in the official form: pictures by their placeholders, a box in an answer and one in a question."""
+    folder, pair = files[0].parent, {"<image_00>": "0.png", "<image_01>": "3.png"}
+    told = "<ref>cat</ref><box>100 200 300 400</box>"
+    talks = [
+        (pair, "<image_00>\n<image_01>\nWhere is the cat in picture 2?", told),
+        ("1.png", "<image>\nWhat is in <box>0 0 500 1000</box>?", "A cat"),
+    ]
+    records = []
+    for image, question, answer in talks:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        records.append({"id": len(records), "image": image, "conversations": turns})
+    (folder / "many.json").write_text(json.dumps(records))
+    processor = Processor.from_pretrained(checkpoint)
+    found, report = read_records(folder / "many.json", pictures="decode", processor=processor)
+    assert len(found) == 2 and not report.problems
+    batch = processor([record.messages for record in found])
+    assert [len(plans) for plans in batch.plans] == [2, 1]
+    learned = batch.input_ids[0][batch.labels[0] != -100]
+    assert processor.tokenizer.decode(learned).startswith(told)
+    both, out = (folder / "many.json", folder / "many.json"), tmp_path / "out"
+    assert command(both, checkpoint, out, "--steps", "40", "--batch", "2", "--lr-scale", "10") == 0
+    assert "of the held-out words right -> 100%, in 2 of 2 answers" in capsys.readouterr().out
+    said = MiniCPMV.from_pretrained(out).chat(found[0].messages[:-1], processor, max_new_tokens=32)
+    assert parse_boxes(said, (1000, 500)) == [("cat", (100, 100, 300, 200))]
 
 
 def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, monkeypatch, capsys):
