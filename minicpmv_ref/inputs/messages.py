@@ -113,7 +113,7 @@ def _part(part, number: int):
     if not isinstance(part, Image.Image):
         raise WrongType(
             f"message {number}: {type(part).__name__} is neither text, a PIL image nor a list of frames "
-            "(load_image and load_clip open files)"
+            "(load_image opens files, load_clip videos)"
         )
     return part
 
