@@ -63,14 +63,16 @@ def run(args):
         name = args.model or choose_model(clips, args)
         model, processor = load(name)
         watch.lap("load the model")
-        question = box_question(args.question) if args.draw and name == MANY else args.question
+        question, slices = args.question, args.max_slice_nums
+        if Path(name).name == MANY and asks_for_boxes(args):
+            question, slices = box_question(question) if args.draw else question, slices or 1
         parts = [clip.frames if clip.count > 1 else clip.frames[0] for clip in clips]
-        batch = processor([{"role": "user", "content": [*parts, question]}], max_slice_nums=args.max_slice_nums)
+        batch = processor([{"role": "user", "content": [*parts, question]}], max_slice_nums=slices)
         watch.lap("slice and normalize")
         say(f"model     {name}")
         print(describe_plan(batch, clips, processor.config))
-        if question != args.question:
-            say(f"asked     {question}")
+        if slices != args.max_slice_nums or question != args.question:
+            say(f"asked     {question}" + " (in one view, as it has learned boxes)" * (slices != args.max_slice_nums))
         if outside(clips, name, processor.config):
             print(OUTSIDE)
         text = answer(model, processor, batch, args, watch)
@@ -86,9 +88,12 @@ def choose_model(clips, args):
     """The model of the course that knows what is asked for."""
     from ..inputs.published import BUNDLED
 
-    boxes = args.draw or re.search(r"\bbox(es)?\b|<(ref|box|quad|point)>", args.question, re.I)
     several = len(clips) > 1 or clips[0].count > 1
-    return MANY if (boxes or several) and (BUNDLED / MANY).is_dir() else "nano"
+    return MANY if (several or asks_for_boxes(args)) and (BUNDLED / MANY).is_dir() else "nano"
+
+
+def asks_for_boxes(args):
+    return bool(args.draw or re.search(r"\bbox(es)?\b|<(ref|box|quad|point)>", args.question, re.I))
 
 
 def answer(model, processor, batch, args, watch):
@@ -131,7 +136,7 @@ def describe_plan(batch, clips, config):
     plans, total, queries = batch.plans[0], batch.input_ids.shape[1], config.resampler.num_queries
     patches = sum(rows * cols for plan in plans for rows, cols in plan.patch_grids)
     visual = sum(plan.visual_tokens(queries) for plan in plans)
-    lines = describe_picture(plans[0]) if len(plans) == 1 else []
+    lines = describe_picture(plans[0], config.slicing.scale_resolution) if len(plans) == 1 else []
     rest, number = list(plans), 0
     for clip in clips if len(plans) > 1 else ():
         own, rest = rest[: len(clip.frames)], rest[len(clip.frames) :]
@@ -147,13 +152,14 @@ def describe_plan(batch, clips, config):
     return "\n".join(lines)
 
 
-def describe_picture(plan):
+def describe_picture(plan, side):
     lines = [
         f"picture   {plan.image_size[0]} x {plan.image_size[1]} pixels",
         f"overview  {plan.overview_size[0]} x {plan.overview_size[1]} pixels",
     ]
     if not plan.grid:
-        return [*lines, "slices    none: the overview is enough for so few pixels"]
+        few = plan.image_size[0] * plan.image_size[1] <= side * side
+        return [*lines, f"slices    none{': the overview is enough for so few pixels' if few else ', as asked'}"]
     (cols, rows), (width, height) = plan.grid, plan.slice_size
     return [*lines, f"slices    {cols} x {rows} (columns x rows), {width} x {height} pixels each"]
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from places import ROOT
 
-from minicpmv_ref import plan_slices
+from minicpmv_ref import peers, plan_slices
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.inputs.published import find_folder, read_config
 
@@ -158,6 +158,22 @@ def test_where_is_asked_as_the_model_was_trained():
     assert box_question("Where is the green triangle?") == "Give the box of the green triangle."
     assert box_question(" where's milk ") == "Give the box of milk."
     assert box_question("What is where?") == "What is where?"
+
+
+def test_boxes_are_asked_for_in_one_view(monkeypatch, tmp_path, capsys):
+    said(monkeypatch, "<box>1 2 3 4</box>")
+    pair = peers.load("nano")
+    monkeypatch.setattr(peers, "load", lambda _: pair)
+    monkeypatch.setattr("minicpmv_ref.inputs.published.BUNDLED", tmp_path)
+    (tmp_path / "nano-many").mkdir()
+    command = ["ask", SAMPLE, "Where is the roof?", "--draw", str(tmp_path / "b.png"), "--model", "nano-many"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "\nasked     Give the box of the roof. (in one view, as it has learned boxes)\n" in out
+    assert "slices    none, as asked" in out
+    assert main([*command, "--max-slice-nums", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "\nasked     Give the box of the roof.\n" in out and "slices    2 x 1" in out
 
 
 def test_small_picture_is_not_sliced(tmp_path, capsys):
