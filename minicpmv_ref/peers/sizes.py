@@ -302,6 +302,44 @@ def _slice(size: Size, most: int, queries: int | None) -> Plan:
     )
 
 
+_SAMPLED = {  # system: (frames a second, frames at most)
+    **{"minicpm-v-2.6": (1, 64), "minicpm-v-4.5": (3, 540), "minicpm-v-4.6": (1, 128), "llava-next-video": (None, 32)},
+}
+
+
+def clip_frames(system: str, seconds: int, rate: int | None = None, most: int | None = None) -> int:
+    """Say how many frames of a clip a system looks at.
+
+    Args:
+        system: "minicpm-v-2.6", "minicpm-v-4.5", "minicpm-v-4.6", or "llava-next-video", which takes as many frames of
+            any clip and leaves more or less time between them.
+        seconds: how long the clip is.
+        rate: frames a second, at most; None takes that of the demo: 1, and 3 in 4.5. LLaVA-NeXT-Video has none.
+        most: frames at most; None takes the demo's: 64, 540, 128 and 32.
+
+    Returns:
+        Frames; if there would be more than `most`, so many are taken evenly over the whole clip.
+
+    Raises:
+        TypeError: a number that is none.
+        ValueError: another system, a number below 1, a rate for LLaVA-NeXT-Video.
+
+    Example:
+        >>> [clip_frames(system, 61) for system in ("minicpm-v-2.6", "minicpm-v-4.5", "llava-next-video")]
+        [61, 183, 32]
+
+    Source: docs/minicpm_v2dot6_en.md of OpenBMB/MiniCPM-V (encode_video); the model cards of 4.5 and 4.6; docs/
+        LLaVA-NeXT-Video.md of LLaVA-NeXT ("Sampled frames: 32").
+    """
+    own_rate, own_most = _SAMPLED[check_choice("system", system, _SAMPLED)]
+    seconds, most = check_int("seconds", seconds), check_int("most", own_most if most is None else most)
+    if own_rate is None:
+        if rate is not None:
+            raise ValueError(f"{system} takes equally many frames of any clip: rate must be None, got {shown(rate)}")
+        return most
+    return min(most, seconds * check_int("rate", own_rate if rate is None else rate))
+
+
 def frame_groups(frames: int) -> tuple[int, int]:
     """Say how many frames MiniCPM-V 4.5 reads as one: its 3-D resampler gives 64 tokens for a group of frames.
 

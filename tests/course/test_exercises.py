@@ -746,6 +746,79 @@ def has_no_last(types):
     return [a == 1 and b == 1 for a, b in pairwise(types)]
 
 
+# lesson 12
+
+
+def counts_ids(tokens):
+    found, number = [], -1
+    for token in tokens:
+        number += token == "<image_id>"
+        found += [number] * (token == "<unk>")
+    return found
+
+
+def counts_views(tokens):
+    found, number = [], -1
+    for token in tokens:
+        number += token in ("<image>", "<slice>")
+        found += [number] * (token == "<unk>")
+    return found
+
+
+def counts_newlines(tokens):
+    found, number = [], 0
+    for token in tokens:
+        number += token == "\n"
+        found += [number] * (token == "<unk>")
+    return found
+
+
+def takes_the_first(count, rate):
+    return list(range(0, count, round(rate)))[:64]
+
+
+def cuts_the_rate(count, rate):
+    every = list(range(0, count, int(rate)))
+    gap = len(every) / 64
+    return every if len(every) <= 64 else [every[int(i * gap + gap / 2)] for i in range(64)]
+
+
+def takes_the_start_of_each_part(count, rate):
+    every = list(range(0, count, round(rate)))
+    gap = len(every) / 64
+    return every if len(every) <= 64 else [every[int(i * gap)] for i in range(64)]
+
+
+def steps_over_whole_frames(count, rate):
+    every = list(range(0, count, round(rate)))
+    return every[:: -(-len(every) // 64)]
+
+
+def cuts_decimals_off(seconds):
+    return int(seconds / 0.1)
+
+
+def divides_downward(seconds):
+    return int(seconds // 0.1)
+
+
+def multiplies_and_cuts(seconds):
+    return int(seconds * 10)
+
+
+def multiplies_negatives(a, b):
+    both = (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def covered(divide):
+    def iou(a, b):
+        both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        return both / divide(*((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)))
+
+    return iou
+
+
 # lesson 13
 
 
@@ -966,6 +1039,10 @@ WRONG = {  # checker: wrong answers
     "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
     "from_storage": [reads_both_for_every_question, reads_both_for_every_picture, needs_more_room_than_both],
     "full_batch": [forgets_the_caches, believes_in_one_cache, rounds_down, counts_one_operation],
+    "picture_of": [counts_ids, counts_views, counts_newlines],
+    "sampled": [takes_the_first, cuts_the_rate, takes_the_start_of_each_part, steps_over_whole_frames],
+    "time_id": [cuts_decimals_off, divides_downward, multiplies_and_cuts],
+    "iou": [multiplies_negatives, covered(lambda a, b: a + b), covered(min), covered(max)],
     "clip_tokens": [rounds_groups_down, samples_without_a_limit, always_packs_three],
     "frame_shares": [forgets_the_scores, averages_the_scores, takes_exp_of_large_numbers],
     "fixed_rows": [patch_by_patch, channel_by_channel, keeps_three_axes],
@@ -993,7 +1070,7 @@ WRONG = {  # checker: wrong answers
 
 
 # lessons whose checkers say it before the first try
-SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "13", "14")
+SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "14")
 
 
 @dataclass

@@ -214,6 +214,11 @@ DOORS = {
     "peers.sizes.frame_groups": Door(
         sizes.frame_groups, lambda: {"frames": 200}, lambda made, frames: made[0] * made[1] >= frames
     ),
+    "peers.sizes.clip_frames": Door(
+        sizes.clip_frames,
+        lambda: {"system": "minicpm-v-4.5", "seconds": 61, "rate": 3, "most": 540},
+        lambda made, system, seconds, rate, most: made >= 1,
+    ),
     "peers.sizes.plan": Door(
         sizes.plan,
         lambda: dict(system="llava-onevision", size=(640, 480), pictures=1, frames=0, max_tiles=None, ties="public"),

@@ -19,5 +19,6 @@ from .alignment import *  # noqa: F403
 from .q4k import *  # noqa: F403
 from .phone import *  # noqa: F403
 from .peers import *  # noqa: F403
+from .video import *  # noqa: F403
 from .later import *  # noqa: F403
 from .capstone import *  # noqa: F403

@@ -9,7 +9,7 @@ from minicpmv_ref import SliceConfig, plan_slices
 from minicpmv_ref.config import v2_0, v2_5, v2_6
 from minicpmv_ref.counts import Workload, flops_by_part
 from minicpmv_ref.inputs.files import read_json
-from minicpmv_ref.peers.sizes import frame_groups
+from minicpmv_ref.peers.sizes import clip_frames, frame_groups
 
 from .canvas import (
     BLUE,
@@ -35,9 +35,7 @@ WITH_QUERIES = {  # 4.5: the vision side of 2.6 for an LLM as wide as that of 2.
 }
 MERGED = {"4.6": 4, "4.6, 4x": 2}  # patches along one side of a token
 LLM_WIDTH = 1024  # of Qwen3.5-0.8B in 4.6
-CLIPS = {  # frames a second, at most, slices of a frame at most: the demos and model cards
-    **{"2.6": (1, 64, 2), "4.5": (3, 540, 1), "4.6": (1, 128, 1), "4.6, 4x": (1, 128, 1)},
-}
+FRAME_SLICES = {"2.6": 2, "4.5": 1, "4.6": 1, "4.6, 4x": 1}  # of a frame of a clip at most
 MARKS = {"<image>": 1, "</image>": 2, "<slice>": 3, "</slice>": 4, "\n": 5}  # made-up ids; a visual token is 0
 WORD = 9  # and any word
 PICTURES = ("document.png", "screenshot.png", "coffee.jpg", "banner.png", "retina.jpg", "cat.jpg")
@@ -63,10 +61,10 @@ class Cost(NamedTuple):
 @lru_cache(maxsize=4096)
 def version_cost(version: str, size, seconds: int = 0) -> Cost | None:
     """The cost of a picture, or with `seconds` of a clip; None: the version was released without video."""
-    if seconds and version not in CLIPS:
+    if seconds and version not in FRAME_SLICES:
         return None
-    rate, most_frames, most_slices = CLIPS[version] if seconds else (0, 1, 9)
-    frames = min(rate * seconds, most_frames) if seconds else 1
+    most_slices = FRAME_SLICES[version] if seconds else 9
+    frames = clip_frames(f"minicpm-v-{version.split(',')[0]}", seconds) if seconds else 1
     groups = frame_groups(frames)[1] if version == "4.5" else frames
     merge = MERGED.get(version, 1)
     grids = plan_slices(size, SliceConfig(patch_size=14 * merge, max_slice_nums=most_slices)).patch_grids
