@@ -36,6 +36,7 @@ from minicpmv_ref.peers.sizes import (
     ONEVISION_CANVASES,
     best_resolution,
     cap_grid,
+    clip_frames,
     fit_inside,
     frame_groups,
     tile_grid,
@@ -307,6 +308,43 @@ def test_groups_of_4_5(frames, packing, groups, tokens):
     made = plan("minicpm-v-4.5", (1280, 720), frames=frames)
     assert (made.views, made.visual_tokens) == (frames, tokens)
     assert plan("minicpm-v-4.5", (1280, 720), frames=frames, max_tiles=2).visual_tokens == 3 * tokens
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "packing", "frames", "tokens"),
+    [
+        *((10, 3, 1, 30, 1920), (60, 3, 1, 180, 11520), (61, 3, 2, 183, 5888), (120, 3, 2, 360, 11520)),
+        *((180, 3, 3, 540, 11520), (999, 3, 3, 540, 11520), (10, 10, 1, 100, 6400), (60, 10, 3, 540, 11520)),
+    ],
+)
+def test_frames_of_a_clip_in_4_5(seconds, rate, packing, frames, tokens):
+    """What the published demo gives for clips of 30 frames a second."""
+    assert clip_frames("minicpm-v-4.5", seconds, rate) == frames
+    assert frame_groups(frames)[0] == packing
+    assert plan("minicpm-v-4.5", (640, 480), frames=frames).visual_tokens == tokens
+
+
+@pytest.mark.parametrize("seconds", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("rate", [10, 25, 29.97, 60])
+def test_frames_of_a_clip_in_2_6(seconds, rate):
+    """encode_video of the published document, on the numbers of frames of a file."""
+    every = list(range(0, int(seconds * round(rate)), round(rate)))
+    if len(every) > 64:
+        gap = len(every) / 64
+        every = [every[int(i * gap + gap / 2)] for i in range(64)]
+    assert clip_frames("minicpm-v-2.6", seconds) == len(every)
+
+
+def test_frames_of_a_clip_elsewhere():
+    assert [clip_frames("minicpm-v-4.6", seconds) for seconds in (1, 128, 129)] == [1, 128, 128]
+    assert [clip_frames("llava-next-video", seconds) for seconds in (1, 3600)] == [32, 32]
+    assert clip_frames("llava-next-video", 5, most=56) == 56
+    for system, rate, words in (
+        ("llava-next-video", 2, "rate must be None"),
+        ("llava-1.5", None, "system must be one"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            clip_frames(system, 5, rate)
 
 
 # ---- real pixels: what stands in a view is what the boxes say

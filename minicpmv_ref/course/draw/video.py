@@ -3,8 +3,6 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw
-
 from minicpmv_ref.config import v2_6
 from minicpmv_ref.counts import kv_cache_numbers
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups, plan
@@ -245,29 +243,24 @@ def clip_look(
 # ---- boxes
 
 
-BOX_QUESTION = "Where is the green triangle?"
-TAUGHT = "<ref>green triangle</ref><box>240 260 600 640</box>"  # an example: nano was not taught boxes
-
-
-def overlap(a, b) -> tuple[float, float]:
-    """Two boxes (left, top, right, bottom): (the area that both cover, the area that either covers)."""
-    wide, high = (max(0.0, min(a[n + 2], b[n + 2]) - max(a[n], b[n])) for n in (0, 1))
-    both = wide * high
-    return both, sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - both
-
-
-def box_scene(x: int, y: int, size: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """A green triangle whose box begins at (x, y), `size` wide, in thousandths of the side: (picture, its box)."""
-    from minicpmv_ref.toy.scenes import PAINT, VIEW, draw_shape
-
-    image = Image.new("RGB", (VIEW, VIEW), (240, 240, 240))
-    r = size / 2 / 1000 * VIEW
-    draw_shape(ImageDraw.Draw(image), "triangle", x / 1000 * VIEW + r, y / 1000 * VIEW + r, r, PAINT["green"])
-    return image, (x, y, x + size, y + 0.95 * size)  # the shape is a little wider than high
+BOX_QUESTION = "Give the box of the green triangle."
+TAUGHT = "<ref>green triangle</ref><box>220 260 620 640</box>"  # an example: nano was not taught boxes
 
 
 @lru_cache(maxsize=256)
-def asked_box(x: int, y: int, size: int, name: str = "nano") -> str:
+def box_scene(x: int, y: int, size: str) -> tuple:
+    """A green triangle with its middle at (x, y), in thousandths of the side: (picture, its box in thousandths)."""
+    import random
+
+    from minicpmv_ref.toy.boxes import SIZES, Placed, draw_placed
+    from minicpmv_ref.toy.scenes import VIEW
+
+    thing = Placed("green", "triangle", x, y, SIZES[size])
+    return draw_placed((thing,), random.Random(0), VIEW), thing.box
+
+
+@lru_cache(maxsize=256)
+def asked_box(x: int, y: int, size: str, name: str = "nano") -> str:
     """What a model answers to BOX_QUESTION; for nano, which was taught no boxes, an example of such an answer."""
     if name == "nano":
         return TAUGHT
@@ -275,18 +268,30 @@ def asked_box(x: int, y: int, size: int, name: str = "nano") -> str:
     return model.chat([{"role": "user", "content": [box_scene(x, y, size)[0], BOX_QUESTION]}], processor)
 
 
-def box_look(x: int, y: int, size: int, name: str = "nano") -> Canvas:
-    """The true box of a triangle, the box of an answer, and how well they agree. Facts: "answer", "said" (a box in
-    thousandths, or None), "true", "iou"."""
+def overlap(a, b) -> tuple[float, float]:
+    """Two boxes (left, top, right, bottom): (the area that both cover, the area that one or both cover)."""
+    wide, high = (max(0.0, min(a[n + 2], b[n + 2]) - max(a[n], b[n])) for n in (0, 1))
+    both = wide * high
+    return both, sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - both
+
+
+def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
+    """The true box of a triangle, the box of an answer, and how well they agree.
+
+    Facts: "answer", "said" (its box in thousandths; None: it holds none that can be read), "true", "iou".
+    """
     from minicpmv_ref.inputs.boxes import parse_boxes
+    from minicpmv_ref.toy.boxes import iou
 
     canvas, (image, true) = Canvas(), box_scene(x, y, size)
     answer = asked_box(x, y, size, name)
-    found = parse_boxes(answer, (1000, 1000))
+    try:
+        found = parse_boxes(answer, (1000, 1000))
+    except ValueError:  # three numbers, or a left side right of the right one: models write that, too
+        found = []
     said = found[0][1] if found else None
-    both, either = overlap(true, said) if said else (0.0, true[2] * true[3])
-    iou = both / either
-    canvas.facts = {"answer": answer, "said": said, "true": true, "iou": iou}
+    agree = iou(true, said) if said else 0.0
+    canvas.facts = {"answer": answer, "said": said, "true": true, "iou": agree}
 
     at = lambda box: (8 + 0.364 * box[0], 8 + 0.364 * box[1], 0.364 * (box[2] - box[0]), 0.364 * (box[3] - box[1]))  # noqa: E731
     canvas.image(8, 8, 364, 364, image)
@@ -305,8 +310,9 @@ def box_look(x: int, y: int, size: int, name: str = "nano") -> Canvas:
         y += 50
     canvas.text(392, 252, "IoU", bold=True)
     if said:
+        both, either = overlap(true, said)
         canvas.text(392, 276, f"both cover {both:,.0f}", 14)
         canvas.text(392, 298, f"one or both {either:,.0f}", 14)
-    canvas.text(392, 330, f"{iou:.2f}", 26, bold=True)
+    canvas.text(392, 330, f"{agree:.2f}", 26, bold=True)
     canvas.text(392, 362, "0..1000 is the whole side", 13, GRAY)
     return canvas

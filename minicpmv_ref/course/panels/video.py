@@ -104,18 +104,18 @@ class Boxes(Panel):
     """A green triangle, its box, and the box of an answer.
 
     Args:
-        x, y: the upper left corner of the triangle's box, in thousandths of the side.
-        size: its width, in thousandths.
-        model: "nano" shows an example of an answer; another checkpoint is asked.
+        x, y: the middle of the triangle, in thousandths of the side.
+        size: "small", "middle" or "large".
+        model: "nano" shows an example of an answer; another checkpoint is asked, and whenever the triangle moves.
     """
 
-    def __init__(self, x=320, y=300, size=340, model="nano"):
+    def __init__(self, x=480, y=500, size="large", model="nano"):
         self._model = model
         super().__init__(
             {
-                "x": slider("x", x, 0, 600, 20),
-                "y": slider("y", y, 0, 600, 20),
-                "size": slider("size", size, 160, 400, 20),
+                "x": slider("x", x, 200, 800, 20),
+                "y": slider("y", y, 200, 800, 20),
+                "size": choice("size", ["small", "middle", "large"], size),
             }
         )
 
@@ -125,6 +125,6 @@ class Boxes(Panel):
     def describe(self, x, y, size):
         facts = draw.box_look(x, y, size, self._model).facts
         if facts["said"] is None:
-            return f"The answer “{facts['answer']}” holds no box."
+            return f"The answer “{facts['answer']}” holds no box that can be read."
         said, true = (", ".join(f"{side:.0f}" for side in facts[name]) for name in ("said", "true"))
         return f"The answer's box is ({said}), the true one ({true}): their IoU is {facts['iou']:.2f}."
