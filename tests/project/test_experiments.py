@@ -25,8 +25,7 @@ from minicpmv_ref.deploy.sequence import Loading, Peak
 NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
-    "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only "
-    "group_frames early_merge"
+    "group_frames early_merge zero_shot_clips clip_mixing"
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
@@ -324,6 +323,7 @@ def made_up(name: str, arm_of, level_of) -> str:
         ("multilingual", "light fine-tuning"),
         ("text_only", "30 % text"),
         ("group_frames", "one group"),
+        ("clip_mixing", "mixed"),
     ],
 )
 def test_the_better_arm_wins(name, better):
@@ -362,6 +362,19 @@ def test_an_expert_must_leave_the_text_exactly_as_it_was():
 
     assert verdict(0.6, 2.0) == CONFIRMED and verdict(0.5, 2.0) == NOT_CONFIRMED
     assert verdict(0.6, 2.0 + 1e-7) == verdict(0.4, 2.0) == REFUTED
+@pytest.mark.parametrize(
+    ("right", "verdict"), [({}, CONFIRMED), ({8: 0.4}, NOT_CONFIRMED), ({8: 0.1}, REFUTED), ({12: 0.0}, CONFIRMED)]
+)
+def test_a_clip_must_beat_a_random_frame_at_every_length(right, verdict):
+    module = import_module("experiments.zero_shot_clips")
+
+    def each(items, measure):
+        return [
+            {"right": [right.get(frames, 0.8) + 0.01 * i for i in range(-5, 6)], "random frame": [0.4] * 11}
+            for frames, _, _ in items
+        ]
+
+    assert module.run(module.SETTINGS["cpu"], each).verdict == verdict
 
 
 def test_steadiness_alone_confirms_nothing():

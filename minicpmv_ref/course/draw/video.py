@@ -300,8 +300,8 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
         if box:
             canvas.rect(*at(box), stroke="white", line=6)
             canvas.rect(*at(box), stroke=color, line=3)
-    canvas.text(392, 26, BOX_QUESTION, 14, bold=True)
-    canvas.lines(392, 50, wrap(answer.replace("<box>", " <box>"), 240, 14), 19, 14)
+    canvas.lines(392, 24, wrap(BOX_QUESTION, 240, 14, True), 19, 14, bold=True)
+    canvas.lines(392, 70, wrap(answer.replace("<box>", " <box>"), 240, 14)[:3], 19, 14)
     y = 138
     for name, box, color in (("true box", true, BLUE), ("box of the answer", said, RED)):
         canvas.rect(392, y - 12, 14, 14, color)
