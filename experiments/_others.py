@@ -83,6 +83,16 @@ NOT_RUN = (  # claim, source, what it says
         "From stage 2 instead of stage 1: Mantis 45.6 instead of 41.0, NLVR2 67.8 instead of 54.0.",
     ),
     (
+        "Few whole frames beat many pooled ones",
+        "LLaVA-NeXT-Interleave",
+        "At equal tokens, 10 or 16 frames without pooling reach 52.9 and 54.4; 40 or 64 pooled ones 52.8 and 52.7.",
+    ),
+    (
+        "DPO on clips with a judge that reads captions",
+        "LLaVA-NeXT-Video-DPO, blog of 30 April 2024",
+        "Rewards from a language model that sees a caption in place of the clip improve the answers.",
+    ),
+    (
         "Three stages: contrast, three losses, then chat",
         "InternVL-1.0, arXiv 2312.14238",
         "Built and shown in lesson 11 (masks and losses); nothing to compare it with at this size.",

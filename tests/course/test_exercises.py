@@ -794,7 +794,7 @@ def steps_over_whole_frames(count, rate):
     return every[:: -(-len(every) // 64)]
 
 
-def cuts_decimals_off(seconds):
+def cuts_the_tenth(seconds):
     return int(seconds / 0.1)
 
 
@@ -1041,7 +1041,7 @@ WRONG = {  # checker: wrong answers
     "full_batch": [forgets_the_caches, believes_in_one_cache, rounds_down, counts_one_operation],
     "picture_of": [counts_ids, counts_views, counts_newlines],
     "sampled": [takes_the_first, cuts_the_rate, takes_the_start_of_each_part, steps_over_whole_frames],
-    "time_id": [cuts_decimals_off, divides_downward, multiplies_and_cuts],
+    "time_id": [cuts_the_tenth, divides_downward, multiplies_and_cuts],
     "iou": [multiplies_negatives, covered(lambda a, b: a + b), covered(min), covered(max)],
     "clip_tokens": [rounds_groups_down, samples_without_a_limit, always_packs_three],
     "frame_shares": [forgets_the_scores, averages_the_scores, takes_exp_of_large_numbers],

@@ -31,6 +31,9 @@ ALLOWED = {  # (lesson, answer): why it may stand above
     ("04", 38): "a position in another prompt",
     ("11", 1): "an index",
     ("11", 16): "the end of the range that the question offers",
+    ("12", 40): "the end of the range that the question offers",
+    ("12", 12): "the number of the lesson",
+    ("12", 16): "what is right before anything is hidden; the question says it",
     ("13", 0): "an index",
 }
 

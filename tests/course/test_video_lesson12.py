@@ -10,6 +10,7 @@ from svg import canvas_texts, texts
 
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.draw.language import watched_model
+from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers import plan
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
@@ -200,3 +201,23 @@ def test_the_curve_shows_its_values():
     dots = [shape for kind, shape, _ in canvas.shapes if kind == "dot"]
     assert [round((212 - y) / 176, 6) for _, y, *_ in dots] == [1, 0.5, 0, 0, 0.25, 1]
     assert {"1", "2", "8", "a", "b", "t", "n"} <= set(canvas_texts(canvas))
+
+
+def test_what_the_lesson_says_of_the_experiments():
+    clips, mixing = (
+        read_json(ROOT / f"experiments/results/{name}.json") for name in ("zero_shot_clips", "clip_mixing")
+    )
+    head, *rows = clips["table"]
+    share = {name: {int(row[0]): float(row[k]) for row in rows} for k, name in enumerate(head) if k}
+    low = [k for k in range(1, 9) if share["with ids"][k] < share["video"][k] - 0.2]
+    assert low == [7, 8]
+    worse = [k for k, value in share["video, factor 2"].items() if value < share["video"][k]]
+    assert worse == [1, 2, 3, 4, 5, 6, 7, 8, 12, 16]
+    assert share["video, factor 2"][24] == share["video"][24] > 2 * share["random frame"][24]
+    assert clips["verdict"] == "confirmed here"
+    head, *rows = mixing["table"]
+    kept = {row[0]: float(row[head.index("caption, right")].split()[0]) for row in rows}
+    assert kept == pytest.approx({"mixed": 0.99, "clips only": 0.17}, abs=0.005)
+    assert mixing["figures"]["nats that mixing saves on clips"] == pytest.approx(-0.16, abs=0.005)
+    assert mixing["verdict"] == "refuted here"
+    assert "0.16 nats" in PROSE

@@ -25,6 +25,7 @@ from minicpmv_ref.deploy.sequence import Loading, Peak
 NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have names that begin with "_"
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
+    "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only "
     "group_frames early_merge zero_shot_clips clip_mixing"
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
@@ -362,6 +363,8 @@ def test_an_expert_must_leave_the_text_exactly_as_it_was():
 
     assert verdict(0.6, 2.0) == CONFIRMED and verdict(0.5, 2.0) == NOT_CONFIRMED
     assert verdict(0.6, 2.0 + 1e-7) == verdict(0.4, 2.0) == REFUTED
+
+
 @pytest.mark.parametrize(
     ("right", "verdict"), [({}, CONFIRMED), ({8: 0.4}, NOT_CONFIRMED), ({8: 0.1}, REFUTED), ({12: 0.0}, CONFIRMED)]
 )
