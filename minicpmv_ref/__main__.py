@@ -26,7 +26,7 @@ COMMANDS = [  # (name, one line of help); the first is the default
     ("bundle", "Write a folder with the course and all packages, for a room without internet."),
     ("progress", "Show which exercises you solved; with --collect FILE, those of a class from the codes that it sent."),
     ("slides", "Show a lesson as a deck for the projector."),
-    ("ask", "Ask a question about a picture: prints the plan, the answer and the timings."),
+    ("ask", "Ask a question about pictures and clips: prints the plan, the answer and the timings; draws boxes."),
     (
         "train",
         "Train the nano model from random weights, stage by stage; or, with --data, any model on your own data. "
