@@ -1,6 +1,7 @@
 """The course room: interactive panels, the pictures they show, and checkers for the exercises.
 
     panel.py   the one widget base: controls, one picture, one status line
+    touch.py   the picture: what is clicked, dragged or pointed at in it
     draw/      pure drawing functions; they need no Jupyter
     panels/    the panels of the lessons
     check/     one checker per exercise

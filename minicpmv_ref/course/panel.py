@@ -12,6 +12,8 @@ A panel is a small subclass. Its controls are named; `draw` and `describe` take 
         def describe(self, side):  # -> one or two plain sentences
             return f"A square of side {side} has area {side * side}."
 
+What is clicked, dragged or pointed at in the picture comes to `touch` and `point` (touch.py says how).
+
 Left out: `interact` and `Output` (slow, they flicker, and they hide errors). Every error is shown in the panel.
 The saved notebook keeps a picture of the panel, so a reader without a kernel sees it too.
 """
@@ -22,6 +24,8 @@ from contextlib import contextmanager
 from html import escape
 
 import ipywidgets as widgets
+
+from .touch import Picture
 
 # Font sizes and colors follow JupyterLab's theme; pictures have a white ground of their own.
 STYLE = """<style>
@@ -38,10 +42,19 @@ STYLE = """<style>
 .mcv-controls > .widget-slider > .slider-container { order: 2; grid-column: 1 / 3; margin: 0 7px; height: 22px; }
 .mcv-controls > .widget-upload, .mcv-controls > .widget-button, .mcv-controls > .widget-play { width: 200px; }
 .mcv-picture { flex: 1 1 520px; min-width: 0; }
-.mcv-picture .widget-html-content, .mcv-status .widget-html-content, .mcv-alert .widget-html-content {
+.mcv-picture, .mcv-status .widget-html-content, .mcv-alert .widget-html-content {
   font-size: clamp(17px, 1.1vw, 22px); line-height: 1.35; white-space: normal; }
 .mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px);
   object-fit: contain; object-position: left top; }
+.mcv-spot { cursor: pointer; }
+.mcv-spot[data-how=drag], .mcv-spot[data-how=area] { cursor: crosshair; touch-action: none; }
+.mcv-spot:focus { outline: none; }
+.mcv-spot:hover, .mcv-spot:focus-visible { stroke: #0072B2; stroke-width: 3; }
+.mcv-panel.jupyter-widgets-disconnected::before { padding: 4px 10px; border-left: 5px solid #D55E00;
+  content: "This panel is dead: its kernel has stopped. Run its cell again.";
+  font: 17px sans-serif; color: var(--jp-ui-font-color1); }
+.mcv-panel .jupyter-widgets-disconnected::before { content: none; }
+.mcv-panel.jupyter-widgets-disconnected .mcv-row { opacity: 0.25; pointer-events: none; }
 .mcv-status { color: var(--jp-ui-font-color1); min-height: 46px; }
 .mcv-alert [role=alert] { padding: 4px 10px; border-left: 5px solid #D55E00; color: var(--jp-ui-font-color1); }
 .mcv-panel:has([role=alert]) .mcv-picture { opacity: 0.25; }
@@ -61,8 +74,10 @@ class Panel(widgets.VBox):
     def __init__(self, controls: dict, extras=()):
         self.controls = dict(controls)
         self.error = None  # the exception that the panel shows now
+        self.spots, self.facts = {}, {}  # of the Canvas that is shown
         self._held = 0
-        self.picture_box, self._status, self._alert = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._began = 0, None, {}  # (turn, spot, values) of the last click or drag
+        self.picture_box, self._status, self._alert = Picture(), widgets.HTML(), widgets.HTML()
         for part, name in ((self.picture_box, "picture"), (self._status, "status"), (self._alert, "alert")):
             part.add_class(f"mcv-{name}")
         column = widgets.VBox([*self.controls.values(), *extras]).add_class("mcv-controls")
@@ -71,6 +86,8 @@ class Panel(widgets.VBox):
         self.add_class("mcv-panel")
         for name, control in self.controls.items():
             self.on(control, lambda name=name: self.changed(name))
+        self.on(self.picture_box, self._touched, "touched")
+        self.on(self.picture_box, self._pointed, "pointed")
         self.redraw()
         if self.error:  # a panel that never worked must not pass for one
             raise self.error
@@ -93,6 +110,15 @@ class Panel(widgets.VBox):
         """A control has a new value. Override it where one control sets another, inside `with self.hold():`."""
         self.redraw()
 
+    def touch(self, spot, at, start, before: dict):
+        """A spot was clicked, or dragged from `start` to `at`: (x, y) in the picture.
+
+        `spot` and the values `before` are those of the picture in which the drag began.
+        """
+
+    def point(self, spot, at):
+        """The mouse or an arrow key moved to `at` in a spot with how="hover"; `spot` is None when it has left."""
+
     # -- what subclasses use
 
     def values(self) -> dict:
@@ -107,6 +133,17 @@ class Panel(widgets.VBox):
             handler()
         except Exception as error:
             self._show(error)
+
+    def _touched(self):
+        event = self.picture_box.touched
+        if event["turn"] != self._began[0]:
+            self._began = event["turn"], self.spots.get(event["spot"]), self.values()
+        if self._began[1]:  # a picture may have changed since
+            self.touch(self._began[1], event["at"], event["start"], self._began[2])
+
+    def _pointed(self):
+        event = self.picture_box.pointed
+        self.point(self.spots.get(event["spot"]), event["at"])
 
     @contextmanager
     def hold(self):
@@ -124,12 +161,14 @@ class Panel(widgets.VBox):
         try:
             values = self.values()
             words = self.describe(**values)
-            picture = as_html(self.draw(**values), words)
+            drawn = self.draw(**values)
+            picture = as_html(drawn, words)
         except Exception as error:
             self._show(error)
         else:
             self.error = None
             self._alert.value = ""
+            self.spots, self.facts = getattr(drawn, "spots", {}), getattr(drawn, "facts", {})
             self.picture_box.value = picture
             self._status.value = f'<div role="status">{escape(words)}</div>'
 
@@ -169,7 +208,8 @@ def as_html(picture, words: str) -> str:
     if isinstance(picture, str):
         return f'<div role="img" aria-label="{escape(words)}">{picture}</div>'
     if hasattr(picture, "svg"):
-        return f'<div role="img" aria-label="{escape(words)}">{picture.svg()}</div>'
+        role = "group" if getattr(picture, "spots", None) else "img"  # an img hides its parts from screen readers
+        return f'<div role="{role}" aria-label="{escape(words)}">{picture.svg()}</div>'
     image = as_bytes(picture)
     return f'<img alt="{escape(words)}" src="data:{mime_type(image)};base64,{b64encode(image).decode()}">'
 

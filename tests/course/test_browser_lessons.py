@@ -17,12 +17,12 @@ from minicpmv_ref.course import draw
 
 NOTEBOOKS = ROOT / "notebooks"
 
-# Resolves with the milliseconds between the next key press and the frame that shows another picture.
-WATCH = """cell => {
+# Resolves with the milliseconds between the next key (or press of the mouse) and the frame with another picture.
+WATCH = """([cell, event]) => {
     const panel = document.querySelectorAll('.jp-Notebook .jp-Cell')[cell].querySelector('.mcv-panel');
     window.latency = new Promise(done => {
         let start = 0;
-        document.addEventListener('keydown', () => { start = performance.now(); }, {capture: true, once: true});
+        document.addEventListener(event, () => { start = performance.now(); }, {capture: true, once: true});
         const watcher = new MutationObserver(() => {
             watcher.disconnect();
             requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));
@@ -83,12 +83,16 @@ def test_a_lesson(lab_server, tmp_path, record_property, name):
             play_steps_the_slider(lab)
         if name == "03_resampler.ipynb":
             hover_and_arrow_keys_need_no_kernel(lab)
+        if name in TOUCHED:
+            pictures_can_be_touched(lab, name, record_property)
         for cell in cells:
             panel_follows_the_keyboard(lab, cell, record_property)
         if name == "01_slicing.ipynb":
             own_picture_and_a_broken_one(lab, tmp_path)
         assert lab.errors() == []
         assert lab.outside == []
+        if name == "01_slicing.ipynb":
+            a_restarted_kernel_leaves_dead_panels(lab, cells[0])
 
 
 def a_reader_without_a_kernel_sees_the_panel(lab, cell):
@@ -131,14 +135,73 @@ def panel_follows_the_keyboard(lab, cell, record_property):
 
 
 def latency(lab, cell, slider, presses=9):
+    return measure(lab, cell, "keydown", "key to picture", [lambda: lab.press(slider, "ArrowRight")] * presses)
+
+
+def measure(lab, cell, event, words, acts):
     times = []
-    for _ in range(presses):
-        lab.page.evaluate(WATCH, cell)
-        lab.press(slider, "ArrowRight")
+    for act in acts:
+        lab.page.evaluate(WATCH, [cell, event])
+        act()
         times.append(lab.page.evaluate("() => Promise.race([latency, new Promise(r => setTimeout(r, 5000, NaN))])"))
         lab.wait_idle()
     kind = lab.outputs()[cell][-1]["data"]["text/plain"].split("(")[0]
-    return kind, f"key to picture {statistics.median(times):.0f} ms (largest {max(times):.0f})"
+    return kind, f"{words} {statistics.median(times):.0f} ms (largest {max(times):.0f})"
+
+
+# ---- what can be touched: a click, a drag and a key in each panel
+
+TOUCHED = {  # lesson: [(panel, what: click, drag or a key, kind of spot, words in the status line)]
+    "01_slicing.ipynb": [
+        ("SlicingPlayground", "click", "grid", "document.png, 1240 x 1754: 1 x 8 slices"),
+        ("SlicingPlayground", "ArrowDown Enter", "grid", "2 x 4 slices"),
+        ("SlicingPlayground", "drag", "corner", r"document.png, 1[34]\d\d x 1[89]\d\d"),
+        ("OnePixelCliff", "drag", "plot", r"9\d\d x 448 costs 192 tokens"),
+        ("OnePixelCliff", "ArrowLeft", "plot", r"9\d\d x 448 costs 192 tokens"),
+        ("PaperAgainstCode", "drag", "map", r"7\d\d x 5\d\d, N = 3"),
+        ("PaperAgainstCode", "ArrowUp", "map", r"7\d\d x 5\d\d, N = 3"),
+    ],
+}
+
+
+def pictures_can_be_touched(lab, name, record_property):
+    for panel, what, kind, words in TOUCHED[name]:
+        (cell,) = find(name, f"panels.{panel}")
+        before = contents(lab, cell, ".mcv-status")
+        spot = lab.cell(cell).locator(f".mcv-spot[data-name={kind}]").first
+        spot.scroll_into_view_if_needed()
+        box = spot.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        if what == "click":
+            lab.page.mouse.click(x, y)
+        elif what == "drag":
+            lab.page.mouse.move(x, y)
+            lab.page.mouse.down()
+            lab.page.mouse.move(x + 4, y + 4)
+            lab.page.mouse.move(x + 14, y + 14)
+            lab.page.mouse.up()
+        else:  # where the focus is
+            for key in what.split():
+                lab.page.keyboard.press(key)
+        lab.page.wait_for_function(CHANGED, arg=[cell, ".mcv-status", before])
+        lab.cell(cell).locator(".mcv-status").get_by_text(re.compile(words)).first.wait_for(timeout=20_000)
+        lab.wait_idle()
+    if name == "01_slicing.ipynb":
+        (cell,) = find(name, "panels.OnePixelCliff")
+        box = lab.cell(cell).locator(".mcv-spot").first.bounding_box()
+        acts = [lambda x=x: lab.page.mouse.click(box["x"] + x, box["y"] + 50) for x in range(20, 160, 20)]
+        record_property(*measure(lab, cell, "pointerdown", "pointer to picture", acts))
+
+
+def a_restarted_kernel_leaves_dead_panels(lab, cell):
+    """Nothing of it works any more, so it says so."""
+    says = "element => getComputedStyle(element, '::before').content"
+    panel = lab.cell(cell).locator(".mcv-panel")
+    assert panel.evaluate(says) == "none"
+    lab.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    lab.page.wait_for_selector(".mcv-panel.jupyter-widgets-disconnected")
+    assert "its kernel has stopped. Run its cell again." in panel.evaluate(says)
+    lab.wait_idle()
 
 
 # ---- what is special in a lesson

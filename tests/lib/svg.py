@@ -1,6 +1,7 @@
 """What a panel shows: its picture is an SVG, so a test can ask for its shapes and its words. A canvas has both too."""
 
 import re
+import time
 import xml.etree.ElementTree as ET
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -24,3 +25,9 @@ def canvas_shapes(canvas, kind: str) -> list[tuple]:
 
 def canvas_texts(canvas) -> list[str]:
     return [text for _, _, text, *_ in canvas_shapes(canvas, "text")]
+
+
+def touch(panel, key: str, at=None, start=None, trait: str = "touched"):
+    """What the browser sends when a spot is clicked, dragged from `start` to `at`, or (trait "pointed") pointed at."""
+    at = at or panel.spots[key].at
+    panel.picture_box.set_trait(trait, {"spot": key, "start": start or at, "at": at, "turn": time.time()})

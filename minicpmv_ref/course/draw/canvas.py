@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -31,6 +32,34 @@ TEXT = 16
 # ---- the canvas
 
 
+class Spot(NamedTuple):
+    """A part of a picture that can be touched. What each field means: `Canvas.spot`."""
+
+    name: str
+    item: object
+    box: tuple
+    words: str
+    how: str
+    at: tuple
+    step: tuple | None
+    chosen: bool
+
+    @property
+    def key(self) -> str:
+        return self.name if self.item is None else f"{self.name} {self.item}"
+
+    def svg(self, stop: bool) -> str:
+        """A transparent shape on top of the picture; `stop`: the Tab key stops here."""
+        x, y, w, h = self.box
+        return (
+            f'<rect class="mcv-spot" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="transparent" '
+            f'role="button" tabindex="{0 if stop else -1}" aria-label="{escape(self.words)}" '
+            f'data-spot="{escape(self.key)}" data-name="{escape(self.name)}" data-how="{self.how}" '
+            f'data-at="{[*self.at]}" data-step="{[*self.step] if self.step else "null"}">'
+            f"<title>{escape(self.words)}</title></rect>"
+        )
+
+
 class Canvas:
     """Shapes on a white ground. Positions and sizes are pixels from the top left; later shapes cover earlier ones.
 
@@ -41,6 +70,7 @@ class Canvas:
     def __init__(self, width: int = WIDTH, height: int = HEIGHT, words: str = ""):
         self.width, self.height, self.words, self.facts = width, height, words, {}
         self.shapes = []  # (method of the painter, its arguments, its SVG)
+        self.spots = {}  # {key: Spot}, what can be touched
 
     def rect(self, x, y, w, h, fill="none", stroke="none", line=1, title=None):
         """A rectangle; `title` appears when the mouse rests on it."""
@@ -88,6 +118,25 @@ class Canvas:
     def svg_only(self, svg: str):
         """A piece of SVG that pixels leave out."""
         self._add(("nothing", ()), svg)
+
+    def spot(self, name, item, box, words, how="click", at=None, step=None, chosen=False):
+        """A part that can be touched; it is drawn on top of all shapes, and nothing of it is seen at rest.
+
+        Args:
+            name: of its kind; spots of one kind are one stop of the Tab key.
+            item: which one of its kind, None if there is only one.
+            box: (x, y, w, h).
+            words: what a click does, for the mouse at rest and for screen readers.
+            how: "click"; "drag" from where the mouse goes down; "area" between there and the mouse; "hover", which
+                already follows the mouse.
+            at: (x, y), where it stands for the arrow keys; None is its center.
+            step: (x, y), how far an arrow key moves inside it; None goes to the next spot of its kind.
+            chosen: the Tab key goes to this one of its kind; else to the first.
+        """
+        at = at or (box[0] + box[2] / 2, box[1] + box[3] / 2)
+        rounded = tuple(round(float(side), 2) for side in at)
+        new = Spot(name, item, tuple(map(float, box)), words, how, rounded, step, chosen)
+        self.spots[new.key] = new
 
     def _add(self, shape, svg):
         self.shapes.append((*shape, svg))
@@ -154,8 +203,16 @@ class Canvas:
             'preserveAspectRatio="xMinYMin meet" font-family="DejaVu Sans,Verdana,sans-serif">'
             f'<rect width="{self.width}" height="{self.height}" fill="white"/>'
             + "".join(svg for _, _, svg in self.shapes)
+            + self._spots_svg()
             + "</svg>"
         )
+
+    def _spots_svg(self):
+        stops = {}
+        for spot in self.spots.values():
+            if spot.chosen or spot.name not in stops:
+                stops[spot.name] = spot.key
+        return "".join(spot.svg(stops[spot.name] == spot.key) for spot in self.spots.values())
 
     def to_pil(self, scale: float = 1.5) -> Image.Image:
         """The same picture as a PIL image. Drawn twice as large and reduced, which smooths the edges."""
@@ -195,6 +252,12 @@ class Axes:
         left, top, wide, high = self.box
         part = (x - self.xs[0]) / (self.xs[1] - self.xs[0]), (y - self.ys[0]) / (self.ys[1] - self.ys[0])
         return float(left + wide * part[0]), float(top + high * (1 - part[1]))
+
+    def value(self, x, y):
+        """What stands at a place in pixels: (x, y) as values, at most those of the borders."""
+        left, top, wide, high = self.box
+        part = min(max((x - left) / wide, 0), 1), min(max(1 - (y - top) / high, 0), 1)
+        return self.xs[0] + part[0] * (self.xs[1] - self.xs[0]), self.ys[0] + part[1] * (self.ys[1] - self.ys[0])
 
     def line(self, points, color=INK, line=2):
         self.canvas.path([self.at(*point) for point in points], color, line)

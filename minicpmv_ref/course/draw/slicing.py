@@ -1,6 +1,7 @@
 """Lesson 01: a picture cut into slices, tokens against width, the paper's grids against the code's."""
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 from PIL import Image
@@ -11,22 +12,38 @@ from minicpmv_ref.slicing import best_grid, candidate_grids, paper_grid, partiti
 from .canvas import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, TEXT, YELLOW, Axes, Canvas, fit
 
 
-def playground(size, cfg: SliceConfig, image: Image.Image) -> Canvas:
+def plan_with(size, cfg: SliceConfig, grid=None):
+    """As `plan_slices`; but `grid`, if given, stands in for the best one."""
+    plan = plan_slices(size, cfg)
+    if not grid or grid == plan.grid:
+        return plan
+    tile = tuple(max(1, round(side / n)) for side, n in zip(size, grid))
+    return replace(plan, grid=grid, slice_size=plan_slices(tile, cfg).overview_size)
+
+
+def playground(size, cfg: SliceConfig, image: Image.Image, grid=None) -> Canvas:
     """A picture cut into slices, the score of every candidate grid, and the formula with this size's numbers.
 
-    Its facts: "scores" {grid: score} of the candidates, and "grid", the winner or None.
+    Args:
+        grid: the candidate to show; None is the winner.
+
+    Returns:
+        A Canvas. Its facts: "scores" {grid: score} of the candidates, "grid", the winner or None, and "plan", what is
+        shown. Its spots: "corner", to drag, whose item is the size of the picture as drawn; and "grid" of each grid.
     """
-    plan, canvas = plan_slices(size, cfg), Canvas()
+    plan, canvas = plan_with(size, cfg, grid), Canvas()
+    canvas.facts["plan"] = plan
     _draw_views(canvas, plan, image)
-    _draw_scores(canvas, size, cfg)
-    canvas.lines(8, 308, _formula_lines(size, cfg), 29)
+    _draw_scores(canvas, size, cfg, plan)
+    canvas.lines(8, 308, _formula_lines(size, cfg, plan), 29)
     return canvas
 
 
 def _draw_views(canvas, plan, image):
     """The overview, and the slices as a mesh: side by side for tall pictures, one above the other for wide ones."""
     if not plan.grid:
-        _draw_view(canvas, "one view, not cut", plan.overview_size, (8, 30, 362, 234), image)
+        box = _draw_view(canvas, "one view, not cut", plan.overview_size, (8, 30, 362, 234), image)
+        _draw_corner_handle(canvas, box)
         return
     beside = (8, 30, 96, 234), (120, 30, 250, 234)
     stacked = (8, 30, 362, 84), (8, 146, 362, 118)
@@ -42,6 +59,16 @@ def _draw_views(canvas, plan, image):
         left, top = x + w / cols * (number % cols), y + h / rows * (number // cols)
         canvas.rect(left + 2, top + 2, 24 if number > 8 else 16, 18, YELLOW)
         canvas.text(left + (14 if number > 8 else 10), top + 17, number + 1, align="middle")
+    _draw_corner_handle(canvas, (x, y, w, h))
+
+
+def _draw_corner_handle(canvas, box):
+    """The lower right corner of the picture, which the mouse can take hold of."""
+    x, y, w, h = box
+    right, bottom = x + w, y + h
+    canvas.rect(right - 7, bottom - 7, 14, 14, "white", RED, 3)
+    place, words = (right - 12, bottom - 12, 24, 24), "drag the corner: another size"
+    canvas.spot("corner", (round(w), round(h)), place, words, "drag", step=(max(1, w / 100), max(1, h / 100)))
 
 
 def _draw_view(canvas, title, size, box, image):
@@ -55,11 +82,11 @@ def _as_seen(image, size, most):
     return image.resize((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), Image.Resampling.BICUBIC)
 
 
-def _draw_scores(canvas, size, cfg):
+def _draw_scores(canvas, size, cfg, plan):
     """One bar per candidate: the longer, the further its shape is from the image's. The shortest wins."""
     candidates, winner = candidate_grids(size, cfg), best_grid(size, cfg)
     scores = {grid: partition_score(size, grid) for grid in candidates}
-    canvas.facts = {"scores": scores, "grid": winner}
+    canvas.facts |= {"scores": scores, "grid": winner}
     canvas.text(384, 20, "score S(cols, rows)", bold=True)
     if not candidates:
         canvas.text(384, 60, "no candidates: N = 1", color=GRAY)
@@ -69,16 +96,20 @@ def _draw_scores(canvas, size, cfg):
     size_of_text = min(TEXT, step - 2)
     for place, (grid, score) in enumerate(scores.items()):
         y, won = 32 + step * place, grid == winner
+        if grid == plan.grid:
+            canvas.rect(380, y - 1, 256, step, YELLOW)
         canvas.text(436, y + step * 0.72, f"{grid[0]} x {grid[1]}", size_of_text, align="right", bold=won)
         length = longest * -score / worst
         canvas.rect(zero - length, y + 2, max(length, 2), step - 4, ORANGE if won else SKY)
         canvas.text(632, y + step * 0.72, signed(score), size_of_text, align="right", bold=won)
+        words = f"show {grid[0]} x {grid[1]}: {64 * (1 + grid[0] * grid[1])} tokens"
+        canvas.spot("grid", grid, (380, y - 1, 256, step), words, chosen=grid == plan.grid)
     canvas.path([(zero + 1, 30), (zero + 1, 34 + step * len(scores))], INK, 2)
 
 
-def _formula_lines(size, cfg):
+def _formula_lines(size, cfg, plan):
     width, height = size
-    ratio, plan = width * height / cfg.scale_resolution**2, plan_slices(size, cfg)
+    ratio = width * height / cfg.scale_resolution**2
     tried = sorted({cols * rows for cols, rows in candidate_grids(size, cfg)})
     limit = f", at most {cfg.max_slice_nums}" if math.ceil(ratio) > cfg.max_slice_nums else ""
     end = f"try {', '.join(map(str, tried))} slices" if tried else "not cut"
@@ -104,7 +135,8 @@ def signed(number: float) -> str:
 def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int, widest: int = 1800) -> Canvas:
     """Visual tokens against the image's width at one height, with a moving point.
 
-    Its facts: "tokens" of this size, and "curve" [(width, tokens), ...], the corners of the steps.
+    Its facts: "tokens" of this size, "curve" [(width, tokens), ...], the corners of the steps, and "axes". Its spot:
+    "plot".
     """
     canvas, views = Canvas(), _tokens_by_width(height, cfg, widest)
     most = (1 + cfg.max_slice_nums) * num_queries
@@ -121,7 +153,7 @@ def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int, widest: i
             curve += [(pixels, views[pixels - 2] * num_queries), (pixels, views[pixels - 1] * num_queries)]
     curve.append((widest, views[-1] * num_queries))
     tokens = views[width - 1] * num_queries
-    canvas.facts = {"tokens": tokens, "curve": curve}
+    canvas.facts = {"tokens": tokens, "curve": curve, "axes": axes}
     axes.line(curve, BLUE, 3)
     axes.line([(width, 0), (width, tokens)], RED)
     axes.dot(width, tokens, color=RED)
@@ -129,7 +161,17 @@ def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int, widest: i
     where = "left" if x < 420 else "right"
     label = f"{width} x {height}: {tokens}"
     canvas.text(x + (14 if where == "left" else -14), max(y - 14, 40), label, 18, RED, where, bold=True)
+    left, top, wide, high = axes.box
+    words, step = "click or drag: another width", (wide / widest, 0)
+    canvas.spot("plot", None, (left - 6, top, wide + 12, high), words, "drag", (x, y), step)
     return canvas
+
+
+def next_jump(width: int, height: int, cfg: SliceConfig, widest: int = 1800) -> int:
+    """The next width with another number of views than its left neighbor; from the last one, the first."""
+    views = _tokens_by_width(height, cfg, widest)
+    jumps = [pixels for pixels in range(2, widest + 1) if views[pixels - 1] != views[pixels - 2]]
+    return next((pixels for pixels in jumps if pixels > width), jumps[0] if jumps else width)
 
 
 @lru_cache(maxsize=64)
@@ -159,12 +201,12 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
     """A map of all sizes, colored by how the paper's equations and the code differ; one size's two grids beside it.
 
     Both axes are logarithmic, as the score is: equal shapes lie on lines that rise, equal areas on lines that fall.
-    Its facts: "case", a key of CASES, and the grids "paper" and "code".
+    Its facts: "case", a key of CASES, the grids "paper" and "code", and "axes". Its spot: "map".
     """
     canvas, box, ends = Canvas(), (62, 12, 300, 300), (math.log(SMALLEST), math.log(LARGEST))
     axes, case = Axes(canvas, box, ends, ends, TEXT, INK), compare_grids((width, height), cfg)
     grids = {"paper": paper_grid((width, height), cfg), "code": best_grid((width, height), cfg) or (1, 1)}
-    canvas.facts = {"case": case, **grids}
+    canvas.facts = {"case": case, **grids, "axes": axes}
     canvas.image(*box, _map_image(cfg), smooth=False)
     canvas.rect(*box, stroke=INK)
     for pixels in (100, 448, 1000, 4000):
@@ -172,7 +214,9 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
         axes.beside(math.log(pixels), pixels)
     axes.under(sum(ends) / 2, "width", row=2)
     canvas.text(4, 92, "height")
-    axes.dot(*(math.log(min(max(side, SMALLEST), LARGEST)) for side in (width, height)), 7, RED)
+    here = [math.log(min(max(side, SMALLEST), LARGEST)) for side in (width, height)]
+    axes.dot(*here, 7, RED)
+    canvas.spot("map", None, box, "click or drag: another size", "drag", axes.at(*here), (2, 2))
     for place, (name, grid) in enumerate(grids.items()):
         _draw_mesh(canvas, 388 + 130 * place, name, (width, height), grid)
     for line, (key, (meaning, color)) in enumerate(CASES.items()):

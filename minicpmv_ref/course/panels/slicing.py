@@ -23,6 +23,8 @@ def _open_sample(name):
 class SlicingPlayground(Panel):
     """How a picture of any size is cut: views, scores of all grids, the formula, tokens.
 
+    Its corner can be dragged, and a click on a grid shows that cut.
+
     Args:
         picture: a file name of data_samples/images.
         width, height: the size to cut; None takes the picture's own.
@@ -31,6 +33,7 @@ class SlicingPlayground(Panel):
 
     def __init__(self, picture="temple.jpg", width=None, height=None, max_slice_nums=9, scale_resolution=448):
         self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
+        self._grid = None  # the clicked one; None: the winner
         own_size = self._pictures[picture][0]
         names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
         self._upload = widgets.FileUpload(accept="image/*", description="own picture")
@@ -47,6 +50,7 @@ class SlicingPlayground(Panel):
         self.on(self._upload, self._take_upload)
 
     def changed(self, name):
+        self._grid = None
         if name != "picture":
             return super().changed(name)
         chosen = self.controls["picture"].value
@@ -71,11 +75,20 @@ class SlicingPlayground(Panel):
                 menu.value = file["name"]
                 self.changed("picture")
 
+    def touch(self, spot, at, start, before):
+        if spot.name == "grid":
+            self._grid = spot.item
+            return self.redraw()
+        with self.hold():  # the size grows by the same part as the picture would that the mouse took hold of
+            for side, drawn, end, begin in zip(("width", "height"), spot.item, at, start):
+                self.controls[side].value = round(before[side] * max(0.02, (drawn + end - begin) / drawn))
+
     def draw(self, picture, width, height, **slicing):
-        return draw.playground((width, height), SliceConfig(**slicing), self._pictures[picture][1])
+        return draw.playground((width, height), SliceConfig(**slicing), self._pictures[picture][1], self._grid)
 
     def describe(self, picture, width, height, **slicing):
-        plan = plan_slices((width, height), SliceConfig(**slicing))
+        cfg = SliceConfig(**slicing)
+        plan, best = draw.plan_with((width, height), cfg, self._grid), plan_slices((width, height), cfg)
         tokens = f"{plan.visual_tokens(64)} tokens at 64 queries, {plan.visual_tokens(96)} at 96"
         overview = "{} x {}".format(*plan.overview_size)
         if not plan.grid:
@@ -84,6 +97,7 @@ class SlicingPlayground(Panel):
             f"{picture}, {width} x {height}: {plan.grid[0]} x {plan.grid[1]} slices of "
             f"{plan.slice_size[0]} x {plan.slice_size[1]} pixels and an overview of {overview}. "
             f"{1 + plan.num_slices} views: {tokens}."
+            + ("" if plan == best else " The code takes {} x {}.".format(*best.grid))
         )
 
 
@@ -100,7 +114,17 @@ class OnePixelCliff(Panel):
             "num_queries": choice("queries per view", [64, 96], num_queries),
             "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
         }
-        super().__init__(controls, extras=[player(across, interval=60)])
+        jump = widgets.Button(description="walk to the next jump")
+        jump.on_click(lambda button: self.guarded(self.walk))
+        super().__init__(controls, extras=[player(across, interval=60), jump])
+
+    def walk(self):
+        now = self.values()
+        cfg = SliceConfig(max_slice_nums=now["max_slice_nums"])
+        self.controls["width"].value = draw.next_jump(now["width"], now["height"], cfg, self.widest)
+
+    def touch(self, spot, at, start, before):
+        self.controls["width"].value = max(1, round(self.facts["axes"].value(*at)[0]))
 
     def draw(self, width, height, num_queries, max_slice_nums):
         return draw.cliff(width, height, SliceConfig(max_slice_nums=max_slice_nums), num_queries, self.widest)
@@ -118,6 +142,11 @@ class PaperAgainstCode(Panel):
     def __init__(self, width=640, height=480):
         sides = {"width": width, "height": height}
         super().__init__({name: slider(name, side, draw.SMALLEST, draw.LARGEST) for name, side in sides.items()})
+
+    def touch(self, spot, at, start, before):
+        with self.hold():
+            for side, logarithm in zip(("width", "height"), self.facts["axes"].value(*at)):
+                self.controls[side].value = round(math.exp(logarithm))
 
     def draw(self, width, height):
         return draw.paper_map(width, height)
