@@ -82,7 +82,7 @@ def sizes_over_years(level: float) -> Canvas:
         right, down, align = _LABELS.get(model.name, (13, 5, "left"))
         score = f"{model.score:g}" if model.score is not None else "not scored"
         label = f"{model.name.removeprefix('MiniCPM-')} ({score})"
-        canvas.text(x + right, y + down, label, 12, INK if reached else GRAY, align)
+        canvas.text(x + right, y + down, label, 14, INK if reached else GRAY, align)
     words = f"score of at least {level:g}: the smallest so far"
     canvas.legend(8, 340, [(BLUE, words), (SKY, "others"), (PALE, "below it"), ("white", "not scored")])
     canvas.text(8, 374, _halving_words(steps), 14)
@@ -95,7 +95,7 @@ _LABELS = {  # where a label stands beside its dot, if not to the right: it woul
     "MiniCPM-V 2.5": (-12, 5, "right"),
     "InternVL2-8B": (8, 26, "right"),
     "MiniCPM-V 2.6": (-6, -13, "left"),
-    "InternVL2.5-8B": (13, -8, "left"),
+    "InternVL2.5-8B": (8, -24, "left"),
     "InternVL2.5-4B": (0, 24, "middle"),
     "MiniCPM-V 4.0": (0, -14, "middle"),
     "MiniCPM-V 4.6": (-12, 5, "right"),
