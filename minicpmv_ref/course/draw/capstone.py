@@ -95,7 +95,7 @@ _LABELS = {  # where a label stands beside its dot, if not to the right: it woul
     "MiniCPM-V 2.5": (-12, 5, "right"),
     "InternVL2-8B": (8, 26, "right"),
     "MiniCPM-V 2.6": (-6, -13, "left"),
-    "InternVL2.5-8B": (8, -24, "left"),
+    "InternVL2.5-8B": (13, 19, "left"),
     "InternVL2.5-4B": (0, 24, "middle"),
     "MiniCPM-V 4.0": (0, -14, "middle"),
     "MiniCPM-V 4.6": (-12, 5, "right"),
