@@ -2,6 +2,7 @@
 
 import re
 
+import nbformat
 import pytest
 import torch
 from places import ROOT
@@ -50,7 +51,15 @@ def test_every_lesson_is_listed():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "tools/README.md", "data_samples/README.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "notebooks/INSTRUCTOR.md",
+        "benchmarks/README.md",
+        "tools/README.md",
+        "data_samples/README.md",
+    ],
 )
 def test_links_resolve(page):
     path = ROOT / page
@@ -64,3 +73,14 @@ def test_the_slicing_rule_is_found_at_once():
     assert "[`slicing.py`](minicpmv_ref/slicing.py) | **the slicing rule**" in README
     head = (ROOT / "minicpmv_ref" / "slicing.py").read_text(encoding="utf-8").split('"""')[1]
     assert "The rule in short" in head
+
+
+def test_the_page_for_teachers_names_every_exercise_and_the_minutes():
+    page = (ROOT / "notebooks" / "INSTRUCTOR.md").read_text(encoding="utf-8")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, 4).cells
+        row = next(line for line in page.splitlines() if f"]({path.name})" in line)
+        minutes = re.search(r"\*\*Time:\*\* (\d+)", cells[0].source)[1]
+        assert f"| {minutes} |" in row, path.name
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        assert re.findall(r"`(\w+)`", row) == re.findall(r"^check\.(\w+)\(", code, re.MULTILINE), path.name
