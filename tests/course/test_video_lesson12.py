@@ -42,7 +42,10 @@ def test_costs_are_those_of_the_peers(state):
     width, height, seconds, slices, rate = state
     canvas, shown = draw.clip_costs(*state), canvas_texts(draw.clip_costs(*state))
     inside_the_canvas(canvas)
-    status = panels.ClipCosts(seconds, f"{width} x {height}", slices, rate).status
+    name = next(name for name, size in draw.FRAME_SIZES.items() if size == (width, height))
+    panel = panels.ClipCosts(seconds, name, slices, rate)
+    assert repr(panel) == f"ClipCosts(seconds={seconds}, size={name!r}, slices={slices}, rate={rate})"
+    status = panel.status
     for system, cost in canvas.facts["costs"].items():
         limit = {"max_tiles": slices} if system == "minicpm-v-2.6" else {}
         assert cost.tokens == plan(system, (width, height), frames=cost.frames, **limit).visual_tokens

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 from minicpmv_ref.config import v2_6
 from minicpmv_ref.counts import kv_cache_numbers
+from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups, plan
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW, Axes, Canvas, text_width, wrap
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, SAMPLES, YELLOW, Axes, Canvas, text_width, wrap
 from .language import _as_word, _blend, _heat, watched_model
 from .memory import in_bytes
 
-FRAME_SIZES = ((448, 448), (640, 480), (1280, 720), (1920, 1080))
+FRAME_SIZES = {"448 x 448": (448, 448), "640 x 480": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 SECONDS = 600  # of the longest clip
 CLIP_SYSTEMS = {  # system: (its name, its color, numbers that its KV cache holds for one token)
     "minicpm-v-2.6": ("2.6", BLUE, kv_cache_numbers(v2_6.llm)),
@@ -83,6 +84,11 @@ def clip_costs(width: int, height: int, seconds: int, slices: int, rate: int) ->
 
 
 # ---- measured curves
+
+
+def measured_clips() -> list[list[str]]:
+    """The table of experiments/results/zero_shot_clips.json: its head, then a row for each number of frames."""
+    return read_json(SAMPLES.parent.parent / "experiments/results/zero_shot_clips.json")["table"]
 
 
 def shares(xs, lines: dict, title: str = "", label: str = "") -> Canvas:

@@ -9,28 +9,27 @@ class ClipCosts(Panel):
 
     Args:
         seconds: of the clip.
-        size: "1280 x 720", or another of draw.FRAME_SIZES.
+        size: of a frame: "720p", or another of draw.FRAME_SIZES.
         slices: of a frame at most, in 2.6: 1 or 2.
         rate: frames a second, in 4.5.
     """
 
-    def __init__(self, seconds=61, size="1280 x 720", slices=2, rate=3):
-        sizes = [(f"{width} x {height}", (width, height)) for width, height in draw.FRAME_SIZES]
-        sizes = choice("frame", sizes, dict(sizes)[size])
+    def __init__(self, seconds=61, size="720p", slices=2, rate=3):
+        sizes = choice("frame", list(draw.FRAME_SIZES.items()), draw.FRAME_SIZES[size])
         sizes.style.button_width = "94px"
         super().__init__(
             {
                 "seconds": slider("seconds", seconds, 1, draw.SECONDS),
-                "size": sizes,
                 "slices": choice("max_slice_nums of 2.6", [1, 2], slices),
+                "size": sizes,
                 "rate": slider("4.5: frames a second", rate, 1, 10),
             }
         )
 
     def __repr__(self):
         v = self.values()
-        width, height = v["size"]
-        return f"ClipCosts(seconds={v['seconds']}, size='{width} x {height}', slices={v['slices']}, rate={v['rate']})"
+        name = next(name for name, size in draw.FRAME_SIZES.items() if size == v["size"])
+        return f"ClipCosts(seconds={v['seconds']}, size={name!r}, slices={v['slices']}, rate={v['rate']})"
 
     def draw(self, seconds, size, slices, rate):
         return draw.clip_costs(*size, seconds, slices, rate)
