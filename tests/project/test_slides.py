@@ -120,7 +120,7 @@ def test_no_answer_of_an_exercise_is_on_a_slide():
         shown = slides.for_slides(nbformat.read(path, 4).cells)
         text = "\n".join(cell.source for cell in shown)
         assert "<summary>Solution" not in text and "NotImplementedError" not in text
-        assert sum("slideshow" in cell.metadata for cell in shown) >= 10
+        assert sum("slideshow" in cell.metadata for cell in shown) >= 9
 
 
 def test_an_unknown_lesson_and_a_missing_extra(tmp_path, capsys, monkeypatch):
