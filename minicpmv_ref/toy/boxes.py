@@ -161,8 +161,13 @@ def ask_inside(name: str, box: Box) -> QA:
 
 def iou(first: Box, second: Box) -> float:
     """Intersection over union of two boxes; 0 for one that is empty."""
+    both, either = overlap(first, second)
+    return both / either if both else 0.0
+
+
+def overlap(first: Box, second: Box) -> tuple[float, float]:
+    """(the area that both boxes cover, the area that one or both cover)"""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0, width) * max(0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared / (sum(areas) - shared) if shared else 0.0
+    both = max(0, width) * max(0, height)
+    return both, sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - both

@@ -1,37 +1,22 @@
 """Lesson 12: its panels show the package's numbers, and what its text says of them is so."""
 
-from pathlib import Path
-
 import nbformat
 import numpy as np
 import pytest
 import torch
-from svg import canvas_texts, texts
+from places import ROOT
+from svg import canvas_texts, inside_the_canvas, texts
 
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.draw.language import watched_model
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers import plan
+from minicpmv_ref.toy.boxes import overlap
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
 
-ROOT = Path(__file__).resolve().parents[2]
 CELLS = nbformat.read(ROOT / "notebooks/12_many_pictures_and_video.ipynb", as_version=4).cells
 PROSE = "".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
-
-
-def inside_the_canvas(canvas):
-    for kind, shape, _ in canvas.shapes:
-        if kind == "text":
-            x, y, text, size, _, align, bold = shape
-            width = draw.text_width(text, size, bold)
-            left = x - width * {"left": 0, "middle": 0.5, "right": 1}[align]
-            assert -1 <= left <= left + width <= canvas.width + 1, text
-            assert 10 <= y <= canvas.height, text
-        if kind in ("rect", "image"):
-            x, y, w, h = shape[:4]
-            assert -1 <= x <= x + w <= canvas.width + 1, shape[:4]
-            assert -1 <= y <= y + h <= canvas.height + 1, shape[:4]
 
 
 # ---- what a clip costs
@@ -165,7 +150,7 @@ def test_overlap_is_what_pixels_say(a, b):
     masks = np.zeros((2, 12, 12), dtype=bool)
     for mask, (left, top, right, bottom) in zip(masks, (a, b)):
         mask[top:bottom, left:right] = True
-    assert draw.overlap(a, b) == ((masks[0] & masks[1]).sum(), (masks[0] | masks[1]).sum())
+    assert overlap(a, b) == ((masks[0] & masks[1]).sum(), (masks[0] | masks[1]).sum())
 
 
 @pytest.mark.parametrize("place", [(200, 200, "small"), (480, 500, "middle"), (800, 800, "large")])

@@ -4,6 +4,8 @@ import re
 import time
 import xml.etree.ElementTree as ET
 
+from minicpmv_ref.course.draw import text_width
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -31,3 +33,18 @@ def touch(panel, key: str, at=None, start=None, trait: str = "touched"):
     """What the browser sends when a spot is clicked, dragged from `start` to `at`, or (trait "pointed") pointed at."""
     at = at or panel.spots[key].at
     panel.picture_box.set_trait(trait, {"spot": key, "start": start or at, "at": at, "turn": time.time()})
+
+
+def inside_the_canvas(canvas):
+    """Assert that no text, rectangle or picture of a Canvas is cut."""
+    for kind, shape, _ in canvas.shapes:
+        if kind == "text":
+            x, y, text, size, _, align, bold = shape
+            width = text_width(text, size, bold)
+            left = x - width * {"left": 0, "middle": 0.5, "right": 1}[align]
+            assert 0 <= left <= left + width <= canvas.width + 1, text
+            assert 10 <= y <= canvas.height, text
+        if kind in ("rect", "image"):
+            x, y, w, h = shape[:4]
+            assert -1 <= x <= x + w <= canvas.width + 1, shape[:4]
+            assert -1 <= y <= y + h <= canvas.height + 1, shape[:4]

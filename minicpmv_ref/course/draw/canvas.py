@@ -18,7 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from minicpmv_ref.inputs.pictures import load_image
 
-SAMPLES = Path(__file__).resolve().parents[3] / "data_samples" / "images"
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLES = ROOT / "data_samples" / "images"
+RESULTS = ROOT / "experiments" / "results"  # of the claims that were tested, as JSON
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     *("#000000", "#E69F00", "#56B4E9", "#009E73"),

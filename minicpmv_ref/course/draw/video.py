@@ -8,7 +8,7 @@ from minicpmv_ref.counts import kv_cache_numbers
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups, plan
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, SAMPLES, YELLOW, Axes, Canvas, text_width, wrap
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, RESULTS, YELLOW, Axes, Canvas, text_width, wrap
 from .language import _as_word, _blend, _heat, watched_model
 from .memory import in_bytes
 
@@ -79,7 +79,7 @@ def clip_costs(width: int, height: int, seconds: int, slices: int, rate: int) ->
         words = (f"{cost.frames}", f"{apart:.2g} s" if apart < 10 else f"{apart:.0f} s", shared)
         for x, word in zip(columns[1:], (*words, f"{cost.tokens:,}", in_bytes(cost.cache))):
             canvas.text(x, y, word, 14, align="right")
-    canvas.text(8, 376, "cache: two bytes a number; the weights come on top", 13, GRAY)
+    canvas.text(8, 376, "cache: two bytes a number; the weights come on top", 14, GRAY)
     return canvas
 
 
@@ -88,7 +88,7 @@ def clip_costs(width: int, height: int, seconds: int, slices: int, rate: int) ->
 
 def measured_clips() -> list[list[str]]:
     """The table of experiments/results/zero_shot_clips.json: its head, then a row for each number of frames."""
-    return read_json(SAMPLES.parent.parent / "experiments/results/zero_shot_clips.json")["table"]
+    return read_json(RESULTS / "zero_shot_clips.json")["table"]
 
 
 def shares(xs, lines: dict, title: str = "", label: str = "") -> Canvas:
@@ -274,20 +274,13 @@ def asked_box(x: int, y: int, size: str, name: str = "nano") -> str:
     return model.chat([{"role": "user", "content": [box_scene(x, y, size)[0], BOX_QUESTION]}], processor)
 
 
-def overlap(a, b) -> tuple[float, float]:
-    """Two boxes (left, top, right, bottom): (the area that both cover, the area that one or both cover)."""
-    wide, high = (max(0.0, min(a[n + 2], b[n + 2]) - max(a[n], b[n])) for n in (0, 1))
-    both = wide * high
-    return both, sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - both
-
-
 def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
     """The true box of a triangle, the box of an answer, and how well they agree.
 
     Facts: "answer", "said" (its box in thousandths; None: it holds none that can be read), "true", "iou".
     """
     from minicpmv_ref.inputs.boxes import parse_boxes
-    from minicpmv_ref.toy.boxes import iou
+    from minicpmv_ref.toy.boxes import iou, overlap
 
     canvas, (image, true) = Canvas(), box_scene(x, y, size)
     answer = asked_box(x, y, size, name)
@@ -299,7 +292,10 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
     agree = iou(true, said) if said else 0.0
     canvas.facts = {"answer": answer, "said": said, "true": true, "iou": agree}
 
-    at = lambda box: (8 + 0.364 * box[0], 8 + 0.364 * box[1], 0.364 * (box[2] - box[0]), 0.364 * (box[3] - box[1]))  # noqa: E731
+    def at(box):
+        left, top, right, bottom = (0.364 * edge for edge in box)
+        return 8 + left, 8 + top, right - left, bottom - top
+
     canvas.image(8, 8, 364, 364, image)
     canvas.rect(8, 8, 364, 364, stroke=GRAY)
     for box, color in ((true, BLUE), (said, RED)):
@@ -320,5 +316,5 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
         canvas.text(392, 276, f"both cover {both:,.0f}", 14)
         canvas.text(392, 298, f"one or both {either:,.0f}", 14)
     canvas.text(392, 330, f"{agree:.2f}", 26, bold=True)
-    canvas.text(392, 362, "0..1000 is the whole side", 13, GRAY)
+    canvas.text(392, 362, "0..1000 is the whole side", 14, GRAY)
     return canvas

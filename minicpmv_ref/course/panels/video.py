@@ -126,4 +126,4 @@ class Boxes(Panel):
         if facts["said"] is None:
             return f"The answer “{facts['answer']}” holds no box that can be read."
         said, true = (", ".join(f"{side:.0f}" for side in facts[name]) for name in ("said", "true"))
-        return f"The answer's box is ({said}), the true one ({true}): their IoU is {facts['iou']:.2f}."
+        return f"The box of the answer is ({said}), the true one ({true}): their IoU is {facts['iou']:.2f}."
