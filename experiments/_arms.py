@@ -22,6 +22,7 @@ from minicpmv_ref.learn.evaluate import answers, share_of_words
 from minicpmv_ref.learn.objectives import objective_for
 from minicpmv_ref.learn.stages import stage_named, start
 from minicpmv_ref.learn.statistics import bootstrap_mean
+from minicpmv_ref.learn.train import Step
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.scale.steps import train_steps
 from minicpmv_ref.toy.data import Sample, draw, numbered
@@ -63,8 +64,12 @@ def learn(
     if languages:
         samples = numbered(f"{stage}/{seed}", changed.data_mix, languages=languages, turns=changed.turns)
     steps = list(train_steps(model, processor, changed, seed, samples=samples))
-    counts = {"steps": len(steps), "views": sum(s.views for s in steps), "tokens": sum(s.tokens for s in steps)}
-    return {**counts, "losses": [s.loss for s in steps]}
+    return {**cost_of(steps), "losses": [s.loss for s in steps]}
+
+
+def cost_of(steps: Sequence[Step]) -> dict:
+    """What a training took."""
+    return {"steps": len(steps), "views": sum(s.views for s in steps), "tokens": sum(s.tokens for s in steps)}
 
 
 # ---- grades
@@ -116,9 +121,9 @@ def mean_over_items(gained: list[list[float]]) -> tuple[float, list[float]]:
     return mean, ends
 
 
-def verdict(gained: list[list[float]]) -> str:
-    """Confirmed if the interval is above 0 and so is the mean of every single seed; refuted if both are below."""
-    return decided(mean_over_items(gained)[1], [fmean(items) for items in gained])
+def verdict(gained: list[list[float]], least: float = 0.0) -> str:
+    """Confirmed if the interval is above `least` and so is the mean of every seed; refuted if both are below."""
+    return decided(mean_over_items(gained)[1], [fmean(items) for items in gained], least)
 
 
 def decided(ends: Sequence[float], seeds: Sequence[float], least: float = 0.0) -> str:

@@ -11,7 +11,7 @@ from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.peers.nano import swap
 from minicpmv_ref.scale.steps import train_steps
 
-from ._arms import checkpoint, figures, gains, grades, in_words, table, verdict, weakest
+from ._arms import checkpoint, cost_of, figures, gains, grades, in_words, table, verdict, weakest
 from ._frame import Claim, Finding
 
 CLAIM = Claim(
@@ -52,12 +52,7 @@ def learn_connector(
     changes = {"data_mix": DATA_MIX, **changes, "steps": steps, "batch": batch, "half": False}
     stage = replace(stage_named("stage-1"), **changes)
     done = list(train_steps(model, processor, stage, seed, optimizer=optimizer))
-    return {
-        "steps": len(done),
-        "views": sum(step.views for step in done),
-        "tokens": sum(step.tokens for step in done),
-        "parameters": sum(p.numel() for p in model.resampler.parameters()),
-    }
+    return cost_of(done) | {"parameters": sum(p.numel() for p in model.resampler.parameters())}
 
 
 def steps_at_equal_operations(steps: int, tokens: int, more: int) -> int:

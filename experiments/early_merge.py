@@ -15,6 +15,7 @@ from minicpmv_ref.vision import VisionTransformer
 
 from ._arms import checkpoint, figures, gains, grades, in_words, learn, table, verdict
 from ._frame import Claim, Finding
+from .connectors import DATA_MIX, KINDS, TEXT
 
 CLAIM = Claim(
     title="Merging inside the ViT saves its work and costs no quality (4.6)",
@@ -38,9 +39,7 @@ SETTINGS = {
 }
 EARLY, LATE, EQUAL = "after layer 1", "after layer 4", "after layer 1, equal operations"
 AFTER = {EARLY: 1, LATE: 4, EQUAL: 1}
-KINDS, DATA_MIX = ["caption", "crop"], {"caption": 1, "crop": 1.5}
 LEAST = 0.1  # nats a token that the early merger may lose
-TEXT = 24  # tokens of a sample beside its visual ones, about
 
 
 class MergeAndMLP(nn.Module):
@@ -133,7 +132,7 @@ def run(setting: dict, each) -> Finding:
         }
     )
     return Finding(
-        verdict([[gain + LEAST for gain in seed] for seed in gained]),
+        verdict(gained, -LEAST),
         f"The early merger takes {saved:.0%} less work in the ViT and saves {in_words(gained)} nats a token: "
         f"{in_words(captions)} on captions, {in_words(crops)} on lines of text. With {longer} steps in place of "
         f"{setting['steps']}, which is as much work, it saves {in_words(equal)}.",

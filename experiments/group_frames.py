@@ -20,7 +20,7 @@ from minicpmv_ref.toy.data import is_held_out
 from minicpmv_ref.toy.scenes import PLACES, VIEW, Scene, Thing, draw_scene
 from minicpmv_ref.toy.words import LANGUAGES, PAINT, SHAPES
 
-from ._arms import checkpoint, figures, gains, in_words, processor_of, table, verdict, weakest
+from ._arms import checkpoint, cost_of, figures, gains, in_words, processor_of, table, verdict, weakest
 from ._frame import Claim, Finding
 
 CLAIM = Claim(
@@ -152,17 +152,14 @@ def run(setting: dict, each) -> Finding:
             return draw_clip(f"{seed}/{number}", KINDS[number % 2])
 
         done = list(train(model, clips.processor, stage, seed, objective=clips, samples=sample))
-        cost = {"steps": len(done), "views": sum(s.views for s in done), "tokens": sum(s.tokens for s in done)}
-        return cost | clips.grades("time", setting["n"]) | clips.grades("color", setting["n"])
+        return cost_of(done) | clips.grades("time", setting["n"]) | clips.grades("color", setting["n"])
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in GROUPS}
     over_alone, over_timeless = (gains(arms, GROUP, other, "time, nats") for other in (ALONE, TIMELESS))
     color, apart = gains(arms, GROUP, ALONE, "color, nats"), gains(arms, GROUP, APART, "time, nats")
     return Finding(
-        weakest(
-            verdict(over_alone), verdict(over_timeless), verdict([[gain + LEAST for gain in seed] for seed in color])
-        ),
+        weakest(verdict(over_alone), verdict(over_timeless), verdict(color, -LEAST)),
         f"On time the group saves {in_words(over_alone)} nats a token against the lone frame and "
         f"{in_words(over_timeless)} against the group without times. On color it saves {in_words(color)} against the "
         f"lone frame. Against six groups with six times its tokens it saves {in_words(apart)} on time.",

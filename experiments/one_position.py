@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._arms import figures, gains, grades, in_words, mean_over_items, table
-from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Claim, Finding
+from ._arms import figures, gains, grades, in_words, table, verdict
+from ._frame import Claim, Finding
 from .connectors import learn_connector, with_connector
 from .visual_expert import RATES
 
@@ -50,10 +50,11 @@ def run(setting: dict, each) -> Finding:
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in (ONE, RUNNING)}
     kinds = ("caption", *TOPICS)
-    lost = gains(arms, RUNNING, ONE, *(f"{kind}, nats" for kind in kinds))
+    names = [f"{kind}, nats" for kind in kinds]
+    lost = gains(arms, RUNNING, ONE, *names)
     by_kind = {kind: gains(arms, RUNNING, ONE, f"{kind}, nats") for kind in kinds}
     return Finding(
-        within(lost, MARGIN),
+        verdict(gains(arms, ONE, RUNNING, *names), -MARGIN),
         f"One position costs {in_words(lost)} nats a token: "
         + ", ".join(f"{kind} {in_words(gained)}" for kind, gained in by_kind.items())
         + ".",
@@ -61,12 +62,3 @@ def run(setting: dict, each) -> Finding:
         table(arms, [f"{kind}, {grade}" for kind in kinds for grade in ("nats", "right")]),
         seeds,
     )
-
-
-def within(lost: list[list[float]], margin: float) -> str:
-    """Confirmed if the loss stays below the margin, with its interval and in every seed; refuted if above."""
-    _, (low, high) = mean_over_items(lost)
-    means = [sum(items) / len(items) for items in lost]
-    if max(high, *means) < margin:
-        return CONFIRMED
-    return REFUTED if min(low, *means) > margin else NOT_CONFIRMED

@@ -12,6 +12,7 @@ from minicpmv_ref.toy.words import LANGUAGES
 
 from ._arms import (
     checkpoint,
+    cost_of,
     figures,
     gains,
     grades,
@@ -69,10 +70,9 @@ def run(setting: dict, each) -> Finding:
             return as_text(drawn) if text else drawn
 
         done = list(train_steps(model, processor, stage, seed, samples=sample))
-        cost = {"steps": len(done), "views": sum(s.views for s in done), "tokens": sum(s.tokens for s in done)}
         texts = [as_text(each) for each in held_out("question", n)]
         text = {"text, nats": nats(model, processor, texts), "text, right": right(model, processor, texts)}
-        return cost | text | grades(model, processor, list(MIX), n)
+        return cost_of(done) | text | grades(model, processor, list(MIX), n)
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in (WITH, WITHOUT)}

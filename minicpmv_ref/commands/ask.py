@@ -232,6 +232,7 @@ def draw(text, picture, file):
     from PIL import Image, ImageDraw, ImageFont
 
     from ..inputs.boxes import parse_boxes
+    from ..inputs.files import replacing
 
     boxes = parse_boxes(text, picture.size)
     if not boxes:
@@ -246,5 +247,7 @@ def draw(text, picture, file):
         pen.rectangle((left, top, max(right, left + thick), max(bottom, top + thick)), outline="magenta", width=thick)
         style = dict(font=ImageFont.load_default(8 * thick), stroke_width=2, stroke_fill="white")
         pen.text((left, bottom + thick), printable(label), fill="black", **style)
-    drawing.save(file)
+    file = Path(file)
+    with replacing(file) as (draft,):
+        drawing.save(draft, Image.registered_extensions()[file.suffix.lower()])
     say(f"drawn     {file}\n")

@@ -12,6 +12,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from ..inputs.files import replacing
 from .common import ROOT, CommandError, add_number, kernel_environment, need, notebooks_folder
 
 COPIES = ROOT / "my_notebooks"  # beside notebooks/, so that every link and path in them stays true; git ignores it
@@ -125,11 +126,10 @@ def read_notebook(path):
 
 def write_copy(copy, notebook):
     """Write all or nothing: Ctrl-C leaves the old file."""
-    temporary = copy.with_name(copy.name + ".part")
     try:
         copy.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-        temporary.replace(copy)
+        with replacing(copy) as (draft,):
+            draft.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     except OSError as error:
         raise CommandError(f"{copy} cannot be written: {error.strerror}") from error
 

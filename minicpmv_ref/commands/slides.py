@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from .common import ROOT, CommandError, need, notebooks_folder, say
+from .course import lessons
 
 OUT = ROOT / "build" / "slides"
 SOURCE = ROOT / "docs" / "site" / "slides"
@@ -27,12 +28,12 @@ def options(parser):
 
 def run(args):
     need("nbconvert", "a deck")
-    found = [path for path in notebooks_folder().glob("*_*.ipynb") if path.name.split("_")[0] == args.lesson]
-    if not found:
+    found = lessons(notebooks_folder()).get(args.lesson)
+    if found is None:
         raise CommandError(f"there is no lesson {args.lesson!r:.40} in {notebooks_folder()}")
     out = Path(args.out) if args.out else OUT
     try:
-        page = build(found[0], out)
+        page = build(found, out)
     except (OSError, ValueError) as error:
         raise CommandError(f"the deck could not be written: {error}") from error
     say(f"{page}\nArrow keys move, Esc shows all pages, S opens the notes, F fills the screen.")

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+from minicpmv_ref.inputs.files import replacing
+
 FILE = Path(__file__).resolve().parents[2] / "my_notebooks" / "progress.json"
 LONGEST_NAME = 40
 SOLVED = re.compile(r"\s*([^:?]+):((?:[\s,]+\w+-[A-Z2-7]{4})+)\s*")  # Ada: boxes-7QK2 shrink-M3LA
@@ -94,10 +96,9 @@ def read() -> dict:
 
 def write(kept: dict) -> None:
     """Write all or nothing."""
-    temporary = FILE.with_name(FILE.name + ".part")
     FILE.parent.mkdir(exist_ok=True)
-    temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(FILE)
+    with replacing(FILE) as (draft,):
+        draft.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # ---- the lines that a learner sends

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from places import ROOT
-from svg import shapes, texts
+from svg import inside_the_canvas, shapes, texts
 
 from minicpmv_ref import nano, slice_image
 from minicpmv_ref.counts import Workload, flops
@@ -22,20 +22,6 @@ pytestmark = pytest.mark.usefixtures("strict_panels")
 
 GRAY = Image.new("RGB", (60, 40), "gray")
 SIZES = [(640, 480), (480, 640), (2400, 800), (1000, 200), (1344, 1344), (224, 224), (37, 900), (4000, 3000)]
-
-
-def inside_the_canvas(canvas):
-    for kind, shape, _ in canvas.shapes:
-        if kind == "text":
-            x, y, text, size, _, align, bold = shape
-            width = draw.text_width(text, size, bold)
-            left = x - width * {"left": 0, "middle": 0.5, "right": 1}[align]
-            assert 0 <= left <= left + width <= canvas.width + 1, text
-            assert y <= canvas.height
-        if kind in ("rect", "image"):
-            x, y, w, h = shape[:4]
-            assert -1 <= x <= x + w <= canvas.width + 1, (kind, shape[:4])
-            assert -1 <= y <= y + h <= canvas.height + 1, (kind, shape[:4])
 
 
 # ---- one picture, all systems

@@ -19,7 +19,7 @@ from .canvas import (
     ORANGE,
     PURPLE,
     RED,
-    SAMPLES,
+    RESULTS,
     SKY,
     WIDTH,
     YELLOW,
@@ -281,8 +281,7 @@ def tried_here() -> Canvas:
 
     Facts: "time" and "merger", {arm: (mean, seeds)}.
     """
-    results = SAMPLES.parent.parent / "experiments/results"
-    group, merge = (read_json(results / f"{name}.json") for name in ("group_frames", "early_merge"))
+    group, merge = (read_json(RESULTS / f"{name}.json") for name in ("group_frames", "early_merge"))
     canvas = Canvas(WIDTH, 332)
     canvas.facts |= {
         "time": _arm_means(group, "time, nats"),

@@ -19,7 +19,7 @@ from .canvas import (
     PALE,
     PURPLE,
     RED,
-    SAMPLES,
+    RESULTS,
     SKY,
     WIDTH,
     YELLOW,
@@ -486,7 +486,7 @@ def bake_off(result: dict | None = None) -> Canvas:
     Returns:
         A Canvas. Its facts: {arm: Baked}.
     """
-    result = result or read_json(SAMPLES.parent.parent / "experiments/results/connectors.json")
+    result = result or read_json(RESULTS / "connectors.json")
     canvas, arms = Canvas(), baked(result)
     canvas.facts = arms
     worst = max(max(one.seeds) for one in arms.values())
