@@ -44,7 +44,7 @@ def run(args):
     if problems:
         print(f"\nNot ready yet: {', '.join(problems)}. Send these lines to your teacher if the advice does not help.")
         return 1
-    print("\nReady. `python3 lab.py` opens the course.")
+    print("\nReady. `python3 lab.py` opens the course; in Chinese: `python3 lab.py --language zh`.")
 
 
 def python():

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ..inputs.checks import printable
+from ..inputs.translated import LANGUAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,15 @@ def add_number(parser, name, *, within, **settings):
     """An option that takes a number; `within` is the least and the most that it may be."""
     added = parser.add_argument(name, **settings)
     parser.get_default("ranges").setdefault(added.dest, (name, *within))
+
+
+def add_language(parser):
+    parser.add_argument(
+        "--language",
+        choices=LANGUAGES,
+        default=LANGUAGES[0],
+        help="of the lessons: en (the default), or zh for those that are translated to Chinese",
+    )
 
 
 def add_question(parser):

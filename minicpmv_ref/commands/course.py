@@ -1,7 +1,8 @@
 """`course`: opens your copy of the notebooks in JupyterLab.
 
 You work in copies, so that git finds its own files as they were. A copy is made once and kept, and has no outputs: you
-run the cells yourself. Where you changed nothing, a newer lesson replaces the copy.
+run the cells yourself. Where you changed nothing, a newer lesson replaces the copy. With --language, the lessons that
+are translated have a second copy beside the English one: 01_slicing.zh.ipynb.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from ..inputs.files import replacing
-from .common import ROOT, CommandError, add_number, kernel_environment, need, notebooks_folder
+from ..inputs.translated import LANGUAGES, texts, translate
+from .common import ROOT, CommandError, add_language, add_number, kernel_environment, need, notebooks_folder
 
 COPIES = ROOT / "my_notebooks"  # beside notebooks/, so that every link and path in them stays true; git ignores it
 PICTURE_BYTES = 2**28  # of a picture that you show to a panel; tornado's own limit of 10 MB closes the connection
@@ -24,6 +26,7 @@ def options(parser):
     add_number(
         parser, "--port", within=(1, 65535), type=int, help="use this port (default: the first free one from 8888 on)"
     )
+    add_language(parser)
 
 
 def run(args):
@@ -33,13 +36,15 @@ def run(args):
         raise CommandError(f"{folder} holds no notebook whose name starts with 00_")
     need("jupyterlab", "the course")
     port = free_port(args.port)
-    if changed := renew_copies(folder):
-        print(
-            f"Newer than your copy: {', '.join(changed)}. "
-            f"`python3 lab.py reset {changed[0]}` takes the new lesson and keeps your file beside it."
-        )
+    for language in dict.fromkeys([LANGUAGES[0], args.language]):
+        if changed := renew_copies(folder, language):
+            words = f"{changed[0]} --language {language}" if language != LANGUAGES[0] else changed[0]
+            print(
+                f"Newer than your copy: {', '.join(changed)}. "
+                f"`python3 lab.py reset {words}` takes the new lesson and keeps your file beside it."
+            )
     token = secrets.token_hex(24)
-    page = f"/lab/tree/{COPIES.name}/{first.name}"
+    page = f"/lab/tree/{COPIES.name}/{copy_of(first, args.language).name}"
     url = f"http://127.0.0.1:{port}{page}?token={token}"
     print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
 
@@ -77,11 +82,20 @@ def lessons(folder):
     return {path.name.partition("_")[0]: path for path in sorted(folder.glob("*_*.ipynb"))}
 
 
-def renew_copies(folder):
+def copy_of(original, language):
+    """Where you work on a lesson: beside the English copy, if it is translated."""
+    translated = texts(original, language).exists()
+    return COPIES / (f"{original.stem}.{language}.ipynb" if translated else original.name)
+
+
+def renew_copies(folder, language):
     """Make the copies that are missing. Returns the lessons that have changed since you changed your copy."""
     changed = []
     for name, original in lessons(folder).items():
-        fresh, copy = without_outputs(original), COPIES / original.name
+        copy = copy_of(original, language)
+        if language != LANGUAGES[0] and copy.name == original.name:
+            continue  # not translated yet
+        fresh = without_outputs(original, language)
         if copy.exists():
             mine = read_notebook(copy)
             made_from = mine and mine["metadata"].get("minicpmv_ref")
@@ -94,7 +108,7 @@ def renew_copies(folder):
     return changed
 
 
-def without_outputs(original):
+def without_outputs(original, language):
     """The notebook as a learner first sees it, with the checksum of what it was made from."""
     notebook = read_notebook(original)
     if notebook is None:
@@ -102,6 +116,10 @@ def without_outputs(original):
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
+    try:
+        translate(notebook["cells"], original, language)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{texts(original, language)} cannot be read: {error}") from error
     notebook["metadata"]["minicpmv_ref"] = checksum(notebook)
     return notebook
 

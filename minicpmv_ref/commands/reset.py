@@ -1,11 +1,12 @@
 """`reset`: one lesson as it was before you worked on it."""
 
-from .common import CommandError, notebooks_folder, say
-from .course import COPIES, lessons, without_outputs, write_copy
+from .common import CommandError, add_language, notebooks_folder, say
+from .course import COPIES, copy_of, lessons, without_outputs, write_copy
 
 
 def options(parser):
     parser.add_argument("lesson", metavar="LESSON", help="its number, such as 03 or 07b")
+    add_language(parser)
 
 
 def run(args):
@@ -13,7 +14,7 @@ def run(args):
     if args.lesson not in originals:
         raise CommandError(f"there is no lesson {args.lesson!r:.40}: choose one of {', '.join(originals)}")
     original = originals[args.lesson]
-    fresh, copy = without_outputs(original), COPIES / original.name
+    fresh, copy = without_outputs(original, args.language), copy_of(original, args.language)
     if copy.exists():
         number = 1
         while (kept := copy.with_name(f"{copy.stem}.old{number}.ipynb")).exists():

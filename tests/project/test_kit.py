@@ -25,7 +25,7 @@ def test_this_machine_is_ready(capsys):
     parts = dict(line.split(maxsplit=2)[1:] for line in lines if line.startswith(("ok ", "note ")))
     assert list(parts) == "python cores memory disk packages browser port llama.cpp nano lesson".split()
     assert "'green'" in parts["nano"] and parts["lesson"].startswith("2 cells of 00_one_picture.ipynb ran")
-    assert lines[-1] == "Ready. `python3 lab.py` opens the course."
+    assert lines[-1] == "Ready. `python3 lab.py` opens the course; in Chinese: `python3 lab.py --language zh`."
 
 
 def small_memory(monkeypatch):

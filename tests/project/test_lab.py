@@ -26,6 +26,7 @@ from tornado.websocket import websocket_connect
 from minicpmv_ref.__main__ import COMMANDS, main
 from minicpmv_ref.commands import common, course, reset
 from minicpmv_ref.commands import test as test_command
+from minicpmv_ref.inputs.translated import fingerprint
 
 
 @pytest.fixture
@@ -628,6 +629,42 @@ def test_reset_keeps_every_old_file(copy, opened, capsys):
     for wrong in ("7b", "00_start", "../notebooks/00"):
         assert main(["reset", wrong]) == 1
         assert "choose one of 00, 07b" in capsys.readouterr().err
+
+
+def test_the_chinese_copy_stands_beside_the_english_one(copy, opened, capsys):
+    mine, original = copy / "my_notebooks", copy / "notebooks"
+    start = nbformat.read(original / "00_start.ipynb", 4)
+    start.cells[0].source = "Next: [07b](07b_next.ipynb), and [00](00_start.ipynb#x)"
+    start.cells.append(nbformat.v4.new_markdown_cell("Not translated, see [00](00_start.ipynb)"))
+    nbformat.write(start, original / "00_start.ipynb")
+    (original / "zh").mkdir()
+    texts = original / "zh" / "00.md"
+    chinese = "下一课：[07b](07b_next.ipynb) 和 [00](00_start.ipynb#x)"
+    texts.write_text(f"译自\n\n<!-- cell {fingerprint(start.cells[0].source)} -->\n{chinese}\n", encoding="utf-8")
+    assert main(["--language", "zh"]) == 0
+    assert "/lab/tree/my_notebooks/00_start.zh.ipynb?token=" in capsys.readouterr().out
+    assert sorted(path.name for path in mine.iterdir()) == ["00_start.ipynb", "00_start.zh.ipynb", "07b_next.ipynb"]
+    assert sources(mine / "00_start.ipynb") == [cell.source for cell in start.cells]
+    seen = ["下一课：[07b](07b_next.ipynb) 和 [00](00_start.zh.ipynb#x)", "1 + 1"]
+    seen += ["Not translated, see [00](00_start.zh.ipynb)"]
+    assert sources(mine / "00_start.zh.ipynb") == seen
+
+    for name in ("00_start", "00_start.zh"):
+        notebook = nbformat.read(mine / f"{name}.ipynb", 4)
+        notebook.cells[1].source = f"my answer in {name}"
+        nbformat.write(notebook, mine / f"{name}.ipynb")
+    texts.write_text(texts.read_text(encoding="utf-8").replace("下一课", "下一节课"), encoding="utf-8")
+    main([])
+    assert "Newer" not in capsys.readouterr().out, "only the Chinese text is newer"
+    main(["course", "--language", "zh"])
+    assert "`python3 lab.py reset 00 --language zh` takes the new lesson" in capsys.readouterr().out
+    assert main(["reset", "00", "--language", "zh"]) == 0
+    assert "Your file is now my_notebooks/00_start.zh.old1.ipynb." in capsys.readouterr().out
+    assert sources(mine / "00_start.zh.ipynb")[0].startswith("下一节课")
+    assert sources(mine / "00_start.ipynb")[1] == "my answer in 00_start"
+    texts.write_bytes(b"\xff")
+    assert main(["--language", "zh"]) == 1
+    assert "00.md cannot be read" in capsys.readouterr().err
 
 
 def test_what_cannot_be_copied_is_one_clear_error(copy, opened, capsys):

@@ -54,7 +54,9 @@ def test_every_lesson_is_listed():
     "page",
     [
         "README.md",
+        "README.zh.md",
         "CONTRIBUTING.md",
+        "docs/glossary.md",
         "notebooks/INSTRUCTOR.md",
         "benchmarks/README.md",
         "tools/README.md",
