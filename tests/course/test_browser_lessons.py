@@ -134,7 +134,7 @@ def panel_follows_the_keyboard(lab, cell, record_property):
         record_property(*latency(lab, cell, sliders.first))
 
 
-def latency(lab, cell, slider, presses=9):
+def latency(lab, cell, slider, presses=3):
     def press():  # one that changes nothing would wait in vain
         at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
         lab.press(slider, "ArrowLeft" if at_end else "ArrowRight")

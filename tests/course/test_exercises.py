@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from places import ROOT
 
-from minicpmv_ref import best_grid, plan_slices
+from minicpmv_ref import SliceConfig, best_grid, plan_slices
 from minicpmv_ref.course import check
 from minicpmv_ref.course.check import Case, same, verdict
 from minicpmv_ref.deploy.memory import estimate
@@ -528,6 +528,72 @@ puts_the_sizes_on_both_sides = with_svd(
 )
 
 
+# lesson 07c
+
+
+def phrases(raw):
+    return re.findall(r"\w+ \w+ (?:top|bottom) (?:left|right)", raw)
+
+
+def keeps_their_order(raw):
+    return ", ".join(phrases(raw)) + "."
+
+
+def sorts_by_the_alphabet(raw):
+    return ", ".join(sorted(phrases(raw), key=lambda phrase: phrase.split()[2:])) + "."
+
+
+def keeps_the_and(raw):
+    places = ["top left", "top right", "bottom left", "bottom right"]
+    return " and ".join(sorted(phrases(raw), key=lambda phrase: places.index(" ".join(phrase.split()[2:])))) + "."
+
+
+def looks_at_the_overview(size, max_slice_nums, least):
+    shown = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums)).overview_size
+    return math.ceil(least * size[1] / shown[1])
+
+
+def forgets_the_limit(size, max_slice_nums, least):
+    plan = plan_slices(size)
+    return math.ceil(least * size[1] / (plan.refined_size or plan.overview_size)[1])
+
+
+def rounds_text_down(size, max_slice_nums, least):
+    plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
+    return least * size[1] // (plan.refined_size or plan.overview_size)[1]
+
+
+def compares_widths(size, max_slice_nums, least):
+    plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
+    return math.ceil(least * size[0] / (plan.refined_size or plan.overview_size)[0])
+
+
+def means(losses):
+    return [sum(losses[at : at + 10]) / len(losses[at : at + 10]) for at in range(0, len(losses), 10)]
+
+
+def looks_at_every_step(losses, limits):
+    for place, loss in enumerate(losses):
+        if place // 10 < len(limits) and not limits[place // 10][0] <= loss <= limits[place // 10][1]:
+            return place + 1
+    return None
+
+
+def looks_for_high_losses_only(losses, limits):
+    whole = zip(means(losses[: len(losses) // 10 * 10]), limits)
+    return next((10 * number for number, (mean, (_, high)) in enumerate(whole, 1) if not mean <= high), None)
+
+
+def counts_an_unfinished_ten(losses, limits):
+    whole = zip(means(losses), limits)
+    return next((10 * number for number, (mean, (low, high)) in enumerate(whole, 1) if not low <= mean <= high), None)
+
+
+def lets_nan_pass(losses, limits):
+    whole = zip(means(losses[: len(losses) // 10 * 10]), limits)
+    return next((10 * number for number, (mean, (low, high)) in enumerate(whole, 1) if mean < low or mean > high), None)
+
+
 def factors_of_the_merged_matrix(W, merged, rank, alpha):
     return forgets_the_scale(torch.zeros_like(W), merged, rank, alpha)
 
@@ -1033,6 +1099,9 @@ WRONG = {  # checker: wrong answers
         puts_the_sizes_on_both_sides,
         factors_of_the_merged_matrix,
     ],
+    "rewritten": [keeps_their_order, sorts_by_the_alphabet, keeps_the_and],
+    "smallest_text": [looks_at_the_overview, forgets_the_limit, rounds_text_down, compares_widths],
+    "outside": [looks_at_every_step, looks_for_high_losses_only, counts_an_unfinished_ten, lets_nan_pass],
     "answer_logp": [forgets_to_shift, takes_the_average, scores_the_prompt_too, sums_logits],
     "beta_limits": [forgets_the_half, takes_the_right_order_for_the_wrong_one, means_first],
     "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones],
@@ -1070,7 +1139,25 @@ WRONG = {  # checker: wrong answers
 
 
 # lessons whose checkers say it before the first try
-SAY_WHAT_THEY_TEST = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "14")
+SAY_WHAT_THEY_TEST = (
+    "00",
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+    "07",
+    "07b",
+    "07c",
+    "08",
+    "09",
+    "10",
+    "11",
+    "12",
+    "13",
+    "14",
+)
 
 
 @dataclass
@@ -1125,7 +1212,7 @@ IDS = [f"{exercise.notebook}-{exercise.name}" for exercise in EXERCISES]
 def test_stub(exercise, capsys):
     said, *tested = exercise.run(exercise.stub, capsys).splitlines()
     assert said == "not attempted yet"
-    if exercise.notebook[:2] in SAY_WHAT_THEY_TEST:
+    if exercise.notebook.split("_")[0] in SAY_WHAT_THEY_TEST:
         assert len(tested) == 1 and tested[0].startswith("tested: "), f"{exercise.checker} needs a docstring of a line"
 
 
@@ -1133,7 +1220,7 @@ def test_stub(exercise, capsys):
 def test_stub_and_check_are_one_cell(exercise):
     """A check in a cell of its own would still say "correct" after the answer was changed."""
     cells = nbformat.read(NOTEBOOKS / f"{exercise.notebook}.ipynb", as_version=4).cells
-    assert exercise.notebook[:2] not in SAY_WHAT_THEY_TEST or any(
+    assert exercise.notebook.split("_")[0] not in SAY_WHAT_THEY_TEST or any(
         exercise.stub.strip() in cell.source and exercise.call in cell.source for cell in cells
     )
 

@@ -29,6 +29,7 @@ ALLOWED = {  # (lesson, answer): why it may stand above
     ("03", 1): "the end of the range that the question offers",
     ("03", 23): "the end of the range that the question offers",
     ("04", 38): "a position in another prompt",
+    ("07c", 0): "an index",
     ("11", 1): "an index",
     ("11", 16): "the end of the range that the question offers",
     ("12", 40): "the end of the range that the question offers",

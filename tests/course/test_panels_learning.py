@@ -13,6 +13,7 @@ from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.panel import Panel
 from minicpmv_ref.learn.stages import PARTS, STAGES, stage_named
 from minicpmv_ref.learn.train import lr_scale_at
+from minicpmv_ref.scale.expected import bands, expected_losses
 from minicpmv_ref.toy import data
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -292,6 +293,29 @@ def test_shipped_curves(tmp_path):
     assert draw.stage_losses() == {"stage-1": [(12, 2.5), (24, 0.75)]}
     assert "0.75" in texts(panels.Stages().draw("stage-1", "ours", 20))
     assert not [text for text in texts(panels.Stages().draw("stage-2", "ours", 20)) if "loss" in text]
+
+
+def test_bands_and_the_shipped_curve(tmp_path):
+    bare = draw.loss_bands()  # no checkpoints: no shipped curves
+    (tmp_path / "checkpoints").mkdir()
+    shipped = {"stages": {"stage-1": {"loss": [[12, 2.5], [24, 0.75]]}}}
+    (tmp_path / "checkpoints/metrics.json").write_text(json.dumps(shipped), encoding="utf-8")
+    canvas = draw.loss_bands({"stage-1": [(0, 9.0), (1, 3.0), (2, 2.0)]})
+    assert [*canvas.facts] == [*bare.facts] == [name for name in NAMES if bands(name)]
+    for name, facts in canvas.facts.items():
+        assert [limits for _, *limits in facts["band"]] == [list(limits) for limits in bands(name)]
+        assert [[loss for _, loss in run] for run in facts["runs"]] == expected_losses()[name]
+        assert [step for step, *_ in facts["band"]] == [10 * n + 5 for n in range(len(bands(name)))]
+    facts = canvas.facts["stage-1"]
+    assert facts["shipped"] == [(6, 2.5), (18, 0.75)], "a mean of twelve steps stands at their middle"
+    assert facts["mine"] == [(1, 3.0), (2, 2.0)], "there is no logarithm of step 0"
+    assert len([path for path in shapes(canvas, "path") if path[1] == draw.RED]) == 1
+    drawn = [r for r in shapes(canvas, "rect") if r[4] == draw.SKY]
+    assert len(drawn) == 1 + sum(len(bands(name)) for name in canvas.facts), "and one in the legend"
+    for x, y, text, points, _, align, bold in shapes(canvas, "text"):
+        width = draw.text_width(text, points, bold)
+        left = x - width * {"left": 0, "middle": 0.5, "right": 1}[align]
+        assert points >= 14 and left >= 0 and left + width <= 640 and y <= 376, text
 
 
 # ---- the panel

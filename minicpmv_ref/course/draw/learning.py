@@ -1,5 +1,6 @@
 """Lesson 07: the world that nano learns from, and the stages: what learns, from what, at which resolution."""
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -327,3 +328,62 @@ def _resolution(stage, paper, ours, config):
     if stage.objective == "contrast":
         return full, "and half of it in turn"
     return (full // 2, "one view") if stage.half else (full, "and slices" if "read" in stage.data_mix else "one view")
+
+
+# ---- a normal loss
+
+
+def loss_bands(mine=None) -> Canvas:
+    """The first steps of each toy stage: the band, the three runs in it, and the shipped run to its end.
+
+    Args:
+        mine: your own losses, as for `stage_losses`: {stage: [(step, loss), ...]}, or the path of a metrics.jsonl.
+
+    Returns:
+        A Canvas. Its facts: {stage: {"band": [(step, low, high), ...], "runs": a curve for each seed, "shipped": its
+        curve, "mine": yours}}. A mean of several steps stands at their middle.
+    """
+    from minicpmv_ref.learn.stages import STAGES
+    from minicpmv_ref.scale.expected import WINDOW, bands, expected_losses
+
+    canvas, measured, shipped = Canvas(), expected_losses(), stage_losses()
+    own = stage_losses(mine) if mine is not None else {}
+    stages = [stage for stage in STAGES if stage.name in measured]
+    canvas.words = f"Normal losses of {', '.join(stage.name for stage in stages)}"
+    for place, stage in enumerate(stages):
+        name = stage.name
+        middles = [WINDOW * (number + 0.5) for number in range(len(measured[name][0]))]
+        means = shipped.get(name, [])  # each of the steps since the point before it
+        canvas.facts[name] = facts = {
+            "band": [(step, *limits) for step, limits in zip(middles, bands(name))],
+            "runs": [list(zip(middles, losses)) for losses in measured[name]],
+            "shipped": [(step - means[0][0] / 2, loss) for step, loss in means],
+            "mine": [point for point in own.get(name, []) if point[0] > 0],
+        }
+        _draw_band(canvas, (44 + 214 * (place % 3), 30 + 172 * (place // 3), 160, 112), stage, facts)
+    meanings = [(SKY, "band"), (INK, "three runs"), (GRAY, "shipped, one run"), (RED, "yours")]
+    canvas.legend(44, 358, meanings if own else meanings[:3])
+    return canvas
+
+
+def _draw_band(canvas, box, stage, facts):
+    """One stage over the logarithm of its steps."""
+    runs = [*facts["runs"], facts["shipped"]]
+    most = max([loss for run in runs for _, loss in run] + [high for _, _, high in facts["band"]])
+    x, y, w, h = box
+    axes = Axes(canvas, box, (math.log10(4), math.log10(stage.steps)), (0, most * 1.05))
+    canvas.text(x, y - 8, stage.name, bold=True)
+    for middle, low, high in facts["band"]:
+        (left, top), (right, bottom) = (
+            axes.at(math.log10(max(step, 4)), loss) for step, loss in ((middle - 5, high), (middle + 5, low))
+        )
+        canvas.rect(left, top, right - left, bottom - top, SKY)
+    canvas.path([(x, y), (x, y + h), (x + w, y + h)], GRAY, 1)
+    curves = [(facts["shipped"], GRAY, 2), *((run, INK, 1) for run in facts["runs"]), (facts["mine"], RED, 2)]
+    for curve, color, line in filter(lambda each: each[0], curves):
+        axes.line([(math.log10(max(step, 4)), min(loss, most * 1.05)) for step, loss in curve], color, line)
+    for step in (10, 100, 1000):
+        if step < stage.steps:
+            axes.under(math.log10(step), f"{step:,}")
+    for loss in (0, most):
+        axes.beside(loss, f"{loss:.1f}" if loss else "0")

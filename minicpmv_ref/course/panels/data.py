@@ -1,0 +1,38 @@
+"""Lesson 07c: how small text may be."""
+
+from .. import draw
+from ..panel import Panel, choice, slider
+
+
+class SmallText(Panel):
+    """A line of small text in a large picture: what the overview leaves of it, and what a slice does.
+
+    Args:
+        paper: a key of `draw.PAPERS`.
+        digits: height of a digit in the picture, in pixels.
+        max_slice_nums: see `SliceConfig`.
+    """
+
+    def __init__(self, paper="page, 300 dpi", digits=21, max_slice_nums=9):
+        papers = choice("picture", list(draw.PAPERS), paper)
+        papers.style.button_width = "96px"
+        super().__init__(
+            {
+                "paper": papers,
+                "digits": slider("height of a digit", digits, 6, 60),
+                "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 36),
+            }
+        )
+
+    def draw(self, **state):
+        return draw.small_text(**state)
+
+    def describe(self, **state):
+        facts = draw.small_text(**state).facts
+        said = [
+            f"{height:.1f} pixels high in the {name}, where a 3 and an 8 differ by at most "
+            f"{facts['contrast'][name]:.0%} of black"
+            for name, height in facts["heights"].items()
+            if height
+        ]
+        return f"Digits of {state['digits']} pixels are {'; and '.join(said)}."
