@@ -26,6 +26,7 @@ COMMANDS = [  # (name, one line of help); the first is the default
     ("bundle", "Write a folder with the course and all packages, for a room without internet."),
     ("progress", "Show which exercises you solved; with --collect FILE, those of a class from the codes that it sent."),
     ("slides", "Show a lesson as a deck for the projector."),
+    ("site", "Write the whole course as web pages, which need no network."),
     ("ask", "Ask a question about pictures and clips: prints the plan, the answer and the timings; draws boxes."),
     (
         "train",
