@@ -35,9 +35,7 @@ def options(parser):
 def run(args):
     notebooks_folder()
     folder = checked(args.folder)
-    for package in ("myst_nb", "furo"):
-        if importlib.util.find_spec(package) is None:
-            raise CommandError(missing(package))
+    needed()
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as work:
         source, html = Path(work, "source"), Path(work, "html")
         try:
@@ -49,6 +47,12 @@ def run(args):
         except OSError as error:
             raise CommandError(f"the site could not be written: {error}") from error
     say(folder / "index.html")
+
+
+def needed():
+    for package in ("myst_nb", "furo"):
+        if importlib.util.find_spec(package) is None:
+            raise CommandError(missing(package))
 
 
 def checked(name):

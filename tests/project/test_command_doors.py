@@ -18,6 +18,7 @@ SOUND = {  # a command line for each command, with OUT in place of an empty fold
     "check": ["check"],
     "bundle": ["bundle", "OUT"],
     "slides": ["slides", "01", "--out", "OUT", "--no-browser"],
+    "site": ["site", "OUT"],
     "progress": ["progress", "--name", "Ada"],
     "ask": ["ask", PICTURE, "What?", "--model", "nano"],
     "train": ["train", "--data", RECORDS, "--from", "nano", "--out", "OUT", "--held-out", RECORDS],
@@ -65,6 +66,7 @@ def nothing_begins(monkeypatch, tmp_path):
     monkeypatch.setattr(experiments._frame, "run", reach)
     monkeypatch.setattr(minicpmv_ref.commands.bundle, "look_up", reach)
     monkeypatch.setattr("minicpmv_ref.commands.slides.libraries", reach)
+    monkeypatch.setattr("minicpmv_ref.commands.site.needed", reach)
     monkeypatch.setattr(minicpmv_ref.commands.test, "run_parts", reach)
     monkeypatch.setattr("minicpmv_ref.course.progress.FILE", tmp_path / "copies" / "progress.json")
     for command in ("course", "reset"):
