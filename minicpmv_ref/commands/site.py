@@ -97,7 +97,7 @@ def collect(source):
 
 def page_of(path):
     """Where a path of the repository stands in the site."""
-    if path.parent == OWN:
+    if path.parent == OWN and path.suffix == ".md":
         return ROOT / path.name
     if path.is_dir():
         return path / ("README.md" if (path / "README.md").is_file() else "files.md")
