@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from .checks import LIMITS, WrongType, check_type, printable, shown
 from .files import plain_file
@@ -39,7 +39,8 @@ def load_image(source) -> Image.Image:
     """Open a picture and make it upright RGB.
 
     Values of more than 8 bits are scaled to 0..255. Where the file says how far they go, that is used (PGM, and TIFF
-    by BitsPerSample or MaxSampleValue), otherwise they go to 65535; a picture that is dark then gives a warning.
+    by BitsPerSample or MaxSampleValue), otherwise they go to 65535; a picture that is dark then gives a warning. Alpha
+    is dropped, as in the released code; a picture that looks different on white gives a warning, too.
 
     Args:
         source: a path, a binary file object, or a PIL image of any mode. Of an animated file the first frame is taken;
@@ -253,7 +254,8 @@ def _rgb(image: Image.Image, name: str, deep: bool, most: int | None) -> Image.I
         return _gray(image, name, deep, most).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no direct way
-    elif image.mode == "P" and "transparency" in image.info:
+    _warn_if_see_through(name, image)
+    if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colors; the direct way warns about transparency
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -281,6 +283,25 @@ def _gray(image: Image.Image, name: str, deep: bool, most: int | None) -> Image.
     if (mode == "F" and scale == 1) or (scale == 1 / 257 and most != 65535):
         _warn_if_dark(name, high * scale, top)
     return image.convert("L")
+
+
+def _warn_if_see_through(name: str, image: Image.Image) -> None:
+    """Without alpha, a transparent pixel shows the color that is stored under it: mostly black."""
+    if not image.has_transparency_data:
+        return
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema()[0] == 255:
+        return
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    differs = ImageChops.difference(on_white.convert("RGB"), image.convert("RGB")).convert("L")
+    share = sum(differs.histogram()[64:]) / (image.width * image.height)
+    if share > 0.01:
+        warnings.warn(
+            f"{name} is transparent in places. Alpha is dropped, as in the released code, so {share:.0%} of its pixels "
+            "show a color that is stored under them, often black. To lay it on white: "
+            "Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))",
+            stacklevel=2,
+        )
 
 
 def _warn_if_dark(name: str, brightest: float, top: int) -> None:

@@ -378,6 +378,16 @@ def test_an_own_picture_is_turned_upright():
     assert (panel.values()["width"], panel.values()["height"]) == (480, 640)
 
 
+def test_a_transparent_picture_says_what_becomes_of_it():
+    file = io.BytesIO()
+    Image.new("RGBA", (40, 30)).save(file, format="PNG")
+    panel = panels.SlicingPlayground()
+    for name, content in (("logo.png", file.getvalue()), ("holiday.jpg", photo(64, 64))):
+        upload(panel, name, content)
+        warned = "logo.png is transparent in places. Alpha is dropped" in panel.status
+        assert warned == (name == "logo.png") and "tokens" in panel.status
+
+
 def test_a_picture_larger_than_the_sliders():
     panel = panels.SlicingPlayground()
     upload(panel, "huge.jpg", photo(6000, 50))

@@ -52,6 +52,7 @@ MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", 
 MODES += ["I;16", "I;16L", "I;16B", "I;16N"]
 
 
+@pytest.mark.filterwarnings("ignore:the picture is transparent:UserWarning")
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_becomes_rgb(mode):
     image = load_image(Image.new(mode, (5, 4)))
@@ -88,16 +89,42 @@ def test_16_bit_png_is_scaled_and_not_clipped():
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
-def test_transparency_is_dropped():
-    rgba = Image.new("RGBA", (3, 3), (200, 100, 50, 0))
-    assert load_bytes(encode(rgba, "PNG")).getpixel((0, 0)) == (200, 100, 50)
+def test_transparency_is_dropped_and_a_warning_says_so():
+    def dropped(image, **options):
+        with pytest.warns(UserWarning, match="the file is transparent in places. Alpha is dropped"):
+            return load_bytes(encode(image, "PNG", **options))
+
+    assert dropped(Image.new("RGBA", (3, 3), (200, 100, 50, 0))).getpixel((0, 0)) == (200, 100, 50)
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
     for transparency in (1, bytes([0, 128])):
-        image = load_bytes(encode(palette, "PNG", transparency=transparency))
+        image = dropped(palette, transparency=transparency)
         assert [image.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (200, 100, 50)]
-    assert load_bytes(encode(Image.new("LA", (2, 2), (77, 0)), "PNG")).getpixel((0, 0)) == (77, 77, 77)
+    assert dropped(Image.new("LA", (2, 2), (77, 0))).getpixel((0, 0)) == (77, 77, 77)
+    assert dropped(Image.new("RGB", (2, 2), "red"), transparency=(255, 0, 0)).getpixel((0, 0)) == (255, 0, 0)
+
+
+TRANSPARENT = ["RGBA", "LA", "PA", "RGBa", "La"]
+
+
+def ink(mode, alpha, color="black"):
+    """40 x 30 pixels of one color under this mask."""
+    image = Image.new("P" if mode == "PA" else "RGB", (40, 30), color)
+    image.putalpha(alpha)
+    return image if mode == "PA" else image.convert("LA").convert(mode) if mode == "La" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", TRANSPARENT)
+def test_a_transparent_picture_of_any_mode_is_named(mode):
+    half, dot = Image.new("L", (40, 30), 255), Image.new("L", (40, 30), 255)
+    half.paste(0, (0, 0, 20, 30))
+    dot.putpixel((3, 3), 0)
+    with pytest.warns(UserWarning, match="the picture is transparent in places.* 50% of its pixels"):
+        assert load_image(ink(mode, half)).getpixel((1, 1)) == (0, 0, 0)
+    load_image(ink(mode, dot))  # warnings are errors here
+    if mode in ("RGBA", "LA"):
+        load_image(ink(mode, half, "white"))  # looks the same on white; the other modes store no color there
 
 
 def test_one_bit_png():

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 
 import ipywidgets as widgets
 
@@ -33,6 +34,7 @@ class SlicingPlayground(Panel):
 
     def __init__(self, picture="temple.jpg", width=None, height=None, max_slice_nums=9, scale_resolution=448):
         self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
+        self._warned = {}  # {name: what `load_image` warns of}
         self._grid = None  # the clicked one; None: the winner
         own_size = self._pictures[picture][0]
         names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
@@ -63,12 +65,17 @@ class SlicingPlayground(Panel):
 
     def _take_upload(self):
         for file in self._upload.value:
+            data = io.BytesIO(file["content"])
+            data.name = file["name"]
             try:
-                image = load_image(io.BytesIO(file["content"]))
+                with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("always", UserWarning)
+                    image = load_image(data)
             except (OSError, ValueError) as error:
                 reason = str(error).partition(": ")[2] or error  # without "the file is not a picture ..."
                 raise ValueError(f"{file['name']} is not a picture that can be read: {reason}") from None
             self._pictures[file["name"]] = image.size, draw.preview(image)
+            self._warned[file["name"]] = "".join(f" {each.message}." for each in warned)
             menu = self.controls["picture"]
             with self.hold():
                 menu.options = [*dict.fromkeys([*menu.options, file["name"]])]
@@ -90,14 +97,15 @@ class SlicingPlayground(Panel):
         cfg = SliceConfig(**slicing)
         plan, best = draw.plan_with((width, height), cfg, self._grid), plan_slices((width, height), cfg)
         tokens = f"{plan.visual_tokens(64)} tokens at 64 queries, {plan.visual_tokens(96)} at 96"
-        overview = "{} x {}".format(*plan.overview_size)
+        overview, warned = "{} x {}".format(*plan.overview_size), self._warned.get(picture, "")
         if not plan.grid:
-            return f"{picture}, {width} x {height}: not cut. One view of {overview} pixels: {tokens}."
+            return f"{picture}, {width} x {height}: not cut. One view of {overview} pixels: {tokens}.{warned}"
         return (
             f"{picture}, {width} x {height}: {plan.grid[0]} x {plan.grid[1]} slices of "
             f"{plan.slice_size[0]} x {plan.slice_size[1]} pixels and an overview of {overview}. "
             f"{1 + plan.num_slices} views: {tokens}."
             + ("" if plan == best else " The code takes {} x {}.".format(*best.grid))
+            + warned
         )
 
 
