@@ -25,6 +25,7 @@ from html import escape
 
 import ipywidgets as widgets
 
+from .draw.canvas import text_width
 from .touch import Picture
 
 # Font sizes and colors follow JupyterLab's theme; pictures have a white ground of their own.
@@ -41,7 +42,7 @@ STYLE = """<style>
 .mcv-controls > .widget-slider > .widget-readout { order: 1; min-width: 20px; margin: 0; }
 .mcv-controls > .widget-slider > .slider-container { order: 2; grid-column: 1 / 3; margin: 0 7px; height: 22px; }
 .mcv-controls > .widget-upload, .mcv-controls > .widget-button, .mcv-controls > .widget-play { width: 200px; }
-.mcv-picture { flex: 1 1 520px; min-width: 0; }
+.mcv-picture { flex: 1 1 360px; min-width: 0; }
 .mcv-picture, .mcv-status .widget-html-content, .mcv-alert .widget-html-content {
   font-size: clamp(17px, 1.1vw, 22px); line-height: 1.35; white-space: normal; }
 .mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px);
@@ -253,7 +254,10 @@ def choice(label: str, options, value):
     if len(options) > 4:
         return widgets.Dropdown(options=options, value=value, description=label)
     buttons = widgets.ToggleButtons(options=options, value=value, description=label)
-    buttons.style.button_width = f"{196 // len(options) - 4}px"
+    labels = [str(option[0] if isinstance(option, tuple) else option) for option in options]
+    widest = max(text_width(label, 16) for label in labels) + 6
+    in_row = max([number for number in range(1, len(options) + 1) if 196 // number - 4 >= widest], default=1)
+    buttons.style.button_width = f"{196 // in_row - 4}px"
     return buttons
 
 

@@ -450,6 +450,7 @@ def test_slices_pasted_back_are_the_refined_image():
 MODES = "1 L LA P PA RGB RGBA RGBX CMYK YCbCr LAB HSV I F I;16 I;16B I;16L".split()
 
 
+@pytest.mark.filterwarnings("ignore:the picture is transparent:UserWarning")
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_rgb_views(mode):
     views = slice_image(Image.new(mode, (640, 480)))

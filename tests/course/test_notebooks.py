@@ -12,6 +12,7 @@ import pytest
 from places import ROOT
 
 import notebooks as tool  # tools/notebooks.py
+from minicpmv_ref.course.cells import STOPPED, missing_cell
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -288,6 +289,36 @@ def test_what_a_cell_with_a_guess_prints_is_folded_with_the_truth(tmp_path):
     assert [output.output_type for output in failed] == ["error", "stream"], "nothing that was printed is lost"
     assert [output.text for output in unseen] == ["is 7\n"]
     assert [output.text for output in after] == ["end\n"]
+
+
+def test_a_cell_that_is_stopped_says_what_to_do(tmp_path):
+    path = tmp_path / "lesson.ipynb"
+    sources = (GUESS, "def train():\n    raise KeyboardInterrupt\n\n\ntrain()", "print(size)", "print('goes on')")
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    for failing in cells[1:3]:
+        failing.metadata["tags"] = ["raises-exception"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    _, stopped, missing, after = (cell.outputs for cell in tool.execute(path)["cells"])
+    assert [output.text for output in stopped] == [STOPPED + "\n"], "one sentence, no traceback"
+    assert [(output.output_type, output.get("ename")) for output in missing] == [("error", "NameError")]
+    assert [output.text for output in after] == ["goes on\n"]
+
+
+def test_a_missing_name_is_found_in_its_cell(tmp_path):
+    path = tmp_path / "lesson.ipynb"
+    sources = ("%matplotlib inline", "import math as m\nfrom a.b import c", "sizes, top = [], 3", "def cut(x): pass")
+    nbformat.write(nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, sources)]), path)
+    for name, source in {
+        "m": sources[1],
+        "c": sources[1],
+        "sizes": sources[2],
+        "top": sources[2],
+        "cut": sources[3],
+    }.items():
+        assert f"`{name}` comes from a cell above" in missing_cell(name, path)
+        assert f"    {source.splitlines()[0]}\n" in missing_cell(name, path)
+    for name, lesson in (("x", path), ("math", path), ("sizes", tmp_path), ("sizes", tmp_path / "no.ipynb")):
+        assert missing_cell(name, lesson) == ""
 
 
 def test_run_leaves_a_failing_notebook_alone(tmp_path, capsys):

@@ -184,6 +184,10 @@ def test_controls():
     with pytest.raises(ValueError, match="width must be between 1 and 9, got 10"):
         slider("width", 10, 1, 9)
     assert choice("layer", [("first", 0), ("last", 5)], 5).value == 5
+    for labels in ("ab", draw.PAPERS, draw.WEIGHT_KINDS, draw.WORLD_KINDS, draw.CHECKERS, draw.SHIPPED):
+        if hasattr(style := choice("x", list(labels), list(labels)[0]).style, "button_width"):
+            wide = int(style.button_width.removesuffix("px"))
+            assert max(draw.text_width(str(label), 16) for label in labels) < wide <= 192, "no label is cut"
     assert toggle("mask", True).value is True
     assert player(slider("width", 3, 1, 9)).max == 9
 
@@ -223,6 +227,8 @@ def test_guess():
                 assert shape[0] + draw.text_width(shape[2], shape[3], shape[6]) <= draw.WIDTH
     with pytest.raises(ValueError, match="must be a number, got '192'"):
         draw.guess("192", 192)
+    with pytest.raises(ValueError, match="no label 'A'; the labels are 'a', 'b'"):
+        draw.guess({"A": 3}, {"a": 4, "b": 8.5})
 
 
 @pytest.mark.parametrize("yours", [None, {"a": None}, {}])

@@ -336,6 +336,7 @@ def test_words_and_numbers():
     assert panel.status.endswith("In the paper the ViT and the resampler learn, 5.9% of all parameters.")
     panel.controls["stage"].value = "start-vit"
     assert panel.status == "start-vit: in the paper nothing learns here, for it starts from a SigLIP as released."
+    assert "picture? Here the ViT learns" in panels.Stages("start-vit").status
     panel.controls["stage"].value = "stage-2"
     assert "In the paper the ViT learns, 4.9%" in panel.status
     panel.controls["stage"].value = "sft-1"

@@ -37,7 +37,9 @@ def guess(yours, truth, title: str = ""):
     for value in yours.values():
         if not isinstance(value, (int, float, type(None))):
             raise ValueError(f"a guess must be a number, got {value!r}")
-    known = {label: value for label, value in yours.items() if value is not None and label in truth}
+    if unknown := [label for label in yours if label not in truth]:
+        raise ValueError(f"a guess has no label {unknown[0]!r}; the labels are {', '.join(map(repr, truth))}")
+    known = {label: value for label, value in yours.items() if value is not None}
     if not known:
         return Unanswered(truth, title)
     if isinstance(sys.stdout, _Held):

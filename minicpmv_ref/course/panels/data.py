@@ -14,11 +14,9 @@ class SmallText(Panel):
     """
 
     def __init__(self, paper="page, 300 dpi", digits=21, max_slice_nums=9):
-        papers = choice("picture", list(draw.PAPERS), paper)
-        papers.style.button_width = "96px"
         super().__init__(
             {
-                "paper": papers,
+                "paper": choice("picture", draw.PAPERS, paper),
                 "digits": slider("height of a digit", digits, 6, 60),
                 "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 36),
             }

@@ -15,11 +15,9 @@ class World(Panel):
     """
 
     def __init__(self, kind="read", seed=17, view=1, words=False):
-        kinds = choice("sample", draw.WORLD_KINDS.items(), kind)
-        kinds.style.button_width = "92px"
         super().__init__(
             {
-                "kind": kinds,
+                "kind": choice("sample", draw.WORLD_KINDS.items(), kind),
                 "seed": slider("seed", seed, 0, 99),
                 "view": slider("view", view, 1, len(draw.world_item(kind, seed)[1])),
                 "words": toggle("in words", words),
@@ -80,7 +78,8 @@ class Stages(Panel):
         if not learns:
             return f"{stage}: in the paper nothing learns here, for it starts from {draw.PAPER_STAGES[stage].views}."
         verb = "learn" if len(learns) > 1 else "learns"
-        words = f"{stage}: {draw.MEANINGS[stage]}. {who} {names} {verb}, {share:.1%} of all parameters"
+        meaning = f"{draw.MEANINGS[stage]}.".replace("?.", "?")
+        words = f"{stage}: {meaning} {who} {names} {verb}, {share:.1%} of all parameters"
         if whose == "ours":
             now = lr_scale_at(round(percent / 100 * ours.steps), ours.steps)
             words += f"; after {percent} percent of the steps at {now:.2f} times the highest rate"

@@ -15,14 +15,12 @@ class Q4KMicroscope(Panel):
     """
 
     def __init__(self, scale=100, low=100, group=3, kind="bell", outlier=False):
-        kinds = choice("weights", draw.WEIGHT_KINDS.items(), kind)
-        kinds.style.button_width = "92px"
         super().__init__(
             {
                 "scale": slider("scale, %", scale, draw.FACTORS[0], draw.FACTORS[-1]),
                 "low": slider("low, %", low, draw.FACTORS[0], draw.FACTORS[-1]),
                 "group": slider("sub-block", group, 0, 7),
-                "kind": kinds,
+                "kind": choice("weights", draw.WEIGHT_KINDS.items(), kind),
                 "outlier": toggle(f"weight {draw.OUTLIER[0]} is {draw.OUTLIER[1]}", outlier),
             }
         )
