@@ -185,7 +185,7 @@ def test_controls():
         slider("width", 10, 1, 9)
     assert choice("layer", [("first", 0), ("last", 5)], 5).value == 5
     for labels in ("ab", draw.PAPERS, draw.WEIGHT_KINDS, draw.WORLD_KINDS, draw.CHECKERS, draw.SHIPPED):
-        if hasattr(style := choice("x", list(labels), list(labels)[0]).style, "button_width"):
+        if hasattr(style := choice("x", list(labels), next(iter(labels))).style, "button_width"):
             wide = int(style.button_width.removesuffix("px"))
             assert max(draw.text_width(str(label), 16) for label in labels) < wide <= 192, "no label is cut"
     assert toggle("mask", True).value is True

@@ -300,8 +300,8 @@ def test_bands_and_the_shipped_curve(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     shipped = {"stages": {"stage-1": {"loss": [[12, 2.5], [24, 0.75]]}}}
     (tmp_path / "checkpoints/metrics.json").write_text(json.dumps(shipped), encoding="utf-8")
-    canvas = draw.loss_bands({"stage-1": [(0, 9.0), (1, 3.0), (2, 2.0)]})
-    assert [*canvas.facts] == [*bare.facts] == [name for name in NAMES if bands(name)]
+    canvas = draw.loss_bands({"stage-1": [(0, 9.0), (1, 3.0), (2, 2.0)], "stage-2": [(5, 3.0)]})
+    assert [*bare.facts] == [name for name in NAMES if bands(name)] and [*canvas.facts] == ["stage-1", "stage-2"]
     for name, facts in canvas.facts.items():
         assert [limits for _, *limits in facts["band"]] == [list(limits) for limits in bands(name)]
         assert [[loss for _, loss in run] for run in facts["runs"]] == expected_losses()[name]
@@ -309,10 +309,11 @@ def test_bands_and_the_shipped_curve(tmp_path):
     facts = canvas.facts["stage-1"]
     assert facts["shipped"] == [(6, 2.5), (18, 0.75)], "a mean of twelve steps stands at their middle"
     assert facts["mine"] == [(1, 3.0), (2, 2.0)], "there is no logarithm of step 0"
-    assert len([path for path in shapes(canvas, "path") if path[1] == draw.RED]) == 1
+    alone = draw.loss_bands({"stage-1": [(5, 3.0), (15, 2.0)]})
+    assert len([path for path in shapes(alone, "path") if path[1] == draw.RED]) == 1
     drawn = [r for r in shapes(canvas, "rect") if r[4] == draw.SKY]
     assert len(drawn) == 1 + sum(len(bands(name)) for name in canvas.facts), "and one in the legend"
-    for x, y, text, points, _, align, bold in shapes(canvas, "text"):
+    for x, y, text, points, _, align, bold in (*shapes(bare, "text"), *shapes(alone, "text")):
         width = draw.text_width(text, points, bold)
         left = x - width * {"left": 0, "middle": 0.5, "right": 1}[align]
         assert points >= 14 and left >= 0 and left + width <= 640 and y <= 376, text

@@ -76,6 +76,7 @@ def test_a_kit_is_small_and_quick(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == sum(files.values())
 
 
+@pytest.mark.filterwarnings("ignore:the picture is transparent:UserWarning")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_model_of_the_kit_gives_its_answers(version, kits):
     """Whoever runs the checkpoint and the pictures in the kit gets what the kit calls right."""

@@ -337,7 +337,8 @@ def loss_bands(mine=None) -> Canvas:
     """The first steps of each toy stage: the band, the three runs in it, and the shipped run to its end.
 
     Args:
-        mine: your own losses, as for `stage_losses`: {stage: [(step, loss), ...]}, or the path of a metrics.jsonl.
+        mine: your own losses, as for `stage_losses`: {stage: [(step, loss), ...]}, or the path of a metrics.jsonl. Then
+            the picture has only these stages.
 
     Returns:
         A Canvas. Its facts: {stage: {"band": [(step, low, high), ...], "runs": a curve for each seed, "shipped": its
@@ -348,7 +349,7 @@ def loss_bands(mine=None) -> Canvas:
 
     canvas, measured, shipped = Canvas(), expected_losses(), stage_losses()
     own = stage_losses(mine) if mine is not None else {}
-    stages = [stage for stage in STAGES if stage.name in measured]
+    stages = [stage for stage in STAGES if stage.name in measured and (stage.name in own or mine is None)]
     canvas.words = f"Normal losses of {', '.join(stage.name for stage in stages)}"
     for place, stage in enumerate(stages):
         name = stage.name
@@ -360,9 +361,11 @@ def loss_bands(mine=None) -> Canvas:
             "shipped": [(step - means[0][0] / 2, loss) for step, loss in means],
             "mine": [point for point in own.get(name, []) if point[0] > 0],
         }
-        _draw_band(canvas, (44 + 214 * (place % 3), 30 + 172 * (place // 3), 160, 112), stage, facts)
+        box = (44 + 214 * (place % 3), 30 + 172 * (place // 3), 160, 112)
+        _draw_band(canvas, box if len(stages) > 1 else (44, 30, 560, 290), stage, facts)
     meanings = [(SKY, "band"), (INK, "three runs"), (GRAY, "shipped, one run"), (RED, "yours")]
     canvas.legend(44, 358, meanings if own else meanings[:3])
+    canvas.text(632, 372, "loss over steps", 14, GRAY, "right")
     return canvas
 
 
