@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import short_answers
 
 from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.__main__ import main
@@ -305,6 +306,19 @@ def test_answers_are_those_of_chat():
 def few_held_out_samples():
     with pytest.MonkeyPatch.context() as context:
         context.setattr(trainer, "held_out_loss", partial(held_out_loss, n=2))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_grades():
+    """What stands in grades is tested above; a model of two steps would answer until the last token."""
+
+    def graded(*args, **options):
+        with short_answers():
+            return evaluate(*args, **options)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(trainer, "evaluate", graded)
         yield
 
 

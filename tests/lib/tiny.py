@@ -1,6 +1,8 @@
 """A very small model of each version with lively weights, its processor, and pictures. For tests."""
 
 import json
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -137,3 +139,15 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def same_weights(one: dict, two: dict) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@contextmanager
+def short_answers(most: int = 4):
+    """Models write at most so many tokens: for tests of a whole run, whatever its answers say."""
+    whole = MiniCPMV.generate
+
+    def generate(self, batch, max_new_tokens=most, **sampling):
+        return whole(self, batch, min(max_new_tokens, most), **sampling)
+
+    with mock.patch.object(MiniCPMV, "generate", generate):
+        yield
