@@ -8,6 +8,7 @@ for every learner; `shared`, files in memory (such as PyTorch's libraries) that 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import psutil
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # as docs/server/jupyterhub_config.py sets them
 
 
 def measure(lesson: str) -> dict[str, float]:

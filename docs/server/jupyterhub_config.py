@@ -10,7 +10,6 @@ c.Spawner.cmd = [f"{COURSE}/.venv/bin/python", f"{COURSE}/docs/server/start.py"]
 c.Spawner.environment = {
     "OMP_NUM_THREADS": "1",  # twenty learners share the cores
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not spin
-    "MALLOC_ARENA_MAX": "2",  # C's memory is given back sooner
 }
 # A kernel for every open lesson is the memory that a class wastes: idle ones stop. The lesson stays; run it again.
 c.Spawner.args = [
@@ -20,4 +19,4 @@ c.Spawner.args = [
     "--LabApp.extension_manager=readonly",
 ]
 c.Spawner.mem_limit = "2G"  # systemd (TheLittlestJupyterHub) and containers keep it; plain processes do not
-c.Spawner.start_timeout = 120
+c.Spawner.start_timeout = c.Spawner.http_timeout = 120  # twenty servers start at once
