@@ -14,7 +14,9 @@ OWN = Path.home() / "minicpmv-ref"
 FIRST = "/lab/tree/my_notebooks/00_one_picture.ipynb"
 
 if not OWN.exists():
-    left_out = shutil.ignore_patterns(".venv", ".git", ".*_cache", "__pycache__", "runs", "build", "wheels", "my_notebooks")
+    left_out = shutil.ignore_patterns(
+        ".venv", ".git", ".*_cache", "__pycache__", "runs", "build", "wheels", "my_notebooks"
+    )
     part = OWN.with_name(OWN.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(COURSE, part, ignore=left_out)

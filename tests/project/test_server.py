@@ -1,0 +1,55 @@
+"""docs/server: what JupyterHub starts for a learner. JupyterHub itself is not installed for the tests."""
+
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+from traitlets.config import Config
+
+from minicpmv_ref.commands import course
+
+SERVER = ROOT / "docs" / "server"
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """start.py of a small course, run for a learner; returns what it would run."""
+    small, home = tmp_path / "opt", tmp_path / "home"
+    for name in (".venv", "runs", "my_notebooks", "notebooks", "docs/server"):
+        (small / name).mkdir(parents=True)
+        (small / name / "file").touch()
+    shutil.copy(SERVER / "start.py", small / "docs/server")
+    shutil.copy(ROOT / "notebooks/00_one_picture.ipynb", small / "notebooks")
+    home.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(sys, "argv", ["start.py", "--port=1"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(course, "COPIES", home / "minicpmv-ref/my_notebooks")  # it was imported from elsewhere
+    run = []
+    monkeypatch.setattr(os, "execv", lambda program, words: run.append(words))
+    for _ in range(2):  # the second login finds the copy
+        runpy.run_path(str(small / "docs/server/start.py"))
+    return home / "minicpmv-ref", run
+
+
+def test_a_learner_gets_an_own_copy(started):
+    own, run = started
+    assert sorted(path.name for path in own.iterdir()) == ["docs", "my_notebooks", "notebooks"]
+    assert [path.name for path in (own / "my_notebooks").iterdir()] == ["00_one_picture.ipynb"]
+    assert Path.cwd() == own
+    assert run[0] == run[1] and run[0][1:3] == ["-m", "jupyterhub.singleuser"]
+    assert f"--ServerApp.root_dir={own}" in run[0] and run[0][-1] == "--port=1"
+
+
+def test_the_configuration():
+    config = Config()
+    runpy.run_path(str(SERVER / "jupyterhub_config.py"), {"get_config": lambda: config})
+    python, script = (word.removeprefix("/opt/minicpmv-ref/") for word in config.Spawner.cmd)
+    assert python == ".venv/bin/python" and (ROOT / script).is_file()
+    assert config.Spawner.environment["OMP_NUM_THREADS"] == "1"
