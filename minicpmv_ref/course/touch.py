@@ -8,7 +8,7 @@ in data attributes what they are. The script below turns the mouse and the keybo
 
 Positions are pixels of the canvas. All events of one drag have the same turn. ipywidgets sends the newest value of a
 trait when the kernel is ready for it, so a quick drag cannot queue up. Tab goes from one kind of spot to the next.
-Arrow keys go from spot to spot of one kind, or move inside a spot with a `step`; Enter clicks.
+Arrow keys go from spot to spot of one kind, or move a spot that has a `step` in their direction; Enter clicks.
 """
 
 import anywidget
@@ -73,7 +73,7 @@ function render({model, el}) {
     event.preventDefault();
     event.stopPropagation();
     const {how, at, step} = spot.dataset, now = JSON.parse(at), by = JSON.parse(step);
-    if (arrow && !by) return focus(neighbor(spot, arrow));
+    if (arrow && !(by && arrow.some((way, side) => way * by[side]))) return focus(neighbor(spot, arrow));
     const to = arrow ? [now[0] + arrow[0] * by[0], now[1] + arrow[1] * by[1]] : now;
     spot.dataset.at = JSON.stringify(to);
     last = spot.dataset;

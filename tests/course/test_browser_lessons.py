@@ -155,7 +155,7 @@ def measure(lab, cell, event, words, acts):
 
 # ---- what can be touched: a click, a drag and a key in each panel
 
-TOUCHED = {  # lesson: [(panel, what: click, drag or a key, kind of spot, words in the status line)]
+TOUCHED = {  # lesson: [(panel, what: click, hover, drag (and how far) or keys, kind of spot, words in the status line)]
     "01_slicing.ipynb": [
         ("SlicingPlayground", "click", "grid", "document.png, 1240 x 1754: 1 x 8 slices"),
         ("SlicingPlayground", "ArrowDown Enter", "grid", "2 x 4 slices"),
@@ -164,6 +164,25 @@ TOUCHED = {  # lesson: [(panel, what: click, drag or a key, kind of spot, words 
         ("OnePixelCliff", "ArrowLeft", "plot", r"9\d\d x 448 costs 192 tokens"),
         ("PaperAgainstCode", "drag", "map", r"7\d\d x 5\d\d, N = 3"),
         ("PaperAgainstCode", "ArrowUp", "map", r"7\d\d x 5\d\d, N = 3"),
+    ],
+    "05_memory.ipynb": [
+        ("MemoryPanel", "click", "part", "The chosen part is 98% of “see”"),
+        ("MemoryPanel", "ArrowDown Enter", "part", "of “read”"),
+        ("MemoryPanel", "drag 60", "own", "Your 1[12] GB: too little"),
+    ],
+    "06_packing.ipynb": [
+        ("PackingPlan", "drag 30", "sample", "No room: 224 tokens do not fit into row 2"),
+        ("PackingPlan", "ArrowDown", "sample", r"Row 5 holds \d+ samples"),
+        ("PackingPlan", "hover", "mask", r"Token \d+, position \d+ of sample \d+; token \d+"),
+    ],
+    "09_q4k.ipynb": [
+        ("Q4KMicroscope", "click", "bit", "Bit 4 of byte 48 is flipped: it belongs to weight 96"),
+        ("Q4KMicroscope", "ArrowRight Enter", "bit", "belongs to weight 97. With 2 flipped, 2 of 256 weights move"),
+    ],
+    "10_on_the_phone.ipynb": [
+        ("Deployment", "click", "file", r"Files of 17\.1 GB"),
+        ("Deployment", "ArrowDown Enter", "file", r"Files of 9\.55 GB"),
+        ("Deployment", "drag 40", "own", r"With \d+ GB/s"),
     ],
 }
 
@@ -178,11 +197,14 @@ def pictures_can_be_touched(lab, name, record_property):
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         if what == "click":
             lab.page.mouse.click(x, y)
-        elif what == "drag":
+        elif what == "hover":
+            lab.page.mouse.move(x, y)
+        elif what.startswith("drag"):
+            far = int(what.removeprefix("drag") or 14)
             lab.page.mouse.move(x, y)
             lab.page.mouse.down()
             lab.page.mouse.move(x + 4, y + 4)
-            lab.page.mouse.move(x + 14, y + 14)
+            lab.page.mouse.move(x + far, y + far)
             lab.page.mouse.up()
         else:  # where the focus is
             for key in what.split():

@@ -4,7 +4,7 @@ import re
 from itertools import pairwise, product
 
 import pytest
-from svg import shapes
+from svg import shapes, touch
 
 from minicpmv_ref.config import PRESETS, v2_5
 from minicpmv_ref.course import draw, panels
@@ -43,7 +43,11 @@ def test_bars_are_the_estimate(state):
     assert f"takes {draw.in_bytes(need.total)}, most in “{need.fullest}”" in panel.status
 
     # lines stand where a device's share ends; a bar crosses a line exactly if the device is too small
-    lines = [float(line.attrib["points"].split(",")[0]) for line in shapes(panel, "polyline")]
+    lines = [
+        float(line.attrib["points"].split(",")[0])
+        for line in shapes(panel, "polyline")
+        if line.attrib["stroke"] != draw.RED
+    ]
     left = float(bars[0].attrib["x"])
     ends = {name: left + size * share * scale for name, (size, share) in DEVICES.items()}
     assert lines == pytest.approx(sorted(x for x in ends.values() if x <= draw.BAR_RIGHT), abs=0.5)
@@ -81,6 +85,58 @@ def test_the_formulas_give_the_estimate():
     assert cache.endswith(f"= {draw.in_bytes(need.kv_cache)}")
 
 
+def test_a_click_on_a_part_shows_its_formula():
+    """The numbers of the formula, multiplied, are the bytes of the part, in every moment of both."""
+    seen = set()
+    for training, recompute in ((False, False), (True, False), (True, True)):
+        panel = panels.MemoryPanel("v2_5", "bfloat16", training, recompute, batch=2, slices=3)
+        plain = panel.status
+        for (moment, part), spot in [(s.item, s) for s in panel.spots.values() if s.name == "part"]:
+            touch(panel, spot.key)
+            count = panel.facts["moments"][moment][part]
+            lines = [t.text for t in shapes(panel, "text") if t.attrib["x"] == "8"][1:-1]
+            name = "KV cache" if part == "kv_cache" else part
+            assert lines[0] == f"“{moment}”, {name}: {draw.in_bytes(count)}"
+            numbers = [
+                int(n.replace(",", "")) for n in re.findall(r"(?<![\w.])\d[\d,]*(?![\d.]| bits)", " ".join(lines[1:]))
+            ]
+            product_of_all = 1
+            for number in numbers[: 4 if part == "kv_cache" else 3]:
+                product_of_all *= number
+            if part == "kv_cache":
+                assert product_of_all == numbers[4] and product_of_all * numbers[5] * numbers[6] * numbers[7] == count
+            elif part in ("weights", "optimizer", "gradients"):
+                assert numbers[0] * numbers[1] == count
+            else:
+                assert product_of_all == count
+            share = count / sum(panel.facts["moments"][moment].values())
+            assert panel.status == f"{plain} The chosen part is {share:.0%} of “{moment}”."
+            seen.add((moment, part))
+            touch(panel, spot.key)
+            assert panel.status == plain, "a second click leaves it"
+    assert len(seen) == 7 + 13
+    touch(panel, "part ('update', 'weights')")
+    panel.controls["training"].value = False
+    assert "chosen part" not in panel.status, "an answer has no update"
+
+
+def test_the_own_gpu():
+    panel = panels.MemoryPanel(own=60)
+    total = panel.facts["total"]
+    assert not panel.facts["fits"]["own"] and "Your 60 GB: too little." in panel.status
+    x, y = panel.spots["own"].at
+    assert panel.facts["gigabytes"](x) == pytest.approx(60)
+    while not panel.facts["fits"]["own"]:
+        x, y = panel.spots["own"].at
+        touch(panel, "own", (x + panel.spots["own"].step[0], y), (x, y))  # an arrow key
+    least = panel.values()["own"]
+    assert 0.9 * (least - 1) * 2**30 < total <= 0.9 * least * 2**30 and f"Your {least} GB: enough." in panel.status
+    touch(panel, "own", (-50, 0))
+    assert panel.values()["own"] == 1
+    panel.controls["own"].value = 320
+    assert "own" not in panel.spots, "beyond the right border"
+
+
 def test_what_cannot_be_is_said():
     panel = panels.MemoryPanel("v2_6", "Q4_K_M", training=True)
     assert "in bfloat16" in panel.status and "cannot be trained" in panel.status
@@ -102,7 +158,7 @@ def test_bytes_in_words():
 
 @pytest.mark.parametrize("state", STATES, ids=lambda s: " ".join(map(str, s.values())))
 def test_nothing_leaves_the_picture(state):
-    canvas = draw.memory_bars(**state)
+    canvas = draw.memory_bars(own=80, **state)
     spans = []
     for kind, shape, _ in canvas.shapes:
         if kind == "text":

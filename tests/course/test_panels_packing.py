@@ -6,7 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 from places import ROOT
-from svg import SVG, svg_of
+from svg import SVG, svg_of, touch
 from svg import canvas_shapes as shapes
 
 from minicpmv_ref.course import draw, panels
@@ -103,7 +103,7 @@ def test_pairs_used_by_counting():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_bars_are_the_samples(kind, strategy):
     placed = draw.place_samples(kind, strategy, 1024, 2)
-    canvas = draw.packed_rows(kind, strategy, 1024, 2, 1)
+    canvas = draw.packed_rows(placed, 1)
     unit = placed.width / WIDE
     pictures, words = bars(canvas, draw.BLUE), bars(canvas, draw.SKY)
     assert len(words) == len(bars(canvas, draw.PALE)) == len(placed.rows)
@@ -117,7 +117,7 @@ def test_bars_are_the_samples(kind, strategy):
 def test_the_chosen_row_is_framed_and_its_positions_restart():
     placed = draw.place_samples("captions", "pack", 1024, 1)
     for number, row in enumerate(placed.rows, 1):
-        canvas = draw.packed_rows("captions", "pack", 1024, 1, number)
+        canvas = draw.packed_rows(placed, number)
         (frame,) = [r for r in shapes(canvas, "rect") if r[4] == "none" and r[0] < MASK[0]]
         ys = sorted(bars(canvas, draw.PALE))
         assert frame[1] == pytest.approx(ys[number - 1] - 1, abs=0.01)
@@ -133,7 +133,8 @@ def test_the_chosen_row_is_framed_and_its_positions_restart():
 
 @pytest.mark.parametrize("state", [("captions", "pack", 1024, 1, 1), ("pictures", "truncate", 768, 4, 1)])
 def test_the_mask_is_one_triangle_for_each_sample(state):
-    placed, canvas = draw.place_samples(*state[:4]), draw.packed_rows(*state)
+    placed = draw.place_samples(*state[:4])
+    canvas = draw.packed_rows(placed, state[4])
     ((x, y, w, h, image, smooth),) = shapes(canvas, "image")
     assert (x, y, w, h, smooth) == (*MASK, MASK[2], False)
     row = placed.rows[state[4] - 1]
@@ -157,9 +158,9 @@ def test_nothing_leaves_the_picture():
         for strategy in STRATEGIES:
             for capacity in (draw.LONGEST, 2048):
                 for seed in (0, 7):
-                    last = len(draw.place_samples(kind, strategy, capacity, seed).rows)
-                    for row in {1, last}:
-                        canvas = draw.packed_rows(kind, strategy, capacity, seed, row)
+                    placed = draw.place_samples(kind, strategy, capacity, seed)
+                    for row in {1, len(placed.rows)}:
+                        canvas = draw.packed_rows(placed, row)
                         assert (canvas.width, canvas.height) == (640, 380)
                         for x, y, text, points, _, align, bold in shapes(canvas, "text"):
                             assert align == "left" and points >= 14
@@ -205,6 +206,64 @@ def test_words_and_numbers():
     words = f"holds {len(last)} samples; {draw.pairs_used(last):.1%} of"
     assert words in panels.PackingPlan(row=5).status
     assert words not in panels.PackingPlan(row=1).status
+
+
+def test_a_sample_can_be_dragged_where_there_is_room():
+    panel = panels.PackingPlan("first_fit", "text", capacity=768)
+    plan = panel._plan
+    rooms = [plan.width - sum(map(sum, row)) for row in plan.rows]
+    number = min(plan.numbers[-1], key=lambda n: sum(plan.samples[n]))
+    full = next(row for row, room in enumerate(rooms) if room < sum(plan.samples[number]))
+    y = {row: panel.spots[f"row {row + 1}"].at[1] for row in range(len(rooms))}
+    last, words = len(rooms) - 1, panel.status
+    touch(panel, f"sample {number}", (200, y[full]), (200, y[last]))
+    assert panel.status.startswith(
+        f"No room: {sum(plan.samples[number])} tokens do not fit into row {full + 1}, which has"
+    )
+    assert panel._plan == plan
+    touch(panel, "row 1")
+    assert panel.status == words, "the note is gone"
+    one = panels.PackingPlan("padded", "captions")
+    before, a, b = one._plan, *sorted(range(draw.MANY), key=lambda n: sum(one._plan.samples[n]))[:2]
+    key = f"sample {a}"
+    for row in (a, b, a, b):  # one drag there, back and there again
+        at = [200, one.spots[f"row {row + 1}"].at[1]]
+        one.picture_box.touched = {"spot": key, "start": [200, 0], "at": at, "turn": 3}
+    assert one._plan.rows[b] == [before.samples[b], before.samples[a]] and one._plan.rows[a] == []
+    assert (one._plan.used, one.values()["row"]) == (draw.MANY - 1, b + 1)
+    assert one.status.startswith("40 samples") and "in 39 rows" in one.status and "holds 2 samples" in one.status
+    one.controls["row"].value = a + 1
+    assert "holds 0 samples" in one.status, "an empty row is no error"
+    one.controls["seed"].value += 1
+    assert one._plan == draw.place_samples("captions", "padded", 1024, 2)
+    keys = panels.PackingPlan()
+    number = keys._plan.numbers[0][0]
+    x, y = keys.spots[f"sample {number}"].at
+    touch(keys, f"sample {number}", (x, y + 26), (x, y))
+    assert keys._plan.numbers[4][-1] == number and keys.values()["row"] == 5, "rows without room are left out"
+    cut = panels.PackingPlan("truncate").spots
+    assert {spot.name for spot in cut.values()} == {"row", "mask"}, "what was cut stays"
+
+
+def test_the_mask_says_who_may_look_at_whom():
+    row = [(2, 3), (0, 4)]
+    says = [draw.who_sees_whom(row, query, key) for query, key in ((3, 1), (3, 4), (6, 3), (8, 8), (8, 9), (6, 1))]
+    assert says == [
+        "Token 3, position 3 of sample 1; token 1: it may look at it: a picture's token of the same sample.",
+        "Token 3, position 3 of sample 1; token 4: it may not look at it: it comes later.",
+        "Token 6, position 1 of sample 2; token 3: it may not look at it: a token of sample 1, masked.",
+        "Token 8, position 3 of sample 2; token 8: it may look at it: a token of the same sample.",
+        "Padding looks at nothing that counts, and nothing looks at it.",
+        "Token 6, position 1 of sample 2; token 1: it may not look at it: a picture's token of sample 1, masked.",
+    ]
+    panel = panels.PackingPlan()
+    words, (left, top, side) = panel.status, MASK
+    for x, y in ((left + 20, top + 100), (left + side, top + side), (left - 5, top)):
+        touch(panel, "mask", (x, y), trait="pointed")
+        query, key = (int(min(max(p, 0), 207.9) * 1024 / 208) for p in (y - top, x - left))
+        assert panel.status == draw.who_sees_whom(panel._plan.rows[0], query, key)
+    touch(panel, "", (0, 0), trait="pointed")
+    assert panel.status == words
 
 
 # ---- the lesson

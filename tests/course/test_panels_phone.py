@@ -5,7 +5,7 @@ import sys
 from itertools import product
 
 import pytest
-from svg import shapes
+from svg import shapes, touch
 
 from minicpmv_ref.config import PRESETS, v2_5
 from minicpmv_ref.course import draw, panels
@@ -73,7 +73,8 @@ def test_memory_from_moment_to_moment(state):
     assert len(columns) == 5
     heights = [float(column["height"]) for column in columns]
     assert {round(float(c["y"]) + float(c["height"]), 2) for c in columns} == {232}
-    lines = shapes(panel, "polyline")[-1].attrib["points"].split()
+    [line] = [one for one in shapes(panel, "polyline") if one.attrib["stroke"] == draw.ORANGE]
+    lines = line.attrib["points"].split()
     others = [232 - float(point.split(",")[1]) for point in lines[::2]]
     plan = draw.deploy(state["preset"], mixture, 9, state["text"])
     for way, shown in ((in_turns, heights), (not in_turns, others)):
@@ -111,7 +112,26 @@ def test_only_as_many_bytes_as_it_needs():
 
 @pytest.mark.parametrize("state", STATES, ids=named)
 def test_nothing_leaves_the_picture(state):
-    check_inside(draw.deployment(**state))
+    for own in (5, 2000):
+        check_inside(draw.deployment(**state, own=own))
+
+
+def test_measured_points_and_the_own_chip():
+    panel = panels.Deployment(own=100)
+    plan = draw.deploy("v2_5", "Q4_K_M", 9, 256)
+    dots = [float(dot.attrib["cx"]) for dot in shapes(panel, "circle") if dot.attrib["fill"] == draw.ORANGE][1:]
+    speeds = [panel.facts["bandwidth"](x) * plan.own_speed(1) for x in dots]
+    assert speeds == pytest.approx([1.3, 3.2, 8.2], rel=1e-4) and max(speeds) < plan.speed("phone"), "below the bound"
+    assert "(the paper measured 1.3, then 3.2, and tuned 8.2)" in panel.status
+    assert panel.status.endswith(f"With 100 GB/s there are at most {100e9 / plan.work['write'].bytes:.3g}.")
+    x, y = panel.spots["own"].at
+    touch(panel, "own", (x + panel.spots["own"].step[0], y), (x, y))
+    assert panel.values()["own"] == 101, "an arrow key"
+    touch(panel, "own", (9999, 0))
+    assert panel.values()["own"] == 2000
+    touch(panel, "file F16")
+    assert panel.values()["mixture"] == "F16" and "measured" not in panel.status
+    assert not panel.facts["measured"]
 
 
 def check_inside(canvas):

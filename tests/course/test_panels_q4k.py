@@ -1,7 +1,6 @@
 """The microscope of lesson 09: levels, errors and bits are those of the package's block."""
 
 import html
-import re
 from itertools import product
 
 import gguf
@@ -9,7 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 from places import ROOT
-from svg import SVG, svg_of
+from svg import SVG, svg_of, touch
 from svg import canvas_shapes as shapes
 from svg import canvas_texts as texts
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("strict_panels")
 
 KINDS = list(draw.WEIGHT_KINDS.values())
 STATES = list(product(KINDS, (False, True)))
-LADDER, ERRORS = (36, 398, 32, 222), (440, 628, 32, 204)  # left, right, top, bottom
+LADDER, ERRORS = (36, 398, 32, 168), (440, 628, 32, 168)  # left, right, top, bottom
 
 
 # ---- the weights and their block
@@ -60,7 +59,7 @@ def test_the_error_is_the_one_that_the_search_makes_small():
     x, w = seen.weights, np.sqrt(np.square(seen.weights).mean()) + np.abs(seen.weights)
     back = dequantize(np.frombuffer(seen.block, np.uint8)[None], "Q4_K", 256)[0, 224:]
     expected = np.sqrt(np.average(np.square(back - x), weights=w))
-    assert draw.weighted_error(x, seen.scale, seen.low) == pytest.approx(expected, rel=1e-5)
+    assert draw.weighted_error(x, draw.read_back(seen, 100, 100)[1]) == pytest.approx(expected, rel=1e-5)
     assert draw.error_ratio(seen, 100, 100) == 1
     scale, low = seen.scale * np.float32(1.2), seen.low * np.float32(0.7)
     levels = np.clip(np.round((x - low) / scale), 0, 15)
@@ -122,57 +121,74 @@ def test_error_curves(scale, low):
         assert 5 * (bottom - y) / (bottom - top) == pytest.approx(here)
 
 
-def colored_bits(canvas, color):
-    """Bits of the twelve bytes under rectangles of one color, counted from the highest of byte 4."""
-    bits = set()
-    for x, y, w, _, fill, *_ in shapes(canvas, "rect"):
-        if fill == color and y == 278:
-            byte, place = divmod(x - 8, 39)
-            bits |= {8 * (int(byte) - 4) + round(place / 4.5) + i for i in range(round(w / 4.5))}
-    return bits
+def test_every_bit_is_drawn_and_says_whose_it_is():
+    """Flip a bit: what moves is what its owner is, by the package's own reader."""
+    for group in (3, 6):
+        seen, canvas = draw.sight("bell", False, group), draw.q4k_microscope(100, 100, group, "bell", False)
+        assert canvas.facts["bits"] == {
+            bit: seen.block[bit // 8] >> bit % 8 & 1
+            for bit in (*range(128), *(8 * byte + bit for byte in range(16, 144) for bit in range(8)))
+            if bit < 128 or draw.bit_owner(bit)[1] == group
+        }
+        assert [spot.item for spot in canvas.spots.values() if spot.name == "bit"] == list(canvas.facts["bits"])
+        file = dequantize(np.frombuffer(seen.block, np.uint8)[None], "Q4_K", 256)[0]
+        for bit in canvas.facts["bits"]:
+            block = np.frombuffer(seen.block, np.uint8).copy()
+            block[bit // 8] ^= 1 << bit % 8
+            difference = dequantize(block[None], "Q4_K", 256)[0] - file
+            assert np.array_equal(draw.moves("bell", False, frozenset({bit})), difference, equal_nan=True)
+            moved, (owner, of) = np.flatnonzero(difference), draw.bit_owner(bit)
+            if owner.startswith("weight"):
+                assert moved.tolist() == [int(owner.split()[1])]
+            elif of is not None:
+                assert {*(moved // 32)} == {of}
+                assert (len(moved) == 32) == (owner == "m" or draw.sight("bell", False, of).levels.min() > 0)
+            else:
+                assert len(moved) == 256 - (owner == "d") * sum(
+                    (draw.sight("bell", False, g).levels == 0).sum() for g in range(8)
+                )
 
 
-@pytest.mark.parametrize("group", range(8))
-def test_the_colored_bits_are_this_sub_blocks(group):
-    """Change a colored bit, and this sub-block changes; change any other of the twelve bytes, and it does not."""
-    canvas = draw.q4k_microscope(100, 100, group, "bell", False)
-    ones = np.ones(2, np.float16).view(np.uint8)
-    blank = np.concatenate([ones, np.zeros(12, np.uint8), np.full(128, 0x11, np.uint8)])
-    found = {draw.BLUE: set(), draw.ORANGE: set()}
-    for bit in range(96):
-        block = blank.copy()
-        block[4 + bit // 8] |= 128 >> bit % 8
-        value = dequantize(block[None], "Q4_K", 256)[0, 32 * group]  # sc - m
-        if value:
-            found[draw.BLUE if value > 0 else draw.ORANGE].add(bit)
-    for color, bits in found.items():
-        assert len(bits) == 6
-        assert colored_bits(canvas, color) == bits
-    nibbles = set()
-    for x, y, _, h, fill, *_ in shapes(canvas, "rect"):
-        if fill == draw.GREEN and y >= 302:
-            row = 0 if y < 320 else 1
-            nibbles.add((64 * row + round((x - 8) / 9.75), y - 302 - 18 * row < h / 2))
-    assert len(nibbles) == 32
-    for byte, high in nibbles:
-        block = blank.copy()
-        block[4:16] = 0xFF
-        before = dequantize(block[None], "Q4_K", 256)[0]
-        block[16 + byte] += 0x10 if high else 1
-        (changed,) = np.flatnonzero(dequantize(block[None], "Q4_K", 256)[0] != before)
-        assert changed // 32 == group
+def test_colors_are_those_of_the_owner():
+    canvas = draw.q4k_microscope(100, 100, 5, "bell", False)
+    wanted = {("d", None): draw.SKY, ("dmin", None): draw.YELLOW, ("sc", 5): draw.BLUE, ("m", 5): draw.ORANGE}
+    cells = {(r[0], r[1]): r for r in shapes(canvas, "rect")}
+    for spot in canvas.spots.values():
+        if spot.name == "bit":
+            color = draw.GREEN if spot.item >= 128 else wanted.get(draw.bit_owner(spot.item), "#BBBBBB")
+            *_, fill, stroke, _ = cells[spot.box[:2]]
+            assert (fill, stroke) == (color if canvas.facts["bits"][spot.item] else "white", color)
+            if spot.item >= 128:  # under its weight
+                weight = int(draw.bit_owner(spot.item)[0].split()[1]) % 32
+                assert spot.at[0] == pytest.approx(44 + 11.1 * weight, abs=0.1)
 
 
-def test_bytes_say_what_they_hold():
-    seen, canvas = draw.sight("bell", False, 3), draw.q4k_microscope(100, 100, 3, "bell", False)
-    titles = re.findall(r"<title>byte (\d+), ([^<]*)</title>", canvas.svg())
-    assert [int(number) for number, _ in titles] == list(range(144))
-    fields = ["d"] * 2 + ["dmin"] * 2 + ["scales and lows"] * 12
-    for number, words in titles[:16]:
-        assert words == f"{fields[int(number)]}: {seen.block[int(number)]:08b}"
-    for number, words in titles[16:]:
-        byte = seen.block[int(number)]
-        assert words == f"levels {byte % 16} and {byte // 16}"
+def test_a_click_flips_a_bit_and_back():
+    panel = panels.Q4KMicroscope()
+    file, words = draw.sight("bell", False, 3), panel.status
+    bit = next(bit for bit, on in panel.facts["bits"].items() if bit >= 128 and not on)
+    touch(panel, f"bit {bit}")
+    owner, byte = draw.bit_owner(bit)[0], bit // 8
+    assert panel.status.startswith(
+        f"Bit {bit % 8} of byte {byte} is flipped: it belongs to {owner}. With 1 flipped, 1 of"
+    )
+    assert f"by up to {float(file.scale) * (1 << bit % 4):.3g}." in panel.status
+    number = int(owner.split()[1])
+    assert panel.facts["moved"] == [number]
+    assert panel.facts["levels"][number - 96] == file.levels[number - 96] + (1 << bit % 4)
+    touch(panel, f"bit {8 * 1 + 6}")  # an exponent bit of d: everything explodes, and nothing breaks
+    assert "of 256 weights move, by up to" in panel.status and "Weights on level 0 stay" in panel.status
+    assert panel.error is None
+    panel.controls["scale"].value = 120
+    touch(panel, f"bit {8 * 1 + 6}")
+    touch(panel, f"bit {bit}")
+    panel.controls["scale"].value = 100
+    assert (panel.status, panel.facts["moved"]) == (words, [])
+    touch(panel, "group 6")
+    assert panel.values()["group"] == 6
+    touch(panel, "bit 0")
+    panel.controls["kind"].value = "heavy"
+    assert panel.facts["moved"] == [], "another block"
 
 
 def test_nothing_leaves_the_picture():
@@ -187,6 +203,9 @@ def test_nothing_leaves_the_picture():
                 assert x >= 0 and x + w <= 640 and y >= 0 and y + h <= 380
             for points, *_ in shapes(canvas, "path"):
                 assert all(0 <= x <= 640 and 24 <= y <= 228 for x, y in points)
+    for bit in (14, 8 * 3 + 6, 8 * 20):  # exponents of d and dmin: infinite weights stay in the picture, too
+        for points, *_ in shapes(draw.q4k_microscope(100, 100, 3, "bell", False, frozenset({bit})), "path"):
+            assert all(0 <= x <= 640 and 24 <= y <= 228 for x, y in points)
 
 
 # ---- words

@@ -132,7 +132,7 @@ class Canvas:
             how: "click"; "drag" from where the mouse goes down; "area" between there and the mouse; "hover", which
                 already follows the mouse.
             at: (x, y), where it stands for the arrow keys; None is its center.
-            step: (x, y), how far an arrow key moves inside it; None goes to the next spot of its kind.
+            step: (x, y), how far an arrow key moves in it; 0 or None: it goes to the next spot of its kind.
             chosen: the Tab key goes to this one of its kind; else to the first.
         """
         at = at or (box[0] + box[2] / 2, box[1] + box[3] / 2)

@@ -50,16 +50,24 @@ def in_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def memory_bars(preset: str, **controls) -> Canvas:
+def own_bytes(gigabytes: int) -> float:
+    """What a GPU of this size has for a model, as the GPUs of DEVICES."""
+    return DEVICES["8 GB GPU"][1] * gigabytes * 2**30
+
+
+def memory_bars(preset: str, own: int, part: tuple | None = None, **controls) -> Canvas:
     """One bar for each moment, stacked by part, against lines of what devices have: phones above, GPUs below.
 
-    Its facts: "moments" {moment: {part: bytes}}, "fullest" moment, "total" bytes in it, "fits" {device: bool}.
+    `own` is your GPU in GB; `part` the (moment, part) whose formula is shown, None for the most important ones. Its
+    facts: "moments" {moment: {part: bytes}}, "fullest" moment, "total" bytes in it, "fits" {device: bool}, also of
+    "own", "gigabytes", a function from x to a GPU's size. Its spots: "part" and "own".
     """
     need, given = plan_memory(preset, **controls)
     canvas, most = Canvas(WIDTH, 366), 1.06 * need.total
     canvas.facts = {"moments": need.moments, "fullest": need.fullest, "total": need.total}
-    canvas.facts["fits"] = {name: fits(need, name) for name in DEVICES}
+    canvas.facts["fits"] = {name: fits(need, name) for name in DEVICES} | {"own": need.total <= own_bytes(own)}
     scale = (BAR_RIGHT - BAR_LEFT) / most
+    canvas.facts["gigabytes"] = lambda x: (x - BAR_LEFT) / scale / own_bytes(1)
     low = 52 + 40 * len(need.moments)
     rooms = sorted((BAR_LEFT + size * share * scale, name) for name, (size, share) in DEVICES.items())
     rooms = [(x, name) for x, name in rooms if x <= BAR_RIGHT]
@@ -82,30 +90,44 @@ def memory_bars(preset: str, **controls) -> Canvas:
         ]
         x = canvas.stack(BAR_LEFT, y, 30, bars)
         canvas.rect(BAR_LEFT, y, x - BAR_LEFT, 30, stroke=INK if full else GRAY, line=2 if full else 1)
+        x = BAR_LEFT
+        for each in MEMORY_COLORS:
+            if each in parts:
+                box, chosen = (x, y, max(parts[each] * scale, 6), 30), (moment, each) == part
+                canvas.spot("part", (moment, each), box, f"formula of {moment}, {_plain(each)}", chosen=chosen)
+                if chosen:
+                    canvas.rect(*box, stroke=RED, line=4)
+                x += parts[each] * scale
+    x = BAR_LEFT + own_bytes(own) * scale
+    if x <= BAR_RIGHT:
+        canvas.path([(x, 47), (x, low)], RED, 3)
+        step = (own_bytes(1) * scale, 0)
+        canvas.spot("own", None, (x - 6, 47, 12, low - 47), "drag: a GPU of another size", "drag", (x, 120), step)
 
     used = {part for parts in need.moments.values() for part in parts}
     canvas.legend(8, 203, [(color, _plain(part)) for part, color in MEMORY_COLORS.items() if part in used])
     canvas.text(8, 20, f"{in_bytes(need.total)} in the fullest moment, “{need.fullest}”", bold=True)
-    canvas.lines(8, 242, _formulas(preset, need, given), 23, 14)
-    _draw_devices(canvas)
+    formulas = _part_formula(preset, need, given, *part) if part else _formulas(preset, need, given)
+    canvas.lines(8, 242, formulas, 23, 14)
+    _draw_devices(canvas, own)
     return canvas
 
 
-def _draw_devices(canvas):
+def _draw_devices(canvas, own):
     """One box for each device: green if the model fits."""
     x = 8
-    for kind, title in (("phone", "phones"), ("GPU", "GPUs")):
-        canvas.text(x, 354, title)
-        x += text_width(title) + 10
-        for name in DEVICES:
+    for kind, title in (("phone", "phones"), ("GPU", "GPUs"), ("own", "")):
+        if title:
+            canvas.text(x, 354, title)
+            x += text_width(title) + 8
+        for name, fit in canvas.facts["fits"].items():
             if name.endswith(kind):
-                fit = canvas.facts["fits"][name]
-                canvas.rect(x, 336, 56, 26, GREEN if fit else "white", GREEN if fit else RED, 2)
-                canvas.text(
-                    x + 28, 354, name.removesuffix(f" {kind}"), 14, "white" if fit else RED, "middle", bold=True
-                )
-                x += 62
-        x += 14
+                label = f"own {own}" if name == "own" else name.removesuffix(f" {kind}")
+                wide = 62 if name == "own" else 51
+                canvas.rect(x, 336, wide, 26, GREEN if fit else "white", GREEN if fit else RED, 2)
+                canvas.text(x + wide / 2, 354, label, 14, "white" if fit else RED, "middle", bold=True)
+                x += wide + 3
+        x += 6
 
 
 def _labels(lines):
@@ -132,18 +154,67 @@ def _plain(part: str) -> str:
     return "KV cache" if part == "kv_cache" else part
 
 
-def _formulas(preset, need, given):
-    """The numbers of this state, put into the formulas."""
-    config = PRESETS[preset]
-    llm, size = config.llm, DTYPES[given["dtype"]]
+def _weights(config, need, given):
     if given["mixture"]:
         from minicpmv_ref.deploy.gguf import plan_mixture
 
         words = plan_mixture(config, given["mixture"]).total_bytes
         eyes = need.weights - words
-        yield f"weights: LLM in {given['mixture']} {in_bytes(words)} + ViT, resampler in 16 bits {in_bytes(eyes)}"
+        return f"weights: LLM in {given['mixture']} {in_bytes(words)} + ViT, resampler in 16 bits {in_bytes(eyes)}"
+    count = sum(parameters(config).values())
+    return f"weights: {count:,} parameters x {DTYPES[given['dtype']]} B = {in_bytes(need.weights)}"
+
+
+def _part_formula(preset, need, given, moment, part):
+    """Where the bytes of one part in one moment come from."""
+    config, size = PRESETS[preset], DTYPES[given["dtype"]]
+    count, views, rows = (
+        need.moments[moment][part],
+        given["batch"] * (1 + given["slices"]),
+        given["batch"] * given["tokens"],
+    )
+    yield f"“{moment}”, {_plain(part)}: {in_bytes(count)}"
+    if part == "weights":
+        yield _weights(config, need, given)
+    elif part == "kv_cache":
+        layers, heads, wide = config.llm.num_hidden_layers, config.llm.num_key_value_heads, config.llm.head_width
+        yield f"a key and a value: 2 x {layers} layers x {heads} heads x {wide}"
+        yield f"= {2 * layers * heads * wide:,} numbers a token"
+        yield f"x {given['batch']} x {given['tokens']:,} tokens x {size} B"
+    elif part == "vision":
+        yield f"{views} views x {count // views // size:,} numbers x {size} B"
+        kept = (
+            "all that the backward pass will need, of every layer" if given["training"] else "one layer’s, the largest"
+        )
+        yield f"of a view: {kept}"
+    elif part == "activations" and moment == "update":
+        yield f"AdamW takes one tensor at a time: 2 x {count // 2 // size:,} numbers x {size} B"
+        yield "the largest tensor, twice"
+    elif part == "activations":
+        yield f"{given['batch']} x {given['tokens']:,} tokens x {count // rows:,} B"
+        yield {
+            "read": "of a token: one layer’s, the largest moment of it",
+            "forward": "of a token: each layer’s input, and one layer or the head"
+            if given["checkpointing"]
+            else f"of a token: {config.llm.num_hidden_layers} layers, and the head with its logits in 32 bits",
+            "backward": "of a token: the one layer through which the gradient goes",
+        }[moment]
     else:
-        yield f"weights: {sum(parameters(config).values()):,} parameters x {size} B = {in_bytes(need.weights)}"
+        numbers = count // size
+        yield f"{numbers:,} numbers x {size} B"
+        if part == "optimizer":
+            yield "of each parameter, the mean of its gradients and that of their squares"
+        else:
+            yield "one for each parameter" + " of the LLM; the ViT’s come when the LLM’s are done" * (
+                moment == "backward"
+            )
+
+
+def _formulas(preset, need, given):
+    """The numbers of this state, put into the formulas."""
+    config = PRESETS[preset]
+    llm, size = config.llm, DTYPES[given["dtype"]]
+    yield _weights(config, need, given)
     if given["training"]:
         each = f"weights, gradients and AdamW’s two: 4 x {size} B a parameter"
         yield f"{each} = {in_bytes(need.weights + need.gradients + need.optimizer)}"

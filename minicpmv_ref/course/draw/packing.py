@@ -9,7 +9,7 @@ from PIL import Image
 
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, GRAY, INK, PALE, SKY, Axes, Canvas
+from .canvas import BLUE, GRAY, INK, PALE, RED, SKY, Axes, Canvas
 
 SAMPLE_KINDS = {  # (words in a menu, key)
     "captions": "captions",
@@ -34,16 +34,34 @@ class Placed(NamedTuple):
 
     rows: for each row [(picture tokens, other tokens), ...] of its samples, pictures first.
     width: tokens of a row. lost: tokens that were cut off. samples: all samples, (picture tokens, other tokens).
+    numbers: of the samples of each row; none if they were cut.
     """
 
     rows: list
     width: int
     lost: int
     samples: list
+    numbers: list | tuple = ()
+
+    @property
+    def used(self) -> int:
+        """Rows that hold a sample."""
+        return sum(map(bool, self.rows))
 
     @property
     def fill(self) -> float:
-        return sum(map(sum, self.samples), -self.lost) / (self.width * len(self.rows))
+        return sum(map(sum, self.samples), -self.lost) / (self.width * self.used)
+
+    def moved(self, number: int, row: int) -> "Placed | None":
+        """The plan with this sample at the end of this row, from 0; None if it does not fit."""
+        numbers = [
+            [n for n in own if n != number] + [number] * (place == row) for place, own in enumerate(self.numbers)
+        ]
+        if number in self.numbers[row]:
+            return self
+        rows = [[self.samples[n] for n in own] for own in numbers]
+        fits = sum(map(sum, rows[row])) <= self.width
+        return self._replace(rows=rows, numbers=numbers) if fits else None
 
 
 def picture_tokens(size) -> int:
@@ -91,23 +109,49 @@ def place_samples(kind: str, strategy: str, capacity: int, seed: int) -> Placed:
         return Placed(rows, capacity, lost, samples)
     else:
         rows = {"first_fit": first_fit, "pack": pack}[strategy](lengths, capacity)
-    return Placed([[samples[i] for i in row] for row in rows], capacity, lost, samples)
+    return Placed([[samples[i] for i in row] for row in rows], capacity, lost, samples, rows)
 
 
 def pairs_used(row) -> float:
     """Share of a row's causal pairs, padding left out, whose two tokens are in one sample."""
     pairs = lambda n: n * (n + 1) / 2  # noqa: E731
-    return sum(pairs(sum(sample)) for sample in row) / pairs(sum(map(sum, row)))
+    return sum(pairs(sum(sample)) for sample in row) / max(1, pairs(sum(map(sum, row))))
 
 
-def packed_rows(kind: str, strategy: str, capacity: int, seed: int, row: int) -> Canvas:
+def tokens_of(row) -> list:
+    """(number of the sample in its row, from 1; is it of a picture?; position) of each token of a row."""
+    return [
+        (number, position < picture, position)
+        for number, (picture, words) in enumerate(row, 1)
+        for position in range(picture + words)
+    ]
+
+
+def who_sees_whom(row, query: int, key: int) -> str:
+    """What the mask says about two tokens of a row."""
+    tokens = tokens_of(row)
+    if max(query, key) >= len(tokens):
+        return "Padding looks at nothing that counts, and nothing looks at it."
+    (mine, *_, position), (other, picture, _) = tokens[query], tokens[key]
+    what = "a picture's token" if picture else "a token"
+    if key > query:
+        why = "may not look at it: it comes later"
+    elif mine != other:
+        why = f"may not look at it: {what} of sample {other}, masked"
+    else:
+        why = f"may look at it: {what} of the same sample"
+    return f"Token {query}, position {position} of sample {mine}; token {key}: it {why}."
+
+
+def packed_rows(placed: Placed, row: int, at=None) -> Canvas:
     """All rows as bars; for row number `row` (from 1) its positions and the pairs that may attend.
 
-    Its facts: "rows" [[(picture tokens, other tokens), ...], ...], "width" of a row in tokens, "fill", "lost",
-    "pairs": share of the row's pairs that are used.
+    `at` marks a place (x, y) of the mask. Its facts: "rows" [[(picture tokens, other tokens), ...], ...], "width" of a
+    row in tokens, "fill", "lost", "pairs": share of the row's pairs that are used; "row_at" and "cell_at": functions
+    from (x, y) to the number of a row, from 0, and to (token that looks, token that is seen). Its spots: "row",
+    "sample" and "mask".
     """
-    canvas, placed = Canvas(), place_samples(kind, strategy, capacity, seed)
-    chosen = placed.rows[row - 1]
+    canvas, chosen = Canvas(), placed.rows[row - 1]
     canvas.facts = {name: getattr(placed, name) for name in ("rows", "width", "fill", "lost")}
     canvas.facts["pairs"] = pairs_used(chosen)
     _draw_rows(canvas, placed, row)
@@ -118,6 +162,13 @@ def packed_rows(kind: str, strategy: str, capacity: int, seed: int, row: int) ->
     canvas.text(424, 20, f"mask of row {row}", bold=True)
     canvas.image(*box, _pairs_image(chosen, placed.width), smooth=False)
     canvas.rect(*box, stroke=INK)
+    if at:
+        x, y = (min(max(place, low), low + 207.9) for place, low in zip(at, box))
+        canvas.path([(424, y), (x, y), (x, 30)], RED, 2)
+        canvas.dot(x, y, 5, RED)
+    scale = placed.width / 208
+    canvas.facts["cell_at"] = lambda x, y: tuple(int(min(max(p, 0), 207.9) * scale) for p in (y - 30, x - 424))
+    canvas.spot("mask", None, box, "who may look at whom", "hover", at, (4, 4))
     canvas.lines(424, 258, ("down: a token; across: what", "it may look at"), 18, 14)
     meanings = (BLUE, "picture of its sample"), (SKY, "other tokens of it"), (FORBIDDEN, "another sample: masked")
     canvas.legend(424, 290, meanings, step=20)
@@ -129,22 +180,30 @@ def _draw_rows(canvas, placed, row):
     """Every row as a bar of its samples; `row` is framed."""
     left, wide, top, high = 8, 392, 30, 196
     scale, step = wide / placed.width, min(26, high / len(placed.rows))
-    count = len(placed.rows)
+    count = placed.used
     title = f"{count} {'row' if count == 1 else 'rows'} of {placed.width:,}: {placed.fill:.1%} full"
     canvas.text(left, 20, title + f", {placed.lost:,} cut off" * bool(placed.lost), bold=True)
     for number, samples in enumerate(placed.rows, 1):
         y, bar, x = top + step * (number - 1), step - max(1, 0.15 * step), left
         canvas.rect(left, y, wide, bar, PALE)
-        for picture, words in samples:
-            x = canvas.stack(x, y, bar, ((picture * scale, BLUE, None), (words * scale, SKY, None)))
+        canvas.spot("row", number, (left, y, wide, bar), f"show row {number}", chosen=number == row)
+        for place, (picture, words) in enumerate(samples):
+            start, x = x, canvas.stack(x, y, bar, ((picture * scale, BLUE, None), (words * scale, SKY, None)))
             canvas.path([(x, y), (x, y + bar)], "white", 2)
+            if placed.numbers:
+                hint = f"{picture} + {words} tokens: drag to another row, or press the up or down arrow"
+                canvas.spot(
+                    *("sample", placed.numbers[number - 1][place], (start, y, x - start, bar), hint, "drag"),
+                    step=(0, step),
+                )
         if number == row:
             canvas.rect(left - 1, y - 1, wide + 2, bar + 2, stroke=INK, line=2)
+    canvas.facts["row_at"] = lambda x, y: int(min(max((y - top) / step, 0), len(placed.rows) - 1))
 
 
 def _draw_positions(canvas, samples, width, row):
     """The position of each token of a row: it starts again with every sample."""
-    lengths = [sum(sample) for sample in samples]
+    lengths = [sum(sample) for sample in samples] or [1]
     axes = Axes(canvas, (8, 266, 392, 74), (0, width), (0, max(lengths)))
     canvas.text(8, 254, f"row {row}: positions 0 to {max(lengths) - 1}", bold=True)
     axes.level(0, color=GRAY)
@@ -158,9 +217,7 @@ def _pairs_image(row, width, cells=208):
     """The mask of one row, `cells` pixels a side: which sample and which part a token belongs to decides its color."""
     import numpy as np
 
-    parts = []  # of each token: (its sample, is it of a picture?)
-    for number, (picture, words) in enumerate(row):
-        parts += [(number, True)] * picture + [(number, False)] * words
+    parts = tokens_of(row)
     tokens = ((np.arange(cells) + 0.5) * width / cells).astype(int)
     inside = tokens < len(parts)
     owner = np.array([parts[t][0] if t < len(parts) else -1 for t in tokens])

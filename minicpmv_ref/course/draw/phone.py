@@ -1,17 +1,23 @@
 """Lesson 10: what a deployed model weighs, when its memory is full, and how fast a chip could run it at most."""
 
+import math
 from functools import cache
 from typing import NamedTuple
 
 from minicpmv_ref.config import PRESETS
 from minicpmv_ref.deploy.memory import Estimate, estimate
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, SKY, WIDTH, YELLOW, Canvas, text_width
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, SKY, WIDTH, YELLOW, Canvas, text_width
 from .memory import in_bytes
 
 SHIPPED = ("F16", "Q8_0", "Q4_K_M")  # mixtures of the language model; vision is in 16 bits
 WAYS = {"together": False, "in turns": True}  # (words in a menu, key)
 PART_COLORS = {"LLM": BLUE, "vision part": GREEN, "working memory": YELLOW, "KV cache": PURPLE}
+MEASURED = (
+    1.3,
+    3.2,
+    8.2,
+)  # tokens a second of 2.5 in Q4_K_M on a Xiaomi 14 Pro: llama.cpp, compiled, tuned (section 5)
 SERIES_COLORS = (ORANGE, BLUE, GREEN, SKY)
 
 
@@ -31,6 +37,10 @@ class Deployed(NamedTuple):
     def speed(self, chip: str) -> float:
         """Tokens a second at most."""
         return 1 / self.bounds[chip]["write"].seconds
+
+    def own_speed(self, bandwidth: int) -> float:
+        """Tokens a second at most on a chip that reads so many GB a second and computes in no time."""
+        return bandwidth * 1e9 / self.work["write"].bytes
 
     def moments(self, mixture: str, in_turns: bool) -> dict[str, dict[str, int]]:
         """{moment: {part: bytes}}: who is in memory when both parts are loaded at once, or one after the other."""
@@ -83,11 +93,12 @@ def at_most(speed: float) -> str:
     return f"{speed:.3g}" if speed < 999.5 else f"{speed:,.0f}"
 
 
-def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool) -> Canvas:
-    """Sizes of the files; memory from moment to moment, in both ways of loading; bounds of four chips.
+def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool, own: int) -> Canvas:
+    """Sizes of the files; memory from moment to moment, in both ways of loading; bounds of four chips and your own.
 
-    Its facts: "files" {mixture: bytes}, "moments" as of `Deployed.moments`, "first_token" {chip: seconds} and
-    "speed" {chip: tokens a second}.
+    `own` is the bandwidth of yours, in GB a second. Its facts: "files" {mixture: bytes}, "moments" as of
+    `Deployed.moments`, "first_token" {chip: seconds}, "speed" {chip: tokens a second}, "measured" in the paper, and
+    "bandwidth", a function from x to that of your chip. Its spots: "file" of each mixture, and "own".
     """
     plan, canvas = deploy(preset, mixture, slices, text), Canvas(WIDTH, 380)
     canvas.facts = {
@@ -98,7 +109,8 @@ def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool
     }
     _draw_files(canvas, plan, mixture)
     _draw_moments(canvas, plan, mixture, in_turns)
-    _draw_chips(canvas, plan)
+    canvas.facts["measured"] = MEASURED if (preset, mixture) == ("v2_5", "Q4_K_M") else ()
+    _draw_chips(canvas, plan, own)
     return canvas
 
 
@@ -116,6 +128,7 @@ def _draw_files(canvas, plan, chosen):
         if mixture == chosen:
             canvas.rect(left, y, x - left, 18, stroke=INK, line=2)
         canvas.text(x + 8, y + 15, in_bytes(sum(parts)), 14, bold=mixture == chosen)
+        canvas.spot("file", mixture, (left, y, x - left, 18), f"the LLM in {mixture}", chosen=mixture == chosen)
 
 
 def _draw_moments(canvas, plan, mixture, in_turns):
@@ -147,19 +160,35 @@ def _draw_moments(canvas, plan, mixture, in_turns):
     canvas.text(x, 220, in_bytes(plan.fullest(mixture, not in_turns)), 14)
 
 
-def _draw_chips(canvas, plan):
-    left, room = 222, 230
-    canvas.text(8, 274, "Speed", bold=True)
-    canvas.text(96, 274, "first token after", 14)
-    canvas.text(left, 274, "then tokens a second (a model, not a measurement)", 14)
-    most = max(plan.speed(chip) for chip in plan.bounds)
-    for row, chip in enumerate(plan.bounds):
-        y = 282 + 24 * row
-        canvas.text(8, y + 15, chip, 14)
-        canvas.text(left - 14, y + 15, f"≥ {in_seconds(plan.first_token(chip))}", 14, align="right")
-        length = max(room * plan.speed(chip) / most, 2)
-        canvas.rect(left, y, length, 18, SKY, title=f"{plan.bounds[chip]['write'].limit} sets it")
-        canvas.text(left + length + 8, y + 15, f"≤ {at_most(plan.speed(chip))}", 14)
+def _draw_chips(canvas, plan, own):
+    """Bars on a logarithmic scale that begins at 1; orange dots are what the paper measured."""
+    left, room = 222, 326
+    speeds = {chip: plan.speed(chip) for chip in plan.bounds} | {f"own, {own} GB/s": plan.own_speed(own)}
+    most = math.log10(max(2, *speeds.values()))
+    at = lambda speed: left + room * math.log10(max(1, speed)) / most  # noqa: E731
+    canvas.facts["bandwidth"] = lambda x: 10 ** ((x - left) / room * most) / plan.own_speed(1)
+    canvas.text(8, 270, "Speed", bold=True)
+    canvas.text(96, 270, "first token after", 14)
+    canvas.text(left, 270, "then tokens a second (a model, log scale)", 14)
+    if canvas.facts["measured"]:
+        canvas.dot(546, 265, 5, ORANGE)
+        canvas.text(556, 270, "measured", 14)
+    for power in range(int(most) + 1):
+        canvas.path([(at(10**power), 276), (at(10**power), 378)], PALE, 1)
+    for row, (chip, speed) in enumerate(speeds.items()):
+        y, end = 277 + 20.5 * row, max(at(speed), left + 2)
+        canvas.text(8, y + 14, chip, 14)
+        canvas.rect(left, y, end - left, 16, PURPLE if chip not in plan.bounds else SKY)
+        canvas.text(end + 8, y + 14, f"≤ {at_most(speed)}", 14)
+        if chip in plan.bounds:
+            canvas.text(left - 14, y + 14, f"≥ {in_seconds(plan.first_token(chip))}", 14, align="right")
+        else:
+            step = (room / most * math.log10((own + 1) / own), 0)
+            canvas.spot(
+                "own", None, (left, y, end - left + 8, 16), "drag: another bandwidth", "drag", (end, y + 8), step
+            )
+        for measured in canvas.facts["measured"] if chip == "phone" else ():
+            canvas.dot(at(measured), y + 8, 5, ORANGE)
 
 
 def error_bars(rows: dict, title: str) -> Canvas:

@@ -1,6 +1,6 @@
 """Lesson 09: one block of Q4_K under a microscope."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ WEIGHT_KINDS = {  # (words in a menu, key)
 }
 OUTLIER = 100, 0.5  # which of the 256 weights, and its value: 25 times the usual size
 FACTORS = range(50, 151)  # percent
+NONE = frozenset()
 
 
 class Sighted(NamedTuple):
@@ -54,12 +55,18 @@ def some_weights(kind: str, outlier: bool) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def sight(kind: str, outlier: bool, group: int) -> Sighted:
-    """Quantize `some_weights` and read sub-block `group` (0 to 7) back, bit by bit."""
+def sight(kind: str, outlier: bool, group: int, flipped: frozenset = NONE) -> Sighted:
+    """Quantize `some_weights`, flip bits of the block, and read sub-block `group` (0 to 7) back, bit by bit.
+
+    Bits are counted from 0, the lowest of byte 0, to 1151, the highest of byte 143.
+    """
     from minicpmv_ref.deploy.kquant import quantize
 
     x = some_weights(kind, outlier)
-    block = quantize(x, "Q4_K")[0].tobytes()
+    block = quantize(x, "Q4_K")[0]
+    for bit in flipped:
+        block[bit // 8] ^= 1 << bit % 8
+    block = block.tobytes()
     d, dmin = np.frombuffer(block[:4], "<f2").astype(np.float32)
     packed = block[4:16]
     if group < 4:
@@ -72,115 +79,168 @@ def sight(kind: str, outlier: bool, group: int) -> Sighted:
     return Sighted(x[0, 32 * group : 32 * group + 32], block, levels, d, dmin, sc, m)
 
 
+@cache
+def bit_owner(bit: int) -> tuple[str, int | None]:
+    """What a bit belongs to, and its sub-block: ("d", None), ("dmin", None), ("sc", 3), ("m", 3), ("weight 100", 3)."""
+    byte, place = divmod(bit, 8)
+    if byte < 4:
+        return ("d", "dmin")[byte // 2], None
+    if byte >= 16:
+        group = 2 * ((byte - 16) // 32) + place // 4
+        return f"weight {32 * group + (byte - 16) % 32}", group
+    parts = [(part, group) for group in range(8) for part in _bits_of(group)]
+    [(color, group)] = [(c, g) for (n, first, count, c), g in parts if n == byte - 4 and first <= place < first + count]
+    return {BLUE: "sc", ORANGE: "m"}[color], group
+
+
+@lru_cache(maxsize=64)
+def moves(kind: str, outlier: bool, flipped: frozenset) -> np.ndarray:
+    """(256,) by how much each weight that is read from the block changes if these bits are flipped."""
+    from minicpmv_ref.deploy.kquant import dequantize
+
+    blocks = [sight(kind, outlier, 0, bits).block for bits in (NONE, flipped)]
+    before, after = (dequantize(np.frombuffer(block, np.uint8)[None], "Q4_K", 256)[0] for block in blocks)
+    return after - before
+
+
 def levels_on(x, scale, low):
     """The nearest of the 16 levels for each weight."""
     return np.clip(np.rint((x - low) / scale), 0, 15)
 
 
-def weighted_error(x, scale, low) -> float:
+def weighted_error(x, back) -> float:
     """Root of the mean squared error, in which a weight counts by rms + |x| as in the search for scale and low."""
     w = np.sqrt(np.square(x).mean()) + np.abs(x)
-    return float(np.sqrt((w * np.square(scale * levels_on(x, scale, low) + low - x)).sum() / w.sum()))
+    return float(np.sqrt((w * np.square(back - x)).sum() / w.sum()))
+
+
+def read_back(seen: Sighted, scale: int, low: int, stored: bool = False):
+    """(levels, values) of the 32 weights with `scale` and `low` percent of the block's: the nearest levels, or those
+    that are stored.
+    """
+    a, b = seen.scale * np.float32(scale / 100), seen.low * np.float32(low / 100)
+    levels = seen.levels if stored else levels_on(seen.weights, a, b)
+    return levels, a * levels + b
 
 
 def error_ratio(seen: Sighted, scale: int, low: int) -> float:
     """Weighted error with `scale` and `low` percent of the file's, as a multiple of the file's own."""
-    factors = np.float32(scale / 100), np.float32(low / 100)
-    moved = weighted_error(seen.weights, seen.scale * factors[0], seen.low * factors[1])
-    return moved / weighted_error(seen.weights, seen.scale, seen.low)
+    moved, own = (weighted_error(seen.weights, read_back(seen, *percent)[1]) for percent in ((scale, low), (100, 100)))
+    return moved / own
 
 
-def q4k_microscope(scale: int, low: int, group: int, kind: str, outlier: bool) -> Canvas:
-    """The weights of sub-block `group` on their ladder, the error around the found pair, and the 144 bytes.
+@lru_cache(maxsize=256)
+def error_curve(kind: str, outlier: bool, group: int, scale: int | None = None, low: int | None = None) -> list:
+    """[(percent, `error_ratio`), ...] over FACTORS, of the one of scale and low that is not given."""
+    seen = sight(kind, outlier, group)
+    pairs = ((p, low) if scale is None else (scale, p) for p in FACTORS)
+    return [(p, error_ratio(seen, *pair)) for p, pair in zip(FACTORS, pairs)]
 
-    `scale` and `low` are percent of what the file holds. Its facts: "levels" of the 32 weights, "errors"
-    {"scale" or "low": [(percent, error), ...]} and "error", as multiples of the file's own error.
+
+def q4k_microscope(scale: int, low: int, group: int, kind: str, outlier: bool, flipped: frozenset = NONE) -> Canvas:
+    """The weights of sub-block `group` on their ladder, above the bits of their levels; the error around the found
+    pair; and the 16 bytes that several weights share.
+
+    `scale` and `low` are percent of what the block holds; with `flipped` bits the levels are those that are stored.
+    Its facts: "levels" of the 32 weights, "errors" {"scale" or "low": [(percent, error), ...]} and "error", as
+    multiples of the file's own error, "bits" {number: 0 or 1} as drawn, "moved", the weights that flipped bits change.
+    Its spots: "bit" and "group".
     """
-    canvas, seen = Canvas(), sight(kind, outlier, group)
-    moved = seen.scale * np.float32(scale / 100), seen.low * np.float32(low / 100)
-    _draw_ladder(canvas, seen, *moved, group)
-    _draw_errors(canvas, seen, scale, low)
-    _draw_block(canvas, seen, group)
-    canvas.text(8, 352, f"scale = d · sc = {seen.d:.6f} · {seen.sc} = {seen.scale:.4f}", 14)
-    canvas.text(304, 352, f"low = −dmin · m = −{seen.dmin:.6f} · {seen.m} = {_signed(seen.low)}", 14)
+    canvas, file, seen = Canvas(), sight(kind, outlier, group), sight(kind, outlier, group, flipped)
+    with np.errstate(all="ignore"):  # a flipped bit of d may make it infinite
+        levels, values = read_back(seen, scale, low, stored=bool(flipped))
+        moved = np.flatnonzero(moves(kind, outlier, flipped))
+        here = weighted_error(seen.weights, values) / weighted_error(seen.weights, read_back(file, 100, 100)[1])
+        rungs = seen.scale * np.float32(scale / 100) * np.arange(16) + seen.low * np.float32(low / 100)
+    canvas.facts = {"levels": levels.astype(int).tolist(), "error": here, "bits": {}, "moved": moved.tolist()}
+    _draw_ladder(canvas, file, rungs, values, group)
+    _draw_errors(canvas, (kind, outlier, group), scale, low)
+    canvas.text(8, 269, "all 256 weights; bits that they share", bold=True)
+    canvas.legend(368, 256, ((SKY, "d"), (YELLOW, "dmin"), (BLUE, "its sc"), (ORANGE, "its m")))
+    for number in range(8):
+        box, chosen = (8 + 78 * number, 277, 74, 14), number == group
+        canvas.rect(*box, GREEN if chosen else PALE)
+        canvas.spot("group", number, box, f"show sub-block {number}", chosen=chosen)
+    for weight in moved:
+        canvas.rect(8 + 78 * (weight // 32) + 2.3125 * (weight % 32), 277, 2.3125, 14, RED)
+    _draw_bits(canvas, seen, group, flipped)
+    canvas.text(8, 356, f"scale = d · sc = {_short(seen.d, 6)} · {seen.sc} = {_short(seen.scale)}", 14)
+    canvas.text(304, 356, f"low = −dmin · m = −{_short(seen.dmin, 6)} · {seen.m} = {_short(seen.low)}", 14)
     place = int(np.abs(seen.weights).argmax())
-    level = int(levels_on(seen.weights[place], *moved))
-    back = f"{moved[0]:.4f} · {level} − {-moved[1]:.4f} = {_signed(moved[0] * level + moved[1])}"
-    canvas.text(8, 373, f"the largest, weight {32 * group + place}: {_signed(seen.weights[place])} becomes {back}", 14)
+    back = f"{_short(rungs[1] - rungs[0])} · {int(levels[place])} − {_short(-rungs[0])} = {_short(values[place])}"
+    canvas.text(8, 375, f"the largest, weight {32 * group + place}: {_short(seen.weights[place])} becomes {back}", 14)
     return canvas
 
 
-def _signed(number) -> str:
-    return f"{number + 0.0:.4f}".replace("-", "−")  # + 0.0: no minus before zero
+def _short(number, digits=4) -> str:
+    number = f"{number + 0.0:.{digits}f}" if abs(number) < 100 else f"{number:.3g}"  # + 0.0: no minus before zero
+    return number.replace("-", "−")
 
 
-def _draw_ladder(canvas, seen, scale, low, group):
-    """16 rungs, a dot per weight, and a red stem from each dot to its rung."""
-    x, rungs = seen.weights, seen.scale * np.arange(16) + seen.low
-    box = left, top, wide, high = 36, 32, 362, 190
-    axes = Axes(canvas, box, (0, wide), (min(x.min(), rungs[0]), max(x.max(), rungs[-1], 0)))
-    up = lambda value: axes.at(0, value)[1]  # noqa: E731
+def _draw_ladder(canvas, seen, rungs, values, group):
+    """16 rungs, a dot per weight, and a red stem from each dot to what is read back."""
+    x, own = seen.weights, seen.scale * np.arange(16) + seen.low
+    left, wide = 36, 362
+    axes = Axes(canvas, (left, 32, wide, 136), (0, wide), (min(x.min(), own[0]), max(x.max(), own[-1], 0)))
+    far = axes.ys[1] - axes.ys[0]
+    inside = lambda y: float(np.clip(np.nan_to_num(y, nan=1e9), axes.ys[0] - far / 34, axes.ys[1] + far / 34))  # noqa: E731
     canvas.text(8, 20, f"weights {32 * group} to {32 * group + 31} on 16 levels", bold=True)
     axes.level(0, color=BLACK, line=3)
-    for level in range(16):
-        rung = scale * level + low
-        if top - 4 <= up(rung) <= top + high + 4:
+    for level, rung in enumerate(rungs):
+        if rung == inside(rung):
             axes.level(rung, level if level % 5 == 0 else "", GRAY)
-    levels = levels_on(x, scale, low)
-    canvas.facts["levels"] = levels.astype(int).tolist()
-    for place, (weight, level) in enumerate(zip(x, levels)):
-        across, rung = left + 8 + 11.1 * place, min(max(up(scale * level + low), top - 4), top + high + 4)
-        canvas.path([(across, up(weight)), (across, rung)], RED, 3)
-        canvas.dot(across, up(weight), 3.5, GREEN)
-    canvas.text(8, 246, "thick: weight 0; red: what rounding changes", 14)
+    for place, (weight, value) in enumerate(zip(x, values)):
+        across, bottom = left + 8 + 11.1 * place, axes.at(0, inside(value))[1]
+        canvas.path([(across, axes.at(0, weight)[1]), (across, bottom)], RED, 3)
+        canvas.dot(across, axes.at(0, weight)[1], 3.5, GREEN)
 
 
-def _draw_errors(canvas, seen, scale, low):
+def _draw_errors(canvas, which, scale, low):
     """Error against the factor of the scale and against that of the low, the other one standing still."""
     most = 5
-    axes = Axes(canvas, (440, 32, 188, 172), (FACTORS[0], FACTORS[-1]), (0, most))
+    axes = Axes(canvas, (440, 32, 188, 136), (FACTORS[0], FACTORS[-1]), (0, most))
     canvas.text(416, 20, "error (the file's: 1)", bold=True)
     for ratio in range(most + 1):
         axes.level(ratio, ratio)
     for percent, align in ((50, "middle"), (100, "middle"), (150, "right")):
         axes.moment(percent)
         axes.under(percent, f"{percent} %", align)
-    errors = {
-        "scale": [(percent, error_ratio(seen, percent, low)) for percent in FACTORS],
-        "low": [(percent, error_ratio(seen, scale, percent)) for percent in FACTORS],
-    }
-    here = error_ratio(seen, scale, low)
-    canvas.facts |= {"errors": errors, "error": here}
+    errors = canvas.facts["errors"] = {"scale": error_curve(*which, low=low), "low": error_curve(*which, scale=scale)}
     for color, curve in zip((BLUE, ORANGE), errors.values()):
         for shown, points in groupby(curve, key=lambda point: point[1] <= most):
             if shown:
                 axes.line(list(points), color, 3)
-    axes.dot(scale, min(here, most), 8, BLUE)
-    axes.dot(low, min(here, most), 6, ORANGE)
+    here = min(np.nan_to_num(canvas.facts["error"], nan=most), most)
+    axes.dot(scale, here, 8, BLUE)
+    axes.dot(low, here, 6, ORANGE)
     for x, color, word in ((424, BLUE, "scale moves"), (540, ORANGE, "low moves")):
-        canvas.dot(x, 241, 6, color)
-        canvas.text(x + 10, 246, word, 14)
+        canvas.dot(x, 205, 6, color)
+        canvas.text(x + 10, 210, word, 14)
+    canvas.lines(416, 228, ("red: what is read back instead",), 18, 14)
 
 
-def _draw_block(canvas, seen, group):
-    """144 bytes: 16 with their bits side by side, then 128 with the high nibble above the low one."""
-    canvas.text(8, 270, "the block: 144 bytes", bold=True)
-    canvas.legend(226, 257, ((BLUE, "its sc"), (ORANGE, "its m"), (GREEN, "its 32 levels")))
-    left, wide, bit = 8, 39, 4.5
-    fields = [("d", SKY)] * 2 + [("dmin", YELLOW)] * 2 + [("scales and lows", PALE)] * 12
-    for number, (field, color) in enumerate(fields):
-        title = f"byte {number}, {field}: {seen.block[number]:08b}"
-        canvas.rect(left + wide * number, 278, 8 * bit, 18, color, title=title)
-    for number, first, count, color in _bits_of(group):  # the highest bit stands at the left
-        canvas.rect(left + wide * (4 + number) + bit * (8 - first - count), 278, bit * count, 18, color)
-    canvas.text(left + wide - 2, 292, "d", 14, align="middle")
-    canvas.text(left + 3 * wide - 2, 292, "dmin", 14, align="middle")
-    for number in range(128):
-        x, y = left + 9.75 * (number % 64), 302 + 18 * (number // 64)
-        byte = seen.block[16 + number]
-        canvas.rect(x, y, 8.5, 15, PALE, title=f"byte {16 + number}, levels {byte & 15} and {byte >> 4}")
-        if number // 32 == group // 2:
-            canvas.rect(x, y + (0 if group % 2 else 7.5), 8.5, 7.5, GREEN)
+def _draw_bits(canvas, seen, group, flipped):
+    """The bits of 32 levels under their weights; the 16 bytes that all share, eight in a row. Dark bits are 1."""
+
+    def cell(bit, box, color):
+        on = seen.block[bit // 8] >> bit % 8 & 1
+        canvas.facts["bits"][bit] = on
+        changed = bit in flipped
+        canvas.rect(*box, color if on else "white", RED if changed else color, 3 if changed else 1)
+        owner, of = bit_owner(bit)
+        words = owner if of is None or owner[0] == "w" else f"{owner} of sub-block {of}"
+        canvas.spot("bit", bit, box, f"flip bit {bit % 8} of byte {bit // 8}: {words}")
+
+    for place in range(4):  # the highest bit stands at the top
+        canvas.text(28, 191 + 14 * (3 - place), 1 << place, 14, GRAY, "right")
+        for weight in range(32):
+            bit = 8 * (16 + 32 * (group // 2) + weight) + 4 * (group % 2) + place
+            cell(bit, (39.5 + 11.1 * weight, 180 + 14 * (3 - place), 9, 12), GREEN)
+    colors = {("d", None): SKY, ("dmin", None): YELLOW, ("sc", group): BLUE, ("m", group): ORANGE}
+    for byte in range(16):
+        for place in range(8):  # the highest bit stands at the left
+            x, y = 8 + 78 * (byte % 8) + 9.25 * (7 - place), 299 + 21 * (byte // 8)
+            cell(8 * byte + place, (x, y, 8, 17), colors.get(bit_owner(8 * byte + place), "#BBBBBB"))
 
 
 def _bits_of(group):

@@ -18,9 +18,13 @@ class MemoryPanel(Panel):
         batch: samples, each with one picture.
         slices: of a picture.
         text: tokens of text and answer.
+        own: your GPU, in GB; its line can be dragged. A click on a bar shows its formula.
     """
 
-    def __init__(self, preset="v2_6", weights="bfloat16", training=True, recompute=False, batch=1, slices=9, text=256):
+    def __init__(
+        self, preset="v2_6", weights="bfloat16", training=True, recompute=False, batch=1, slices=9, text=256, own=10
+    ):
+        self._part = None  # (moment, part) that was clicked
         models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
         most = min(config.slicing.max_slice_nums for config in PRESETS.values())
         super().__init__(
@@ -32,13 +36,26 @@ class MemoryPanel(Panel):
                 "batch": slider("batch", batch, 1, 16),
                 "slices": slider("slices", slices, 0, most),
                 "text": slider("text tokens", text, 64, 3072, 64),
+                "own": slider("own GPU, GB", own, 1, 320),
             }
         )
 
-    def draw(self, **controls):
-        return draw.memory_bars(**controls)
+    def changed(self, name):
+        if name == "training":  # other moments
+            self._part = None
+        self.redraw()
 
-    def describe(self, **controls):
+    def touch(self, spot, at, start, before):
+        if spot.name == "own":
+            self.controls["own"].value = round(self.facts["gigabytes"](at[0]))
+        else:
+            self._part = None if spot.item == self._part else spot.item
+            self.redraw()
+
+    def draw(self, **controls):
+        return draw.memory_bars(part=self._part, **controls)
+
+    def describe(self, own, **controls):
         need, given = draw.plan_memory(**controls)
         weights = given["mixture"] or given["dtype"]
         what = f"{'A training step' if given['training'] else 'An answer'} in {weights}"
@@ -47,12 +64,17 @@ class MemoryPanel(Panel):
         }
         places = [f"{kind}s from {names[0].removesuffix(f' {kind}')}" for kind, names in enough.items() if names]
         where = f"It fits {' and '.join(places)}." if places else "It fits none of these devices."
+        where += f" Your {own} GB: {'enough' if need.total <= draw.own_bytes(own) else 'too little'}."
         remark = ""
+        if self._part:
+            moment, part = self._part
+            share = need.moments[moment][part] / sum(need.moments[moment].values())
+            remark = f" The chosen part is {share:.0%} of “{moment}”."
         if weights != controls["weights"]:
-            remark = " Quantized weights cannot be trained, so 16 bits are shown."
+            remark += " Quantized weights cannot be trained, so 16 bits are shown."
         elif (
             given["tokens"]
             < (1 + given["slices"]) * PRESETS[controls["preset"]].resampler.num_queries + controls["text"]
         ):
-            remark = " The model has no more positions, so the text is cut."
+            remark += " The model has no more positions, so the text is cut."
         return f"{what} takes {draw.in_bytes(need.total)}, most in “{need.fullest}”. {where}{remark}"

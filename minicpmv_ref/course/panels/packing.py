@@ -7,6 +7,8 @@ from ..panel import Panel, choice, slider
 class PackingPlan(Panel):
     """Samples in rows: what each strategy wastes, and the positions and the mask of one row.
 
+    A sample can be dragged into another row that has room; the mask says who may look at whom where the mouse is.
+
     Args:
         strategy: "padded" (no packing), "first_fit", "pack" (best fit) or "truncate" (the paper's rule).
         kind: "captions", "pictures", "text" or "equal": what the samples are.
@@ -16,7 +18,10 @@ class PackingPlan(Panel):
     """
 
     def __init__(self, strategy="pack", kind="captions", row=1, capacity=1024, seed=1):
-        rows = len(draw.place_samples(kind, strategy, capacity, seed).rows)
+        self._plan = draw.place_samples(kind, strategy, capacity, seed)
+        self._start = 0, self._plan  # (turn, plan) of the drag
+        self._at, self._note = None, ""
+        rows = len(self._plan.rows)
         strategies = choice("strategy", draw.STRATEGIES.items(), strategy)
         kinds = choice("samples", draw.SAMPLE_KINDS.items(), kind)
         strategies.style.button_width, kinds.style.button_width = "192px", "92px"
@@ -31,23 +36,58 @@ class PackingPlan(Panel):
         )
 
     def changed(self, name):
+        self._note = ""
         with self.hold():
-            state = self.values()
-            del state["row"]
-            self.controls["row"].max = len(draw.place_samples(**state).rows)
+            if name != "row":
+                state = self.values()
+                del state["row"]
+                self._plan = draw.place_samples(**state)
+                self.controls["row"].max = len(self._plan.rows)
 
-    def draw(self, **state):
-        return draw.packed_rows(**state)
+    def touch(self, spot, at, start, before):
+        if spot.name == "row":
+            self._note = ""
+            with self.hold():
+                self.controls["row"].value = spot.item
+        if spot.name != "sample":
+            return
+        if self._start[0] != self._began[0]:
+            self._start = self._began[0], self._plan
+        plan, row = self._start[1], self.facts["row_at"](*at)
+        moved = plan.moved(spot.item, row)
+        if tuple(start) == spot.at and not moved:  # an arrow key: to the next row that has room
+            further = range(row, len(plan.rows)) if at[1] > start[1] else range(row, -1, -1)
+            row = next((each for each in further if plan.moved(spot.item, each)), row)
+            moved = plan.moved(spot.item, row)
+        self._plan = moved or plan
+        with self.hold():
+            if moved:
+                self.controls["row"].value = row + 1
+            size = sum(self._plan.samples[spot.item])
+            room = self._plan.width - sum(map(sum, self._plan.rows[row]))
+            self._note = (
+                "" if moved else f"No room: {size} tokens do not fit into row {row + 1}, which has {room} left. "
+            )
+
+    def point(self, spot, at):
+        self._at = at if spot else None
+        self.redraw()
+
+    def draw(self, row, **state):
+        return draw.packed_rows(self._plan, row, self._at)
 
     def describe(self, strategy, kind, capacity, seed, row):
-        placed = draw.place_samples(kind, strategy, capacity, seed)
+        placed = self._plan
+        if self._at and "cell_at" in self.facts:
+            return draw.who_sees_whom(placed.rows[row - 1], *self.facts["cell_at"](*self._at))
         tokens = sum(map(sum, placed.samples))
         fewest = -(-tokens // placed.width)
-        rows = "1 row" if len(placed.rows) == 1 else f"{len(placed.rows)} rows"
+        rows = "1 row" if placed.used == 1 else f"{placed.used} rows"
         words = f"{len(placed.samples)} samples, {tokens:,} tokens, in {rows} of {placed.width:,}"
         words += f" ({fewest} at the least): {placed.fill:.1%} full"
         if placed.lost:
             words += f", {placed.lost:,} tokens cut off"
         here = placed.rows[row - 1]
         held = "1 sample" if len(here) == 1 else f"{len(here)} samples"
-        return f"{words}. Row {row} holds {held}; {draw.pairs_used(here):.1%} of its causal pairs are inside a sample."
+        inside = f"{draw.pairs_used(here):.1%} of its causal pairs are inside a sample"
+        return f"{self._note}{words}. Row {row} holds {held}; {inside}."

@@ -15,9 +15,10 @@ class Deployment(Panel):
         preset: "v2_0", "v2_5", "v2_6" or "nano".
         mixture: "F16", "Q8_0" or "Q4_K_M", of the language model.
         in_turns: load the vision part, free it, and only then load the language model.
+        own: the bandwidth of your chip, GB a second; its bar can be dragged.
     """
 
-    def __init__(self, slices=9, text=256, preset="v2_5", mixture="Q4_K_M", in_turns=False):
+    def __init__(self, slices=9, text=256, preset="v2_5", mixture="Q4_K_M", in_turns=False, own=100):
         models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
         most = min(config.slicing.max_slice_nums for config in PRESETS.values())
         super().__init__(
@@ -27,18 +28,29 @@ class Deployment(Panel):
                 "preset": choice("model", models, preset),
                 "mixture": choice("LLM in", draw.SHIPPED, mixture),
                 "in_turns": choice("loading", draw.WAYS.items(), in_turns),
+                "own": slider("own bandwidth, GB/s", own, 5, 2000),
             }
         )
+
+    def touch(self, spot, at, start, before):
+        if spot.name == "file":
+            self.controls["mixture"].value = spot.item
+        else:
+            self.controls["own"].value = round(min(self.facts["bandwidth"](at[0]), 2000))
 
     def draw(self, **state):
         return draw.deployment(**state)
 
-    def describe(self, slices, text, preset, mixture, in_turns):
+    def describe(self, slices, text, preset, mixture, in_turns, own):
         plan = draw.deploy(preset, mixture, slices, text)
         way = "in turns" if in_turns else "together"
+        measured = ""
+        if (preset, mixture) == ("v2_5", "Q4_K_M"):
+            measured = " (the paper measured {}, then {}, and tuned {})".format(*draw.MEASURED)
         first, speed = draw.in_seconds(plan.first_token("phone")), draw.at_most(plan.speed("phone"))
         return (
             f"Files of {draw.in_bytes(sum(plan.files[mixture]))}; loaded {way}, they take at most "
             f"{draw.in_bytes(plan.fullest(mixture, in_turns))} of memory. {plan.tokens:,} tokens to read: on a phone "
-            f"the first answer token takes at least {first}, then there are at most {speed} a second."
+            f"the first answer token takes at least {first}, then there are at most {speed} a second{measured}. With "
+            f"{own} GB/s there are at most {draw.at_most(plan.own_speed(own))}."
         )

@@ -1,11 +1,14 @@
 """Lesson 09: Q4_K, bit by bit."""
 
+import ipywidgets as widgets
+import numpy as np
+
 from .. import draw
 from ..panel import Panel, choice, slider, toggle
 
 
 class Q4KMicroscope(Panel):
-    """32 weights on their 16 levels, the error around the found scale and low, and where the bits are.
+    """32 weights on their 16 levels, the error around the found scale and low, and the bits; a click flips one.
 
     Args:
         scale, low: percent of the scale and low that the block holds, 50 to 150.
@@ -15,6 +18,9 @@ class Q4KMicroscope(Panel):
     """
 
     def __init__(self, scale=100, low=100, group=3, kind="bell", outlier=False):
+        self._flipped = {}  # {bit: None}, the last one last
+        undo = widgets.Button(description="flip all bits back")
+        undo.on_click(lambda button: self.guarded(self.flip_back))
         super().__init__(
             {
                 "scale": slider("scale, %", scale, draw.FACTORS[0], draw.FACTORS[-1]),
@@ -22,19 +28,50 @@ class Q4KMicroscope(Panel):
                 "group": slider("sub-block", group, 0, 7),
                 "kind": choice("weights", draw.WEIGHT_KINDS.items(), kind),
                 "outlier": toggle(f"weight {draw.OUTLIER[0]} is {draw.OUTLIER[1]}", outlier),
-            }
+            },
+            extras=[undo],
         )
 
+    def changed(self, name):
+        if name in ("kind", "outlier"):  # another block
+            self._flipped = {}
+        self.redraw()
+
+    def flip_back(self):
+        self._flipped = {}
+        self.redraw()
+
+    def touch(self, spot, at, start, before):
+        if spot.name == "group":
+            self.controls["group"].value = spot.item
+        else:
+            if self._flipped.pop(spot.item, True):
+                self._flipped[spot.item] = False
+            self.redraw()
+
     def draw(self, **state):
-        return draw.q4k_microscope(**state)
+        return draw.q4k_microscope(**state, flipped=frozenset(self._flipped))
 
     def describe(self, scale, low, group, kind, outlier):
+        if self._flipped:
+            return self._describe_flips(kind, outlier)
         seen = draw.sight(kind, outlier, group)
-        ratio = draw.error_ratio(seen, scale, low)
-        levels = draw.levels_on(seen.weights, seen.scale * scale / 100, seen.low * low / 100)
-        used = len(set(levels.tolist()))
+        used = len(set(draw.read_back(seen, scale, low)[0].tolist()))
         return (
             f"Sub-block {group}: sc is {seen.sc} ({seen.sc:06b}), m is {seen.m} ({seen.m:06b}). With {scale} % of its "
-            f"scale and {low} % of its low the weighted error is {ratio:.2f} times that of the file, and "
-            f"{used} of 16 levels are in use."
+            f"scale and {low} % of its low the weighted error is {draw.error_ratio(seen, scale, low):.2f} times that "
+            f"of the file, and {used} of 16 levels are in use."
+        )
+
+    def _describe_flips(self, kind, outlier):
+        bit, flipped = list(self._flipped)[-1], frozenset(self._flipped)
+        owner, group = draw.bit_owner(bit)
+        name = owner if group is None or owner[0] == "w" else f"{owner} of sub-block {group}"
+        with np.errstate(all="ignore"):
+            moved = np.abs(draw.moves(kind, outlier, flipped))
+        count, most = np.count_nonzero(moved), np.nan_to_num(moved, nan=np.inf).max()
+        rest = " Weights on level 0 stay: they are the low alone." if owner in ("d", "sc") else ""
+        return (
+            f"Bit {bit % 8} of byte {bit // 8} is flipped: it belongs to {name}. With {len(flipped)} flipped, {count} "
+            f"of 256 weights move, by up to {most:.3g}.{rest}"
         )
