@@ -42,7 +42,9 @@ STYLE = """<style>
 .mcv-controls > .widget-slider > .widget-readout { order: 1; min-width: 20px; margin: 0; }
 .mcv-controls > .widget-slider > .slider-container { order: 2; grid-column: 1 / 3; margin: 0 7px; height: 22px; }
 .mcv-controls > .widget-upload, .mcv-controls > .widget-button, .mcv-controls > .widget-play { width: 200px; }
-.mcv-picture { flex: 1 1 360px; min-width: 0; }
+.mcv-picture { flex: 1 1 420px; min-width: 0; }
+.mcv-panel { container-type: inline-size; width: 100%; }
+@container (max-width: 640px) { .mcv-controls { flex: 1 1 100%; flex-flow: row wrap; column-gap: 14px; } }
 .mcv-picture, .mcv-status .widget-html-content, .mcv-alert .widget-html-content {
   font-size: clamp(17px, 1.1vw, 22px); line-height: 1.35; white-space: normal; }
 .mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px);
