@@ -144,8 +144,8 @@ def test_the_whole_site(request, tmp_path):
                 target = path.parent / unquote(urlsplit(name).path)
                 assert target.exists(), f"{path.relative_to(tmp_path)} links to {name}"
 
-    def open_page(name):
-        view.goto((tmp_path / "site" / name).as_uri())
+    def open_page(name, query=""):
+        view.goto((tmp_path / "site" / name).as_uri() + query)
         assert view.evaluate("document.documentElement.scrollWidth") <= 390, name
 
     for path in (tmp_path / "site" / "notebooks").glob("*.html"):
@@ -162,7 +162,7 @@ def test_the_whole_site(request, tmp_path):
             ".filter(each => each.checkVisibility({visibilityProperty: true})).map(each => each.getAttribute('class'))"
         )
         assert set(seen) == {f"m m{number}"}
-    open_page("search.html?q=resampler")
+    open_page("search.html", "?q=resampler")
     view.wait_for_function("document.querySelectorAll('#search-results li').length > 5")
     open_page("playground.html")
     assert "wins" in view.frame_locator("iframe").locator("#status").inner_text()
