@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from minicpmv_ref.inputs.checkpoint import WEIGHTS, write_checkpoint
 from minicpmv_ref.inputs.checks import check_list, check_type, shown
 from minicpmv_ref.inputs.files import plain_file, read_json
-from minicpmv_ref.learn.dpo import prepare
+from minicpmv_ref.learn.dpo import prepare, reference_logps
 from minicpmv_ref.learn.evaluate import check_model
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
@@ -25,6 +25,7 @@ from ._frame import write_json
 
 REPORT = "report.json"
 CURVE = ("response", "mention", "recall", "words")
+SAID = 12  # watched pictures whose descriptions are kept
 
 
 def align(
@@ -56,8 +57,9 @@ def align(
     Returns:
         A dict: "base" and "policy" name `root` and the model as it came by their weights; "before" and "after", see
         `measure_model`, on held-out pictures; "rounds", and for each of them "labeler" with its agreement with the
-        truth, "pairs" with counts, "training" with the figures of each step, and "curve" with greedy figures while it
-        trained.
+        truth, "pairs" with counts, "training" with the figures of each step, "curve" with greedy figures while it
+        trained, and "watched": what was "said" then, and the log-ratios (chosen, rejected) of the first pairs, for
+        which the pictures are as the model saw them at first.
 
     Raises:
         TypeError: no MiniCPMV, no Processor, no Alignment.
@@ -113,15 +115,20 @@ def _round(model, processor, config, judge, report, folder, held_out, number) ->
     report("pairs: " + ", ".join(f"{name} {count}" for name, count in found["pairs"].items()))
     if not pairs:
         raise ValueError(f"no pairs: {found['pairs']}; more pictures or a higher temperature may give some")
-    found["curve"] = []
-    every = max(1, config.steps // 8)
+    found["curve"], found["watched"] = [], []
+    every, prepared = max(1, config.steps // 8), prepare(model, processor, pairs)
+    watched = prepared[: config.watched]
+    start = reference_logps(model, watched)
 
     def watch(step: int) -> None:
         if step % every == 0:
-            graded = describe(model, processor, held_out[: config.watched], config)[1]
+            said, graded = describe(model, processor, held_out[: config.watched], config)
             found["curve"].append({"step": step, **{name: graded[name].value for name in CURVE}})
+            ratios = (reference_logps(model, watched) - start).T.tolist()
+            ratios = [[round(ratio, 2) for ratio in pair] for pair in ratios]
+            found["watched"].append({"step": step, "said": said[:SAID], "ratios": ratios})
 
-    found["training"] = train_on_pairs(model, prepare(model, processor, pairs), config, watch)
+    found["training"] = train_on_pairs(model, prepared, config, watch)
     first, last = found["training"][0], found["training"][-1]
     batch = min(config.batch, len(pairs))
     figures = f"loss {first['loss']:.3f} -> {last['loss']:.3f}, margin {last['margin']:.3f}"

@@ -185,7 +185,7 @@ def summarize(
     Returns:
         A dict: "careful", what the model could do before it became careless; "runs", for each run "seeds", "before" and
         "after" (all seeds as one, and "each" with the values of the seeds), "labeler" (its agreement with the truth),
-        "pairs" that were kept, "curve" and "training" of the first seed; "not_run", the names of the others;
+        "pairs" that were kept, "curve", "training" and "watched" of the first seed; "not_run", the names of the others;
         "nano-dpo", what that checkpoint is; "labeler", how near misses were judged before and after training;
         "examples", pictures with their answers, and what the judge says to each claim: (claim, p_yes, p_no, true?),
         None where no question can be asked.
@@ -251,6 +251,8 @@ def _pooled(found: list[dict], config: Alignment, model: MiniCPMV) -> dict:
     run["pairs"] = [each["rounds"][0]["pairs"]["kept"] for each in found]
     run["curve"] = [figures["curve"] for figures in first]
     run["training"] = [_thinned(figures["training"]) for figures in first]
+    if all("watched" in figures for figures in first):
+        run["watched"] = [figures["watched"] for figures in first]
     return run
 
 

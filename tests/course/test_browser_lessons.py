@@ -175,6 +175,16 @@ TOUCHED = {  # lesson: [(panel, what: click, hover, drag (and how far) or keys, 
         ("PackingPlan", "ArrowDown", "sample", r"Row 5 holds \d+ samples"),
         ("PackingPlan", "hover", "mask", r"Token \d+, position \d+ of sample \d+; token \d+"),
     ],
+    "07b_your_data.ipynb": [
+        ("YourRecords", "click", "token", "at position 0: it is given, not learned"),
+        ("YourRecords", "ArrowRight Enter", "token", "“system” at position 1: it is given"),
+    ],
+    "08_rlaif_dpo.ipynb": [
+        ("PreferenceLoss", "drag 40", "surface", "Margin "),
+        ("PreferenceLoss", "ArrowUp", "surface", "Margin "),
+        ("AlignmentRuns", "click", "moment", "Run main, step 40"),
+        ("AlignmentRuns", "ArrowLeft", "moment", "Run main, step 30"),
+    ],
     "09_q4k.ipynb": [
         ("Q4KMicroscope", "click", "bit", "Bit 4 of byte 48 is flipped: it belongs to weight 96"),
         ("Q4KMicroscope", "ArrowRight Enter", "bit", "belongs to weight 97. With 2 flipped, 2 of 256 weights move"),

@@ -7,14 +7,14 @@ import nbformat
 import pytest
 import torch
 from places import ROOT
-from svg import SVG, svg_of, texts
+from svg import SVG, svg_of, texts, touch
 from svg import canvas_shapes as shapes
 
 from experiments._alignment_run import CURVE
 from experiments.alignment import RUNS
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.learn.dpo import dpo_loss
-from minicpmv_ref.learn.rlaif import build_pairs, is_true, score_response, split_claims
+from minicpmv_ref.learn.rlaif import build_pairs, hallucination, is_true, score_response, split_claims
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
 SCENES = range(1, len(draw.recorded()["examples"]) + 1)
@@ -177,7 +177,7 @@ def test_the_loss_and_its_gradient_are_the_packages(beta):
 @pytest.mark.parametrize("beta", draw.BETAS)
 def test_curve_surface_and_dot_show_the_loss(beta):
     for chosen, rejected in ((-2, -7), (20, -20), (-20, 20), (0, 0)):
-        canvas = draw.dpo_landscape(chosen, rejected, beta)
+        canvas = draw.dpo_landscape(chosen, rejected, beta, 4)
         inside(canvas)
         facts = canvas.facts
         assert (facts["margin"], facts["loss"], facts["weight"]) == draw.preference(chosen, rejected, beta)
@@ -186,7 +186,7 @@ def test_curve_surface_and_dot_show_the_loss(beta):
         (x0, top), (x1, bottom) = curve[0], curve[-1]
         largest, smallest = (draw.preference(x, 0, beta)[1] for x in (-40, 40))
         scale = (largest - smallest) / (bottom - top)
-        (at, height, *_), (right, down, *_) = shapes(canvas, "dot")
+        (at, height, *_), (right, down, *_) = (dot for dot in shapes(canvas, "dot") if dot[3] == draw.RED)
         assert -40 + 80 * (at - x0) / (x1 - x0) == pytest.approx(chosen - rejected)
         assert largest - scale * (height - top) == pytest.approx(draw.preference(chosen, rejected, beta)[1], abs=1e-6)
         tangent = next(points for points, color, _ in shapes(canvas, "path") if color == draw.RED)
@@ -202,17 +202,54 @@ def test_curve_surface_and_dot_show_the_loss(beta):
             assert (blue > red) == (chosen > rejected)
 
 
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_recorded_pairs_are_where_they_were(beta):
+    moments = draw.recorded()["runs"]["main"]["watched"][0]
+    assert [each["step"] for each in moments] == [p["step"] for p in draw.recorded()["runs"]["main"]["curve"][0]]
+    assert moments[0]["ratios"] == [[0, 0]] * 32, "the policy is the reference"
+    for number in (0, 5, 8):
+        canvas, ratios = draw.dpo_landscape(0, 0, beta, number), moments[number]["ratios"]
+        assert draw.pairs_at(number) == (moments[number]["step"], ratios) == (10 * number, canvas.facts["pairs"])
+        dots = [(x, y) for x, y, *_, fill, _ in shapes(canvas, "dot") if fill == draw.GREEN]
+        curve, surface = (canvas.facts["axes"][name] for name in ("curve", "surface"))
+        wanted = [curve.at(c - r, draw.preference(c, r, beta)[1]) for c, r in ratios]
+        assert dots == wanted + [surface.at(r, c) for c, r in ratios]
+        assert all(0 <= x <= 640 and 0 <= y <= 380 for x, y in dots)
+    assert sum(c > r for c, r in moments[-1]["ratios"]) > 24, "what training is for"
+
+
 def test_words_and_formula_of_the_loss():
     panel = panels.PreferenceLoss()
     said = texts(panel)
     assert any(text.endswith(f"= 0.1 \N{MULTIPLICATION SIGN} ({MINUS}2 {MINUS} ({MINUS}7)) = 0.5") for text in said)
     assert any(text.endswith("= 0.4741") for text in said) and any(text.endswith("= 0.0378") for text in said)
+    pairs = draw.pairs_at(8)[1]
     assert panel.status == (
         "Margin 0.5, loss 0.4741: the pair is in the right order. "
-        "One nat more of chosen minus rejected lowers the loss by about 0.0378."
+        "One nat more of chosen minus rejected lowers the loss by about 0.0378. "
+        f"Recorded, step 80: {sum(c > r for c, r in pairs)} of 32 pairs are in the right order; "
+        f"{sum(c < 0 for c, _ in pairs)} chosen answers have become less likely."
     )
     assert "in the wrong order" in panels.PreferenceLoss(-3, 2).status
     assert f"loss {math.log(2):.4g}: the pair is in no order" in panels.PreferenceLoss(4, 4).status
+
+
+def test_the_pair_can_be_dragged():
+    panel = panels.PreferenceLoss()
+    touch(panel, "surface", panel.facts["axes"]["surface"].at(-3.4, 7.7))
+    assert (panel.values()["rejected"], panel.values()["chosen"]) == (-3, 8)
+    touch(panel, "curve", panel.facts["axes"]["curve"].at(5, 1))
+    assert (panel.values()["rejected"], panel.values()["chosen"]) == (-3, 2), "rejected stays"
+    touch(panel, "curve", (9999, 0))
+    assert (panel.values()["rejected"], panel.values()["chosen"]) == (-20, 20), "as far as it goes"
+    for name, axes in panel.facts["axes"].items():  # an arrow key moves by one nat
+        x, y = panel.spots[name].at
+        before = axes.value(x, y)[0] - 1
+        touch(panel, name, (x - panel.spots[name].step[0], y), (x, y))
+        difference = panel.values()["chosen"] - panel.values()["rejected"]
+        assert (difference if name == "curve" else panel.values()["rejected"]) == pytest.approx(
+            max(before, -20 if name == "surface" else -40)
+        )
 
 
 # ---- the runs
@@ -224,26 +261,54 @@ def test_curves_are_the_recorded_ones(trait):
     for name, run in runs.items():
         points = draw.joined_rounds(run, "curve")
         for point in (0, len(points) - 1):
-            canvas = draw.alignment_curves(name, trait, point)
+            canvas = draw.alignment_runs(point, name, trait, 1)
             inside(canvas)
-            blue = [line for line, color, _ in shapes(canvas, "path") if color == draw.BLUE]
-            gray = [line for line, color, _ in shapes(canvas, "path") if color == draw.GRAY]
-            assert len(blue) == 2 and len(gray) == (0 if name == "main" else 2)
-            for line, kind, key in ((blue[0], "training", "margin"), (blue[1], "curve", trait)):
-                wanted = [(p["step"], p[key]) for p in draw.joined_rounds(run, kind) if p[key] is not None]
-                assert canvas.facts[key] == wanted
-                assert len(line) == len(wanted)
             value = points[point][trait]
             assert canvas.facts["moment"] == (points[point]["step"], value)
-            for _, y, *_ in shapes(canvas, "dot"):
-                places = [p["step"] for p in points if p[trait] is not None]
-                assert y == pytest.approx(blue[1][places.index(points[point]["step"])][1])
-            assert len(shapes(canvas, "dot")) == (value is not None)
-            most = max(p[trait] for each in {name, "main"} for p in draw.joined_rounds(runs[each], "curve") if p[trait])
-            shown = [text for x, _, text, *_, align, _ in shapes(canvas, "text") if align == "right" and 330 < x < 372]
-            assert f"{most:.3g}" in shown if trait == "words" else f"{most:.0%}" in shown
-            words = panels.AlignmentRuns(point, name, trait).status
-            assert words.startswith(f"Run {name}, step {points[point]['step']}: ")
+            for kind, key in (("training", "margin"), ("curve", trait)):
+                wanted = [(p["step"], p[key]) for p in draw.joined_rounds(run, kind) if p[key] is not None]
+                axes = canvas.facts["axes"][key]
+                drawn = [line for line, color, _ in shapes(canvas, "path") if color == draw.BLUE]
+                assert canvas.facts[key] == wanted and [axes.at(*p) for p in wanted] in drawn
+                both = [p[key] for each in {name, "main"} for p in draw.joined_rounds(runs[each], kind)]
+                both = [value for value in both if value is not None]
+                assert axes.ys == (min(both), max(both)), "axes that fit"
+            dots = [(x, y) for x, y, _, fill, _ in shapes(canvas, "dot") if fill == draw.RED]
+            assert (canvas.facts["axes"][trait].at(points[point]["step"], value) in dots) == (value is not None)
+    words = panels.AlignmentRuns(0, "random", trait).status
+    assert words.startswith(
+        f"Run random, step 0, 32 pictures: {next(w for w, key in draw.TRAITS.items() if key == trait)} "
+    )
+
+
+def test_every_run_is_in_the_scatter():
+    canvas, run = draw.alignment_runs(3, "sft", "recall", 1), draw.recorded()
+    greedy = {name: each["after"]["greedy"] for name, each in run["runs"].items()}
+    greedy |= {"before": run["runs"]["main"]["before"]["greedy"], "nano": run["careful"]["greedy"]}
+    assert canvas.facts["runs"] == {n: (g["mention"]["all"][0], g["recall"]["all"][0]) for n, g in greedy.items()}
+    assert [spot.item for spot in canvas.spots.values() if spot.name == "run"] == list(run["runs"])
+    x, y = canvas.facts["runs"]["sft"]
+    words = f"After training, 600 pictures: {x:.1%} false mentions, recall {y:.1%}."
+    assert panels.AlignmentRuns(3, "sft").status.endswith(words)
+
+
+def test_what_is_said_is_checked_against_the_scene():
+    moments = draw.recorded()["runs"]["main"]["watched"][0]
+    figures = hallucination(moments[8]["said"], [draw.held_out(n).facts for n in range(12)])
+    false, left_out, things = 0, 0, 0
+    for page in (1, 2, 3):
+        canvas = draw.alignment_runs(8, "main", "mention", page)
+        inside(canvas)
+        for number, claims in canvas.facts["claims"].items():
+            assert [claim for claim, _ in claims] == split_claims(moments[8]["said"][number])
+            scene = draw.held_out(number).facts
+            assert all(true == is_true(claim, scene) for claim, true in claims)
+            things += len({(thing.color, thing.shape) for thing in scene.things})
+            left_out += len(set(canvas.facts["left_out"][number]))
+            false += sum(not true for _, true in claims)
+    assert 1 - left_out / things == pytest.approx(figures["recall"].value)
+    assert false >= figures["mention"].value * figures["mentions"].value * 12 - 1e-6
+    assert draw.alignment_runs(4, "truth", "mention", 1).facts["said"] == ("main", 40)
 
 
 def test_rounds_follow_each_other():
@@ -255,9 +320,14 @@ def test_rounds_follow_each_other():
 def test_the_slider_ends_with_the_run():
     panel = panels.AlignmentRuns(point=99, run="rounds")
     assert panel.values()["point"] == panel.controls["point"].max == 26
-    panel.controls["run"].value = "main"
-    assert panel.values()["point"] == panel.controls["point"].max == 8
-    assert "step 80:" in panel.status
+    touch(panel, "run main")
+    assert panel.values()["run"] == "main" and panel.values()["point"] == panel.controls["point"].max == 8
+    assert "step 80," in panel.status
+    touch(panel, "moment margin", panel.facts["axes"]["margin"].at(33, 0))
+    assert "step 30," in panel.status
+    x, y = panel.spots["moment mention"].at
+    touch(panel, "moment mention", (x + panel.spots["moment mention"].step[0], y), (x, y))
+    assert "step 40," in panel.status
 
 
 def test_svg_is_what_the_panel_shows():

@@ -16,6 +16,7 @@ from .memory import *  # noqa: F403
 from .packing import *  # noqa: F403
 from .learning import *  # noqa: F403
 from .data import *  # noqa: F403
+from .your_data import *  # noqa: F403
 from .alignment import *  # noqa: F403
 from .q4k import *  # noqa: F403
 from .phone import *  # noqa: F403

@@ -7,7 +7,7 @@ from PIL import Image
 
 from minicpmv_ref.inputs.files import read_json
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Axes, Canvas, wrap
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Axes, Canvas, text_width, wrap
 
 RECORDED = SAMPLES.parent / "alignment.json"  # the summary of `python3 lab.py dpo --profile cpu --run all`
 CHECKERS = {"the labeler": "labeler", "the truth": "truth"}  # (words in a menu, key)
@@ -20,6 +20,7 @@ TRAITS = {  # (words in a menu, key): what a curve can show
     "words": "words",
 }
 ROWS = 4  # claims that fit into the table
+PER_PAGE = 4  # pictures whose descriptions are shown at once
 
 
 @cache
@@ -128,18 +129,27 @@ def preference(chosen: float, rejected: float, beta: float) -> tuple[float, floa
     return margin, loss, beta / (1 + math.exp(margin))
 
 
-def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
-    """The loss as a curve over the difference of the log-ratios, and as a surface over both.
+def pairs_at(moment: int) -> tuple[int, list]:
+    """(step, log-ratios [(chosen, rejected), ...]) of the recorded pairs of the main run, at a moment from 0."""
+    point = recorded()["runs"]["main"]["watched"][0][moment]
+    return point["step"], point["ratios"]
 
-    Its facts: "margin", "loss" and "weight" as of `preference`, and "curve" [(difference, loss), ...].
+
+def dpo_landscape(chosen: int, rejected: int, beta: float, moment: int) -> Canvas:
+    """The loss as a curve over the difference of the log-ratios, and as a surface over both; `pairs_at` in green.
+
+    Its facts: "margin", "loss" and "weight" as of `preference`, "curve" [(difference, loss), ...], "pairs" as drawn,
+    and "axes" {"curve" or "surface": axes}, of which each is a spot.
     """
     canvas = Canvas()
     margin, loss, weight = preference(chosen, rejected, beta)
     xs = [2 * RATIO * i / 80 for i in range(-80, 81)]
     curve = [(x, preference(x, 0, beta)[1]) for x in xs]
-    canvas.facts = {"margin": margin, "loss": loss, "weight": weight, "curve": curve}
-    _draw_loss_curve(canvas, chosen - rejected)
+    step, pairs = pairs_at(moment)
+    canvas.facts = {"margin": margin, "loss": loss, "weight": weight, "curve": curve, "pairs": pairs, "axes": {}}
+    _draw_loss_curve(canvas, chosen - rejected, beta)
     _draw_loss_surface(canvas, chosen, rejected, beta)
+    canvas.text(632, 276, f"green: {len(pairs)} recorded pairs, step {step}", 14, GREEN, "right")
 
     def number(value):
         return f"({_signed(value)})" if value < 0 else f"{value}"
@@ -157,7 +167,7 @@ def dpo_landscape(chosen: int, rejected: int, beta: float) -> Canvas:
     return canvas
 
 
-def _draw_loss_curve(canvas, x):
+def _draw_loss_curve(canvas, x, beta):
     """The loss against the difference of the log-ratios, with the tangent at `x`."""
     loss, weight, curve = canvas.facts["loss"], canvas.facts["weight"], canvas.facts["curve"]
     most, largest = 2 * RATIO, max(2.0, curve[0][1])
@@ -170,7 +180,11 @@ def _draw_loss_curve(canvas, x):
     run = min(14, 0.3 * largest / weight)  # nats to each side, but not out of the plot
     ends = max(x - run, -most, x - (largest - loss) / weight), min(x + run, most, x + loss / weight)
     axes.line([(end, loss - weight * (end - x)) for end in ends], RED)
+    for better, worse in canvas.facts["pairs"]:
+        axes.dot(better - worse, preference(better, worse, beta)[1], 3, GREEN)
     axes.dot(x, loss, color=RED)
+    canvas.facts["axes"]["curve"] = axes
+    canvas.spot("curve", None, axes.box, "click or drag: another difference", "drag", axes.at(x, loss), (4, 0))
     for value, align in ((-most, "left"), (0, "middle"), (most, "right")):
         axes.under(value, _signed(value), align)
     axes.under(0, "chosen \N{MINUS SIGN} rejected, in nats", row=1)
@@ -182,7 +196,11 @@ def _draw_loss_surface(canvas, chosen, rejected, beta):
     canvas.text(404, 20, "loss over both log-ratios", 14, bold=True)
     canvas.image(*box, _surface(beta), smooth=False)
     canvas.rect(*box, stroke=INK)
+    for better, worse in canvas.facts["pairs"]:
+        axes.dot(worse, better, 3, GREEN)
     axes.dot(rejected, chosen, color=RED)
+    canvas.facts["axes"]["surface"] = axes
+    canvas.spot("surface", None, box, "click or drag: another pair", "drag", axes.at(rejected, chosen), (5, 5))
     for y, label in ((46, _signed(RATIO)), (140, "chosen"), (234, _signed(-RATIO))):
         canvas.text(418, y, label, 14, GRAY, "right")
     for value, label, align in ((-RATIO, _signed(-RATIO), "left"), (0, "rejected", "middle"), (RATIO, RATIO, "right")):
@@ -205,47 +223,118 @@ def _surface(beta, cells=100):
 # ---- what training did
 
 
-def alignment_curves(run: str, trait: str, point: int) -> Canvas:
-    """Margin of the rewards and a trait of the descriptions against the steps; gray is the main run.
+def alignment_runs(point: int, run: str, trait: str, page: int) -> Canvas:
+    """Margin and a trait against the steps, all runs in one plot, and what is said at one moment.
 
-    `point` counts the moments at which descriptions were graded, from 0. Its facts: "margin" and the trait, each
-    [(step, value), ...] of this run, and "moment" (step, value of the trait).
+    In the curves blue is this run, gray the main run. `point` counts the moments at which descriptions were graded,
+    from 0; `page` counts groups of PER_PAGE pictures, from 1. What is said is the main run's where a run has none. Its
+    facts: "margin" and the trait, each [(step, value), ...] of this run; "moment" (step, value of the trait); "runs"
+    {run: (false mentions, recall)} after it; "said" (run, step); "claims" {picture: [(claim, true?), ...]}; "left_out"
+    {picture: [thing, ...]}; "axes" of the two curves. Its spots: "moment" and "run".
     """
     canvas, runs = Canvas(), recorded()["runs"]
     graded = joined_rounds(runs[run], "curve")
     moment = graded[min(point, len(graded) - 1)]
-    step, value = moment["step"], moment[trait]
-    canvas.facts = {"moment": (step, value)}
+    canvas.facts = {"moment": (moment["step"], moment[trait]), "axes": {}, "claims": {}, "left_out": {}}
     words = next(words for words, key in TRAITS.items() if key == trait)
     as_text = "{:.3g}".format if trait == "words" else "{:.0%}".format
-    _draw_run(canvas, 44, f"reward margin, {run}", run, ("training", "margin"), step, "{:.2g}".format)
-    axes = _draw_run(canvas, 372, f"{words}, {run}", run, ("curve", trait), step, as_text)
-    if value is not None:
-        axes.dot(step, value, color=RED)
-    legend = "blue: main; choose another run to see both" if run == "main" else f"blue: {run}; gray: main"
-    canvas.text(44, 364, f"{legend}; orange line: the moment", 14, GRAY)
+    _draw_run(canvas, 54, "reward margin", run, ("training", "margin"), moment, "{:.2f}".format)
+    _draw_run(canvas, 262, words, run, ("curve", trait), moment, as_text)
+    canvas.text(8, 176, "drag the orange line" if run == "main" else f"blue: {run}; gray: main", 14, GRAY)
+    _draw_all_runs(canvas, run)
+    speaker = run if "watched" in runs[run] else "main"
+    said = min(joined_rounds(runs[speaker], "watched"), key=lambda each: abs(each["step"] - moment["step"]))
+    canvas.facts["said"] = speaker, said["step"]
+    canvas.text(8, 204, f"{speaker}, step {said['step']}, about held-out pictures", bold=True)
+    _draw_said(canvas, said["said"], page)
     return canvas
 
 
-def _draw_run(canvas, left, title, run, what, step, as_text):
+def _draw_run(canvas, left, title, run, what, moment, as_text):
     """One figure of a run over its steps, and of the main run under it."""
     (kind, name), runs = what, recorded()["runs"]
     lines = [(GRAY, runs["main"])] * (run != "main") + [(BLUE, runs[run])]
     points = [[(p["step"], p[name]) for p in joined_rounds(each, kind) if p[name] is not None] for _, each in lines]
     canvas.facts[name] = points[-1]
     xs, ys = zip(*(point for line in points for point in line))
-    most, low, high = max(1, *xs), min(0.0, *ys), max(0.1, *ys)
-    axes = Axes(canvas, (left, 60, 240, 250), (0, most), (low, high))
-    canvas.text(left, 24, title, 14, bold=True)
-    for level in {low, high, 0.0}:
-        hidden = -0.1 * high < level < 0  # its label would cover that of 0
-        axes.level(level, "" if hidden else _signed(as_text(level)))
+    most, step = max(1, *xs), min(moment["step"], max(xs))
+    low, high = (min(ys), max(ys)) if max(ys) > min(ys) else (min(ys) - 0.1, max(ys) + 0.1)
+    box = (left, 30, 146, 110)
+    axes = canvas.facts["axes"][name] = Axes(canvas, box, (0, most), (low, high))
+    canvas.text(left, 20, title, 14, bold=True)
+    for level in (low, high):
+        axes.level(level, _signed(as_text(level)))
+    axes.moment(step, ORANGE, 2)
     for (color, _), line in zip(lines, points):
         axes.line(line, color, 3)
-    axes.moment(min(step, most), ORANGE, 2)
+    value = dict(points[-1]).get(moment["step"])
+    if value is not None:
+        axes.dot(step, value, 7, RED)
     axes.under(0, "0", "left")
     axes.under(most, f"{most} steps", "right")
-    return axes
+    at, by = axes.at(step, (low + high) / 2), (box[2] / last_moment(run), 0)
+    canvas.spot("moment", name, box, "click or drag: another moment", "drag", at, by)
+
+
+def _draw_all_runs(canvas, run):
+    """Recall against false mentions after each run, before all runs, and of the careful model."""
+    after = {name: each["after"] for name, each in recorded()["runs"].items()}
+    others = {"before": recorded()["runs"]["main"]["before"], "nano": recorded()["careful"]}
+    points = {
+        name: [figures["greedy"][key]["all"] for key in ("mention", "recall")]
+        for name, figures in (after | others).items()
+    }
+    canvas.facts["runs"] = {name: (x[0], y[0]) for name, (x, y) in points.items()}
+    xs, ys = zip(*canvas.facts["runs"].values())
+    axes = Axes(canvas, (478, 30, 150, 110), (0, 1.04 * max(xs)), (min(ys) - 0.01, 1.01))
+    canvas.text(440, 20, "recall after each run", 14, bold=True)
+    for level in (min(ys), 0.9, 1):
+        axes.level(level, f"{level:.0%}")
+    axes.under(0, "0%", "left")
+    axes.under(max(xs), f"{max(xs):.0%}", "right")
+    axes.under(max(xs) / 2, "false mentions", row=1)
+    for name, (x, y) in canvas.facts["runs"].items():
+        axes.dot(x, y, 6, {"before": INK, "nano": GREEN}.get(name, SKY))
+        across, down = axes.at(x, y)
+        if name in after:
+            words = f"show run {name}: {x:.1%} false mentions, recall {y:.1%}"
+            canvas.spot("run", name, (across - 7, down - 7, 14, 14), words, chosen=name == run)
+    (x, *from_x), (y, *from_y) = points[run]
+    axes.line([(end, y) for end in from_x], BLUE)
+    axes.line([(x, end) for end in from_y], BLUE)
+    axes.dot(x, y, 7, BLUE)
+    across, down = axes.at(x, y)
+    canvas.text(min(across, 636 - text_width(run, 14) / 2), down - 12, run, 14, BLUE, "middle")
+    for name, align, shift in (("nano", "left", (11, 5)), ("before", "right", (8, 20))):
+        across, down = axes.at(*canvas.facts["runs"][name])
+        canvas.text(across + shift[0], down + shift[1], name, 14, INK, align)
+
+
+def _draw_said(canvas, said, page):
+    """Pictures of one page, and what is said about each: false claims in red, things that are left out in gray."""
+    from minicpmv_ref.learn.rlaif import is_true, read_claim, split_claims
+
+    first = PER_PAGE * (page - 1)
+    canvas.text(632, 204, "red: false; gray: left out", 14, GRAY, "right")
+    for place, text in enumerate(said[first : first + PER_PAGE]):
+        sample, x, y = held_out(first + place), 8 + 316 * (place % 2), 212 + 84 * (place // 2)
+        claims = [(claim, is_true(claim, sample.facts)) for claim in split_claims(text)]
+        named = {(meaning.color, meaning.shape) for claim, _ in claims if (meaning := read_claim(claim))}
+        left_out = [f"{t.color} {t.shape}" for t in sample.facts.things if (t.color, t.shape) not in named]
+        canvas.facts["claims"][first + place], canvas.facts["left_out"][first + place] = claims, left_out
+        canvas.image(x, y, 78, 78, sample.image, smooth=False)
+        canvas.rect(x, y, 78, 78, stroke=INK)
+        lines = [(claim, INK if true else RED) for claim, true in claims] + [(thing, GRAY) for thing in left_out]
+        for line, (words, color) in enumerate(lines[:5]):
+            canvas.text(x + 86, y + 13 + 16 * line, wrap(words, 226, 14)[0], 14, color)
+
+
+@cache
+def held_out(number: int):
+    """The picture of the test split whose description is recorded under this number, from 0."""
+    from minicpmv_ref.toy.data import draw
+
+    return draw(f"align-{recorded()['config']['seed']}/{number}", split="test")
 
 
 def last_moment(run: str) -> int:
@@ -265,13 +354,20 @@ def joined_rounds(run: dict, kind: str) -> list[dict]:
     return points
 
 
-def curve_words(run: str, trait: str, point: int) -> str:
-    """What `alignment_curves` shows, in words."""
-    graded = joined_rounds(recorded()["runs"][run], "curve")
+def run_words(point: int, run: str, trait: str, page: int) -> str:
+    """What `alignment_runs` shows, in words."""
+    found = recorded()["runs"][run]
+    graded = joined_rounds(found, "curve")
     first, here = graded[0], graded[min(point, len(graded) - 1)]
     name = next(words for words, key in TRAITS.items() if key == trait)
 
     def said(value):
         return "nothing to count" if value is None else f"{value:.1f}" if trait == "words" else f"{value:.1%}"
 
-    return f"Run {run}, step {here['step']}: {name} {said(here[trait])}, before the first step {said(first[trait])}."
+    pictures = recorded()["config"]["test_pictures"] * len(found["seeds"])
+    mention, recall = (found["after"]["greedy"][figure]["all"][0] for figure in ("mention", "recall"))
+    return (
+        f"Run {run}, step {here['step']}, {recorded()['config']['watched']} pictures: {name} {said(here[trait])}, "
+        f"before the first step {said(first[trait])}. After training, {pictures} pictures: {mention:.1%} false "
+        f"mentions, recall {recall:.1%}."
+    )

@@ -43,48 +43,70 @@ class ClaimsToPairs(Panel):
 
 
 class PreferenceLoss(Panel):
-    """The loss of one pair, from how far training has moved its two answers.
+    """The loss of one pair, from how far training has moved its two answers; and recorded pairs while they move.
+
+    The pair can be dragged in both plots.
 
     Args:
         chosen, rejected: log-ratios in nats: log-probability under the policy minus that under the reference.
         beta: how much they count.
+        moment: of the recorded main run, from 0, before the first step, to 8, after the last.
     """
 
-    def __init__(self, chosen=-2, rejected=-7, beta=0.1):
+    def __init__(self, chosen=-2, rejected=-7, beta=0.1, moment=8):
         super().__init__(
             {
                 "chosen": slider("chosen log-ratio", chosen, -draw.RATIO, draw.RATIO),
                 "rejected": slider("rejected log-ratio", rejected, -draw.RATIO, draw.RATIO),
                 "beta": choice("beta", draw.BETAS, beta),
+                "moment": slider("recorded moment", moment, 0, draw.last_moment("main")),
             }
         )
+
+    def touch(self, spot, at, start, before):
+        x, y = (round(value) for value in self.facts["axes"][spot.name].value(*at))
+        if spot.name == "curve":  # rejected stays, if chosen can go that far
+            y = min(max(before["rejected"] + x, -draw.RATIO), draw.RATIO)
+            x = y - x
+        with self.hold():
+            self.controls["rejected"].value, self.controls["chosen"].value = x, y
 
     def draw(self, **state):
         return draw.dpo_landscape(**state)
 
-    def describe(self, chosen, rejected, beta):
+    def describe(self, chosen, rejected, beta, moment):
         margin, loss, weight = draw.preference(chosen, rejected, beta)
+        step, pairs = draw.pairs_at(moment)
         order = "right" if margin > 0 else "wrong" if margin < 0 else "no"
         return (
             f"Margin {margin:.3g}, loss {loss:.4g}: the pair is in {'the ' if margin else ''}{order} order. "
-            f"One nat more of chosen minus rejected lowers the loss by about {weight:.3g}."
+            f"One nat more of chosen minus rejected lowers the loss by about {weight:.3g}. Recorded, step {step}: "
+            f"{sum(better > worse for better, worse in pairs)} of {len(pairs)} pairs are in the right order; "
+            f"{sum(better < 0 for better, _ in pairs)} chosen answers have become less likely."
         )
 
 
 class AlignmentRuns(Panel):
-    """Recorded runs of the experiment: margin of the rewards, and a trait of the descriptions, against the steps.
+    """Recorded runs: margin and a trait against the steps, all runs in one plot, and what is said at one moment.
+
+    A click on a dot shows its run; a click or drag in a curve chooses the moment.
 
     Args:
         point: which of the moments at which descriptions were graded, from 0; beyond the last it is the last.
         run: one of the recorded runs.
         trait: "mention", "response", "recall" or "words".
+        page: which pictures, from 1.
     """
 
-    def __init__(self, point=0, run="main", trait="mention"):
-        last = draw.last_moment(run)
+    def __init__(self, point=0, run="main", trait="mention", page=1):
+        last, pages = (
+            draw.last_moment(run),
+            len(draw.recorded()["runs"]["main"]["watched"][0][0]["said"]) // draw.PER_PAGE,
+        )
         super().__init__(
             {
                 "point": slider("moment", min(point, last), 0, last),
+                "page": slider("pictures", page, 1, pages),
                 "run": choice("run", draw.recorded()["runs"], run),
                 "trait": choice("what", draw.TRAITS.items(), trait),
             }
@@ -95,11 +117,19 @@ class AlignmentRuns(Panel):
         with self.hold():
             self.controls["point"].max = draw.last_moment(self.controls["run"].value)
 
-    def draw(self, **state):
-        return draw.alignment_curves(**state)
+    def touch(self, spot, at, start, before):
+        if spot.name == "run":
+            self.controls["run"].value = spot.item
+            return
+        step = self.facts["axes"][spot.item].value(*at)[0]
+        graded = draw.joined_rounds(draw.recorded()["runs"][before["run"]], "curve")
+        self.controls["point"].value = min(range(len(graded)), key=lambda point: abs(graded[point]["step"] - step))
 
-    def describe(self, point, run, trait):
-        return draw.curve_words(run, trait, point)
+    def draw(self, **state):
+        return draw.alignment_runs(**state)
+
+    def describe(self, **state):
+        return draw.run_words(**state)
 
 
 def _count(number: int, noun: str) -> str:
