@@ -52,6 +52,20 @@ TABLES = {
         ("ours", "ours", ".2f"),
         ("ours / best peer (CPU time)", ("ours / best peer", "ours / best peer, CPU"), ".2f"),
     ],
+    "train": [
+        ("training", "training", ""),
+        ("useful tokens/s", "tokens/s", ".0f"),
+        ("pictures/s", "pictures/s", ".1f"),
+        ("time of ours, wall (CPU)", ("wall", "CPU"), ".2f"),
+        ("peak MB", "MB", ".0f"),
+    ],
+    "course": [
+        ("what", "what", ""),
+        ("seconds", "seconds", ".2f"),
+        ("first panel, s", "first panel", ".1f"),
+        ("Run All, s", "Run All", ".1f"),
+        ("key to picture, ms", "key", ".0f"),
+    ],
     "dpo": [
         ("prompt", "prompt", ""),
         ("reference", "reference", ""),

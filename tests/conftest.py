@@ -25,6 +25,11 @@ SLOW = Path(__file__).with_name("slow.txt")
 SLOW_SECONDS = 0.2  # of CPU time, all parameters of a function together
 
 
+# `lab.py test` wants the core and what it reads with covered by their own tests. Only these are traced: tracing makes
+# Python half as fast again, in the others for nothing.
+TRACED = {"core", "inputs", "test_ask.py", "test_translations.py"}  # folders and files
+
+
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, metavar="N", help="odd inputs for each public function (usually 60)")
     parser.addoption("--fast", action="store_true", help="without the tests that tests/slow.txt lists")
@@ -43,6 +48,10 @@ def function_of(item) -> str:
 
 
 def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("_cov"):
+        for item in items:
+            if not TRACED & {item.path.parent.name, item.path.name}:
+                item.add_marker("no_cover")
     if config.getoption("--fast"):
         slow = set(SLOW.read_text(encoding="utf-8").split())
         config.hook.pytest_deselected(items=[item for item in items if function_of(item) in slow])
