@@ -102,7 +102,7 @@ class Panel(widgets.VBox):
         raise NotImplementedError
 
     def describe(self, **values) -> str:
-        """What the picture shows, in words and numbers."""
+        """What the picture shows, in words and numbers. `self.facts` are those of the picture just drawn."""
         raise NotImplementedError
 
     def snapshot(self, **values):
@@ -163,17 +163,20 @@ class Panel(widgets.VBox):
             return
         try:
             values = self.values()
-            words = self.describe(**values)
             drawn = self.draw(**values)
+            self.spots, self.facts = getattr(drawn, "spots", {}), getattr(drawn, "facts", {})
+            words = self.describe(**values)
             picture = as_html(drawn, words)
         except Exception as error:
             self._show(error)
         else:
             self.error = None
             self._alert.value = ""
-            self.spots, self.facts = getattr(drawn, "spots", {}), getattr(drawn, "facts", {})
             self.picture_box.value = picture
-            self._status.value = f'<div role="status">{escape(words)}</div>'
+            self.say(words)
+
+    def say(self, words: str):
+        self._status.value = f'<div role="status">{escape(words)}</div>'
 
     def _show(self, error):
         # JupyterLab hides what callbacks raise, so the panel itself must say it.
@@ -261,6 +264,13 @@ def choice(label: str, options, value):
     in_row = max([number for number in range(1, len(options) + 1) if 196 // number - 4 >= widest], default=1)
     buttons.style.button_width = f"{196 // in_row - 4}px"
     return buttons
+
+
+def button(label: str, handler):
+    """A button below the controls; `handler` is a method of a panel, whose errors the panel shows."""
+    made = widgets.Button(description=label)
+    made.on_click(lambda clicked: handler.__self__.guarded(handler))
+    return made
 
 
 def toggle(label: str, value: bool = False):

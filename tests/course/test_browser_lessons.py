@@ -156,6 +156,16 @@ def measure(lab, cell, event, words, acts):
 # ---- what can be touched: a click, a drag and a key in each panel
 
 TOUCHED = {  # lesson: [(panel, what: click, hover, drag (and how far) or keys, kind of spot, words in the status line)]
+    "00_one_picture.ipynb": [
+        ("WholeModel", "click", "stage 4", "Stage 4 of 6, resampler"),
+        ("WholeModel", "ArrowLeft Enter", "stage", "Stage 3 of 6, ViT"),
+    ],
+    "02_vit.ipynb": [
+        ("PositionExplorer", "hover", "patches", r"The patch in row 1[12], column 21 reads"),
+        ("PositionExplorer", "click", "table", r"Table, row 3[45], column 3[45]: "),
+        ("PositionExplorer", "ArrowRight", "table", r"Table, row 3[45], column 3[56]: "),
+    ],
+    "03_resampler.ipynb": [("AttentionByHover", "hover", "overview", r"Patch in row [23], column 5 of the overview: ")],
     "01_slicing.ipynb": [
         ("SlicingPlayground", "click", "grid", "document.png, 1240 x 1754: 1 x 8 slices"),
         ("SlicingPlayground", "ArrowDown Enter", "grid", "2 x 4 slices"),
@@ -201,7 +211,8 @@ def pictures_can_be_touched(lab, name, record_property):
     for panel, what, kind, words in TOUCHED[name]:
         (cell,) = find(name, f"panels.{panel}")
         before = contents(lab, cell, ".mcv-status")
-        spot = lab.cell(cell).locator(f".mcv-spot[data-name={kind}]").first
+        which = f'[data-spot="{kind}"]' if " " in kind else f"[data-name={kind}]"
+        spot = lab.cell(cell).locator(f".mcv-spot{which}").first
         spot.scroll_into_view_if_needed()
         box = spot.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

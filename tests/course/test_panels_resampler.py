@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from svg import SVG, svg_of
+from svg import SVG, svg_of, touch
 
 from minicpmv_ref import MiniCPMV, plan_slices, sincos_2d
 from minicpmv_ref.course import draw, panels
@@ -105,6 +105,37 @@ def test_the_status_says_whose_attention_it_is():
     assert "Resampler of the nano model; head 1. " in panel.status
     panel.controls["picture"].value = "screenshot.png"
     assert panel.status.startswith("Overview: 6 x 11 patches and 8 slices of 8 x 7. ")
+
+
+@pytest.mark.parametrize(
+    ("picture", "view", "place"), [("screenshot.png", "slices", (50, 30)), ("cat.jpg", "one", (9, 20))]
+)
+def test_pointing_at_a_patch_marks_the_queries_that_read_it(picture, view, place):
+    panel = panels.AttentionByHover(picture, "places", 1)
+    shown = panel.picture_box.value
+    plan, weights = attend(picture, "places")
+    spot = next(spot for spot in panel.spots.values() if spot.name == view)
+    (x, y, w, h), (rows, cols), (row, col) = spot.box, spot.item, place
+    touch(panel, spot.key, (x + w * (col + 0.5) / cols, y + h * (row + 0.5) / rows), trait="pointed")
+    tall, wide = plan.patch_grids[-1]
+    number = plan.grid[0] * (row // tall) + col // wide + 1 if plan.grid else 0
+    patch = weights[number][1][:, row % tall * wide + col % wide].numpy()
+    best = int(patch.argmax())
+    words = f"Patch in row {row}, column {col} of the {'slices' if plan.grid else 'view'}: query {best} reads it most"
+    assert panel.status.startswith(f"{words}, with {patch.max():.2%} of its weight")
+    marks = panel._marks.value
+    colors = [sum(map(int, rgb)) for rgb in re.findall(r" span\{background:rgb\((\d+), (\d+), (\d+)\)", marks)]
+    assert len(colors) == 16 and colors[best] == max(colors), "the brightest one"
+    frame = [float(pixels) for pixels in re.findall(r"([\d.]+)px", marks)]
+    assert frame == pytest.approx([x + w * col / cols, y + h * row / rows, w / cols, h / rows], abs=0.01)
+    assert panel.picture_box.value == shown, "the chosen query stays chosen"
+    panel.controls["head"].value = 0
+    assert marks and panel._marks.value == "" and "head 0" in panel.status
+
+
+def test_a_patch_that_nobody_reads():
+    assert draw.readers_of(np.zeros(16), 0.5) == "no query reads it"
+    assert draw.readers_of(np.array([0, 0.25, 0.0001]), 0.5) == "query 1 reads it most, with 25.00% of its weight"
 
 
 @pytest.mark.parametrize("kind", ["places", "stripes"])

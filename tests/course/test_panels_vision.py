@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from svg import SVG, svg_of, texts
+from svg import SVG, svg_of, texts, touch
 
 from minicpmv_ref.course import draw, panels
 from minicpmv_ref.course.panel import Panel
@@ -152,6 +152,52 @@ def test_everything_stays_inside_the_picture(grid, method):
         if kind == "dot":  # centers of patches, inside the corner
             assert 221 <= shape[0] <= 221 + 198
             assert 30 <= shape[1] <= 30 + 198
+
+
+# ---- linked: a patch and its cell
+
+
+@pytest.mark.parametrize("side", [70, 27])
+@pytest.mark.parametrize("grid", [(24, 43), (5, 7), (90, 151)])
+def test_pointing_at_a_patch_and_at_a_cell(grid, side):
+    panel = panels.PositionExplorer(*grid, "bucket", side)
+    ids = bucket_position_ids(*grid, side).reshape(grid)
+    for part in (0, 0.4, 0.999):
+        spot = panel.spots[f"patches {grid}"]
+        x, y, w, h = spot.box
+        touch(panel, spot.key, (x + part * w, y + part * h), trait="pointed")
+        row, col = int(part * grid[0]), int(part * grid[1])
+        cell = divmod(int(ids[row, col]), side)
+        here = "row {}, column {}".format(*cell)
+        assert f"The patch in row {row}, column {col} reads the cell in {here} of the table." in panel.status
+        many = int((ids == ids[row, col]).sum())
+        more = "" if many == 1 else " So does another patch." if many == 2 else f" So do {many - 1} more patches."
+        assert panel.status.endswith(" of the table." + more)
+        left, top, wide, high = panel.facts["frames"]["patches"]
+        assert wide * high == pytest.approx(many * w * h / ids.numel())
+        assert left <= x + part * w <= left + wide and top <= y + part * h <= top + high
+        assert panel.facts["frames"]["table"][:2] == pytest.approx(
+            (8 + 198 * cell[1] / side, 30 + 198 * cell[0] / side)
+        )
+        touch(panel, f"table {(side, side)}", (8 + 198 * part, 30 + 198 * part), trait="pointed")
+        row = int(part * side)
+        many = int((ids == row * side + row).sum())
+        assert panel.status == f"Table, row {row}, column {row}: read by " + (
+            "no patch." if not many else f"{many} patch{'es' * (many > 1)}."
+        )
+    touch(panel, "", (0, 0), trait="pointed")
+    assert "patches read" in panel.status and panel.facts["frames"] == {}
+
+
+def test_an_arrow_key_goes_to_the_next_patch():
+    panel = panels.PositionExplorer(24, 43, "interpolate")
+    touch(panel, "patches (24, 43)", trait="pointed")
+    for row, col in ((12, 21), (12, 22)):
+        assert panel.status.startswith(f"The patch in row {row}, column {col} mixes the cells around row ")
+        spot = panel.spots["patches (24, 43)"]
+        touch(panel, spot.key, (spot.at[0] + spot.step[0], spot.at[1]), trait="pointed")
+    panel.controls["rows"].value = 25
+    assert panel.facts["frames"] == {}, "another grid has other patches"
 
 
 # ---- tables side by side

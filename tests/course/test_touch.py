@@ -146,6 +146,15 @@ def test_a_click_in_the_cliff_and_the_next_jump():
     assert flat.values()["width"] == 5
 
 
+def test_a_walk_in_the_map():
+    panel, seen = panels.PaperAgainstCode(300, 480), []
+    for _ in range(3):
+        panel.walk()
+        seen.append(panel.values()["width"])
+    cases = [draw.compare_grids((width, 480)) for width in range(300, 680)]
+    assert seen == [300 + i for i in range(1, 380) if cases[i] != cases[i - 1]]
+
+
 def test_a_click_in_the_map():
     panel = panels.PaperAgainstCode()
     touch(panel, "map", panel.facts["axes"].at(math.log(1500), math.log(300)))

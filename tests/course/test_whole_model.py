@@ -1,13 +1,17 @@
-"""The drawing of the whole model that opens every lesson."""
+"""The drawing of the whole model that opens every lesson, and the panel of lesson 00, which is the same drawing."""
 
 import itertools
+import re
 
+import numpy as np
 import pytest
 from places import ROOT
-from svg import canvas_shapes, canvas_texts
+from svg import canvas_shapes, canvas_texts, inside_the_canvas, touch
 
-from minicpmv_ref import nano, v2_0, v2_6
-from minicpmv_ref.course import draw
+from minicpmv_ref import nano, slice_image, v2_0, v2_6
+from minicpmv_ref.course import draw, panels
+
+pytestmark = pytest.mark.usefixtures("strict_panels")
 
 
 def lit_rectangles(canvas):
@@ -64,5 +68,60 @@ def test_it_is_a_small_picture_and_sharp():
 
 
 def test_an_unknown_part_is_one_clear_error():
-    with pytest.raises(ValueError, match=r"one of slicing, vit.*got 'eye'"):
+    with pytest.raises(ValueError, match=r"one of slicing, patches.*got 'eye'"):
         draw.whole_model("eye")
+
+
+# ---- the panel of lesson 00
+
+
+def test_a_click_on_a_stage_lights_its_parts_and_links_to_its_lesson():
+    panel = panels.WholeModel()
+    assert [spot.item for spot in panel.spots.values()] == [1, 2, 3, 4, 5, 6]
+    for number, stage in enumerate(draw.STAGES, 1):
+        touch(panel, f"stage {number}")
+        assert panel.values()["stage"] == number
+        assert panel.status.startswith(f"Stage {number} of 6, {stage.name}: from ")
+        lit = [draw.MODEL_PARTS[part][2] for part in stage.parts]
+        assert lit_rectangles(panel.draw(**panel.values())) == set(lit)
+        x, y, w, h = stage.box
+        for left, top, wide, high in lit:
+            assert x < left and left + wide < x + w and y < top and top + high < y + h
+        (link,) = re.findall(r'<a href="([^"]+)" target="_blank"', panel.picture_box.value)
+        assert (ROOT / "notebooks" / link).is_file() and f"lesson {link[:2]} →" in panel.picture_box.value
+    for (x, y, w, h), (left, top, wide, high) in itertools.combinations([stage.box for stage in draw.STAGES], 2):
+        assert x + w < left or left + wide < x or y + h < top or top + high < y, "two stages overlap"
+
+
+def test_the_tensors_are_nanos():
+    picture, question = "shapes.png", "What color is the triangle?"
+    seen, (model, processor) = draw.follow(picture, question), draw.watched_model()
+    image = draw.load_sample(picture)
+    messages = [{"role": "user", "content": [image, question]}]
+    batch = processor(messages)
+    assert [view.tobytes() for view in seen["views"]] == [v.tobytes() for v in slice_image(image, nano.slicing)]
+    np.testing.assert_array_equal(seen["pixels"], batch.images[0][0].numpy())
+    cols = batch.patch_grids[0][0][1]
+    for patch in (0, cols + 2):  # row by row
+        top, left = 14 * (patch // cols), 14 * (patch % cols)
+        square = seen["pixels"][:, top : top + 14, left : left + 14]
+        np.testing.assert_array_equal(seen["patches"][patch], square.reshape(-1))
+    tokens = model.encode_images(batch.images[0], batch.patch_grids[0]).detach()
+    np.testing.assert_allclose(seen["tokens"], tokens.numpy(), atol=1e-4)
+    np.testing.assert_allclose(seen["row"][seen["slots"] > 0], seen["tokens"].reshape(-1, 256), atol=1e-4)
+    scores = model(batch).logits[0, -1].detach().softmax(dim=-1)
+    np.testing.assert_allclose(seen["scores"], scores.numpy(), atol=1e-4)
+    assert seen["best"][0] == ("green", pytest.approx(float(scores.max()), abs=1e-4))
+    assert seen["answer"] == model.chat(messages, processor, max_new_tokens=32) == "green"
+
+
+@pytest.mark.parametrize("picture", ["shapes.png", "cat.jpg", "banner.png"])
+def test_the_stages_hand_on_what_they_make(picture):
+    """What goes out of a stage comes into the next one, and nothing is cut."""
+    before = None
+    for stage in range(1, 7):
+        canvas = draw.course_map(stage, picture, "Describe the picture.")
+        inside_the_canvas(canvas)
+        assert before in (None, canvas.facts["in"])
+        before = canvas.facts["out"]
+    assert before == "scores (1024,)"

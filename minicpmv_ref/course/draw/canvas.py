@@ -50,6 +50,13 @@ class Spot(NamedTuple):
     def key(self) -> str:
         return self.name if self.item is None else f"{self.name} {self.item}"
 
+    def cell(self, at) -> tuple[int, int]:
+        """(row, column) at a place in a spot whose item is a grid (rows, columns); the nearest one."""
+        x, y, w, h = self.box
+        rows, cols = self.item
+        row, col = int((at[1] - y) / h * rows), int((at[0] - x) / w * cols)
+        return min(max(row, 0), rows - 1), min(max(col, 0), cols - 1)
+
     def svg(self, stop: bool) -> str:
         """A transparent shape on top of the picture; `stop`: the Tab key stops here."""
         x, y, w, h = self.box
@@ -353,6 +360,11 @@ def wrap(text: str, width: float, size: float = TEXT, bold: bool = False) -> lis
 
 
 # ---- pictures inside pictures
+
+
+def sample_names() -> list[str]:
+    """The file names of all sample pictures."""
+    return sorted(path.name for path in SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
 
 
 @cache

@@ -1,14 +1,18 @@
-"""One drawing of the whole model, from the picture to the answer. Each lesson shows it with its own part lit."""
+"""One drawing of the whole model, from the picture to the answer. Each lesson shows it with its own part lit.
+
+Lesson 00's panel is the same drawing (one_picture.py).
+"""
 
 from minicpmv_ref.config import MiniCPMVConfig, v2_6
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, WIDTH, YELLOW, Canvas, load_sample, preview
+from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, WIDTH, YELLOW, Canvas, load_sample, preview, wrap
 
 MODEL_PARTS = {  # part: (words on it, where it is explained, its place: x, y, w, h)
     "slicing": ("slicing", "01", (104, 36, 74, 48)),
-    "vit": ("ViT", "02", (298, 36, 66, 48)),
-    "resampler": ("resampler", "03", (448, 36, 92, 48)),
+    "patches": ("patches", "02", (293, 31, 64, 58)),
+    "vit": ("ViT", "02", (369, 36, 72, 48)),
+    "resampler": ("resampler", "03", (454, 36, 88, 48)),
     "prompt": ("prompt", "04", (104, 178, 74, 48)),
     "scatter": ("scatter", "04", (228, 116, 74, 40)),
     "row": ("row of embeddings", "04", (194, 172, 214, 60)),
@@ -16,16 +20,18 @@ MODEL_PARTS = {  # part: (words on it, where it is explained, its place: x, y, w
     "cache": ("KV cache", "05", (426, 246, 132, 40)),
     "answer": ("answer", "04", (576, 178, 58, 48)),
 }
-_DATA = ("row", "answer")  # these parts are not computations: what they hold is drawn, not a box
+_DATA = ("patches", "row", "answer")  # these parts are not computations: what they hold is drawn, not a box
 _DIM = "#F3F3F3"  # of a part that another one outshines
 
 
-def whole_model(lit: str | tuple = (), config: MiniCPMVConfig = v2_6) -> Canvas:
+def whole_model(lit: str | tuple = (), config: MiniCPMVConfig = v2_6, image=None, question: str = "") -> Canvas:
     """The whole model in one drawing, with the parts that a lesson is about lit up.
 
     Args:
         lit: one key of MODEL_PARTS, or several; () lights none.
         config: of the model whose sizes are shown.
+        image: the PIL image on its way; None: the sample coffee.jpg.
+        question: about it; "": lines stand for its words.
 
     Returns:
         A Canvas. Its facts: "lit", the keys; "boxes" {part: (x, y, w, h)}; "lessons" {part: number of its lesson};
@@ -42,8 +48,8 @@ def whole_model(lit: str | tuple = (), config: MiniCPMVConfig = v2_6) -> Canvas:
 
     for part, (words, lesson, box) in MODEL_PARTS.items():
         _draw_part(canvas, "" if part in _DATA else words, lesson, box, part in lit, bool(lit))
-    _draw_picture_side(canvas, sizes, config)
-    _draw_text_side(canvas, sizes)
+    _draw_picture_side(canvas, sizes, config, image or load_sample("coffee.jpg"))
+    _draw_text_side(canvas, sizes, question)
     return canvas
 
 
@@ -55,45 +61,49 @@ def _draw_part(canvas, words, lesson, box, lit, dim):
     ink = INK if lit or not dim else GRAY
     if words:
         canvas.text(x + w / 2, y + h / 2 - 2, words, 15, ink, "middle")
-        canvas.text(x + w / 2, y + h / 2 + 15, f"lesson {lesson}", 13, ink, "middle")
+        canvas.text(x + w / 2, y + h / 2 + 15, f"lesson {lesson}", 14, ink, "middle")
 
 
-def _draw_picture_side(canvas, sizes, config):
+def _draw_picture_side(canvas, sizes, config, image):
     """From the picture to the visual tokens: the upper row."""
-    image = load_sample("coffee.jpg")
-    plan, small = plan_slices(image.size), preview(image, 160)
+    plan, small = plan_slices(image.size, config.slicing), preview(image, 160)
     canvas.text(8, 20, "picture", 14)
-    canvas.picture(small, (8, 32, 82, 56), smooth=False)  # not smooth: saved as PNG, with sharp words
+    box = canvas.picture(small, (8, 32, 82, 56), smooth=False)  # not smooth: saved as PNG, with sharp words
+    canvas.rect(*box, stroke=PALE)
     canvas.arrow((92, 60), (102, 60))
-    canvas.arrow((180, 60), (192, 60))
+    canvas.arrow((180, 60), (191, 60))
 
-    canvas.text(196, 20, "views", 14)
-    canvas.picture(small, (196, 48, 32, 28), smooth=False)
-    cut = canvas.picture(small, (232, 42, 52, 48), smooth=False)
-    canvas.mesh(cut, *plan.grid, "white", 2)
-    canvas.text(196, 102, f"about {sizes['view']}²", 13, GRAY)
-    canvas.arrow((286, 60), (296, 60))
+    canvas.text(194, 20, "views", 14)
+    canvas.rect(*canvas.picture(small, (194, 48, 32, 28), smooth=False), stroke=PALE)
+    if plan.grid:
+        cut = canvas.picture(small, (230, 42, 50, 48), smooth=False)
+        canvas.mesh(cut, *plan.grid, "white", 4)
+        canvas.mesh(cut, *plan.grid, GRAY, 1, border=True)
+    canvas.text(194, 102, f"about {sizes['view']}²", 14, GRAY)
+    canvas.arrow((282, 60), (292, 60))
 
-    canvas.arrow((366, 60), (376, 60))
-    canvas.text(379, 20, "patches", 14)
-    canvas.rect(379, 36, 54, 48, "#CFE6F5")
-    canvas.mesh((379, 36, 54, 48), 9, 8, "white", 1)
-    canvas.text(379, 102, f"{sizes['features']:,} wide", 13, GRAY)
-    canvas.arrow((436, 60), (446, 60))
+    canvas.text(298, 20, "patches", 14)
+    canvas.rect(298, 36, 54, 48, "#CFE6F5")
+    canvas.mesh((298, 36, 54, 48), 9, 8, "white", 1)
+    canvas.text(292, 102, "14² pixels", 14, GRAY)
+    canvas.arrow((357, 60), (367, 60))
+    canvas.arrow((443, 60), (452, 60))
+    canvas.text(372, 102, f"{sizes['features']:,} wide", 14, GRAY)
 
-    canvas.arrow((542, 60), (556, 60))
+    canvas.arrow((544, 60), (556, 60))
     canvas.text(632, 20, "visual tokens", 14, align="right")
     for token in range(8):
         canvas.rect(560 + 9 * token, 36, 6, 48, ORANGE)
-    canvas.text(560, 102, f"{sizes['queries']} a view", 13, GRAY)
+    canvas.text(560, 102, f"{sizes['queries']} a view", 14, GRAY)
     canvas.path([(596, 108), (596, 136), (306, 136)], INK)
     canvas.arrow((320, 136), (304, 136))
 
 
-def _draw_text_side(canvas, sizes):
+def _draw_text_side(canvas, sizes, question):
     """From the question to the answer: the lower row."""
     canvas.text(8, 168, "question", 14)
-    for line, length in enumerate((70, 44)):
+    canvas.lines(5, 190, wrap(question, 78, 14), 17, 14)
+    for line, length in enumerate(() if question else (70, 44)):
         canvas.rect(8, 188 + 16 * line, length, 8, GRAY)
     canvas.arrow((86, 202), (102, 202))
     canvas.arrow((180, 202), (192, 202))
@@ -103,8 +113,8 @@ def _draw_text_side(canvas, sizes):
         color = {"t": PALE, "o": ORANGE, "<": BLUE, ">": BLUE}.get(kind, GREEN)
         canvas.rect(x + 10.3 * place, y, 7, 36, color, GRAY if kind == "t" else "none")
     canvas.arrow((265, 158), (265, 182))
-    canvas.text(194, 254, f"row of embeddings, {sizes['embeddings']:,} wide", 13, GRAY)
-    canvas.text(194, 268, "orange: the visual tokens", 13, GRAY)
+    canvas.text(186, 254, f"row of embeddings, {sizes['embeddings']:,} wide", 14, GRAY)
+    canvas.text(186, 270, "orange: the visual tokens", 14, GRAY)
     canvas.arrow((410, 202), (424, 202))
     canvas.arrow((560, 202), (574, 202))
     canvas.path([(492, 234), (492, 244)], INK)

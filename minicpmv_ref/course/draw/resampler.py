@@ -142,13 +142,25 @@ def attention(image: Image.Image, plan, weights, head="mean", query: int = 5) ->
     return canvas
 
 
-def attention_hover(image: Image.Image, plan, weights, head="mean", query: int = 5) -> str:
-    """HTML in which pointing at a query shows its attention over the views of a picture. No script, no kernel.
+class _BesideQueries(Canvas):
+    """Its SVG stands to the right of the queries."""
+
+    queries = ""
+
+    def svg(self):
+        return f"{self.queries}{super().svg()}</form>"
+
+
+def attention_hover(image: Image.Image, plan, weights, head="mean", query: int = 5) -> Canvas:
+    """Pointing at a query shows its attention over the views of a picture. That needs no script and no kernel.
 
     All maps are in the page, one pixel per patch; style rules show those of the query under the mouse, or else of the
     chosen one. The queries are radio buttons: a click or the arrow keys choose. A map multiplies the gray picture, so
     what is looked at is bright and yellow. One color scale holds for all queries; it follows the root of the weight,
     because a linear one would show little but the peaks.
+
+    The way back, from a patch to the queries that read it, asks the kernel: every view is a spot whose item is its
+    patch grid. Facts: "maps" {name of the spot: numpy (queries, rows, cols)} and "ceiling", where the colors end.
     """
     number, ceiling = CELLS**2, _ceiling(weights, head)
     buttons, words = [], []
@@ -160,7 +172,8 @@ def attention_hover(image: Image.Image, plan, weights, head="mean", query: int =
             f'aria-label="{said}"><span>{i}</span></label>'
         )
         words.append(f'<p class="m m{i}" aria-hidden="true">{said}</p>')
-    canvas = Canvas(LOOK_WIDTH, HEIGHT)
+    canvas = _BesideQueries(LOOK_WIDTH, HEIGHT)
+    canvas.facts = {"maps": {}, "ceiling": ceiling}
     for title, (x, y, w, h), ground, maps in _looked_at(image, plan, weights, head):
         canvas.text(x, y - 10, title, bold=True)
         canvas.image(x, y, w, h, ground)
@@ -170,13 +183,46 @@ def attention_hover(image: Image.Image, plan, weights, head="mean", query: int =
                 f'preserveAspectRatio="none" href="{_glow_address(maps[i], ceiling)}"/>',
             )
         _draw_cuts(canvas, plan, title, (x, y, w, h))
+        name, (rows, cols) = title.split(" ")[0], maps.shape[1:]
+        canvas.facts["maps"][name] = maps
+        canvas.spot(name, (rows, cols), (x, y, w, h), "which queries read a patch", "hover", step=(w / cols, h / rows))
+    canvas.svg_only(f'<rect class="here" fill="none" stroke="{BLUE}" stroke-width="2"/>')
     _draw_scale(canvas, 0, ceiling)
-    return (
+    canvas.queries = (
         f"<style>{_hover_rules(number)}</style>"
         '<form class="mcv-look"><button disabled hidden></button>'
         f'<div><b>queries</b><div class="qs">{"".join(buttons)}</div><div class="ws">{"".join(words)}</div></div>'
-        f"{canvas.svg()}</form>"
     )
+    return canvas
+
+
+def readers_of(patch, ceiling) -> str:
+    """Which queries read a patch most. `patch` are its weights, one for each query."""
+    first, *others = [i for i in patch.argsort()[::-1] if patch[i] > ceiling / 1000][:4] or [None]
+    if first is None:
+        return "no query reads it"
+    then = f"; then {', '.join(f'{i} ({patch[i]:.2%})' for i in others)}" if others else ""
+    return f"query {first} reads it most, with {patch[first]:.2%} of its weight{then}"
+
+
+def mark_readers(scope: str, patch, spot, place) -> str:
+    """Style rules that color the queries by their weight on one patch, the largest brightest, and frame the patch.
+
+    Args:
+        scope: class of the panel.
+        patch: see `readers_of`.
+        spot, place: the view's spot, and (row, column) of the patch in it.
+    """
+    look = f".{scope} .mcv-look"
+    colors = _glow(patch[None], float(patch.max()) or 1).convert("RGB")
+    rules = []
+    for i in range(len(patch)):
+        shade = colors.getpixel((i, 0))
+        rules.append(f"{look} .q{i} span{{background:rgb{shade};color:{'black' if sum(shade) > 380 else 'white'}}}")
+    (x, y, w, h), (rows, cols), (row, col) = spot.box, spot.item, place
+    frame = dict(x=x + w * col / cols, y=y + h * row / rows, width=w / cols, height=h / rows)
+    sides = "".join(f"{side}:{pixels:.2f}px;" for side, pixels in frame.items())
+    return f"<style>{''.join(rules)}{look} .here{{{sides}}}</style>"
 
 
 def _hover_rules(number):

@@ -170,8 +170,17 @@ def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int, widest: i
 def next_jump(width: int, height: int, cfg: SliceConfig, widest: int = 1800) -> int:
     """The next width with another number of views than its left neighbor; from the last one, the first."""
     views = _tokens_by_width(height, cfg, widest)
-    jumps = [pixels for pixels in range(2, widest + 1) if views[pixels - 1] != views[pixels - 2]]
-    return next((pixels for pixels in jumps if pixels > width), jumps[0] if jumps else width)
+    return _next_change(lambda pixels: views[pixels - 1], width, 1, widest)
+
+
+def next_border(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> int:
+    """As `next_jump`, but in `paper_map`: the next width that is another of the four CASES."""
+    return _next_change(lambda pixels: compare_grids((pixels, height), cfg), width, SMALLEST, LARGEST)
+
+
+def _next_change(value, start, low, high):
+    changes = (pixels for pixels in [*range(start + 1, high + 1), *range(low + 1, start + 1)])
+    return next((pixels for pixels in changes if value(pixels) != value(pixels - 1)), start)
 
 
 @lru_cache(maxsize=64)

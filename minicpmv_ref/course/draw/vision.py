@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from .canvas import BLUE, INK, ORANGE, PALE, RED, SKY, WIDTH, Canvas, fit, text_width
+from .canvas import BLACK, BLUE, INK, ORANGE, PALE, RED, SKY, WIDTH, YELLOW, Canvas, fit, text_width
 
 LOOK_UPS = {  # how a patch finds its position: (words in a menu, key)
     "buckets (2.6)": "bucket",
@@ -61,8 +61,44 @@ def lines_read(n: int, method: str, side: int = 70) -> list:
     return bucket_position_ids(1, n, side, exact=method == "exact").tolist()
 
 
-def position_explorer(rows: int, cols: int, method: str, side: int = 70) -> Canvas:
-    """The table's cells that a patch grid reads, a corner with the patches laid over it, and each patch's error."""
+def linked(pointed, rows: int, cols: int, method: str, side: int = 70) -> tuple:
+    """A cell of the table and the patches that read it (or that mix it most).
+
+    Args:
+        pointed: ("patches", row, column) of a patch, or ("table", row, column) of a cell.
+
+    Returns:
+        (row, column) of the cell, and the rows and the columns of its patches: two lists, empty if nobody reads it.
+    """
+    kind, *place = pointed
+    lines = [[round(line) for line in lines_read(n, method, side)] for n in (rows, cols)]
+    cell = [line[i] for line, i in zip(lines, place)] if kind == "patches" else place
+    readers = [[i for i, line in enumerate(each) if line == at] for each, at in zip(lines, cell)]
+    return tuple(cell), *(readers if all(readers) else ([], []))
+
+
+def linked_words(pointed, rows: int, cols: int, method: str, side: int = 70) -> str:
+    """What `linked` finds, as a sentence."""
+    cell, down, across = linked(pointed, rows, cols, method, side)
+    many, place = len(down) * len(across), "row {}, column {}".format(*cell)
+    nearest = method == "interpolate"
+    if pointed[0] == "table":
+        who = f"{many} patch{'es' * (many > 1)}" if many else "no patch"
+        return f"Table, {place}: " + (f"the nearest cell of {who}." if nearest else f"read by {who}.")
+    company = f" So do {many - 1} more patches." if many > 2 else " So does another patch." if many > 1 else ""
+    verb = "mixes the cells around" if nearest else "reads the cell in"
+    return f"The patch in row {pointed[1]}, column {pointed[2]} {verb} {place} of the table.{company}"
+
+
+def position_explorer(rows: int, cols: int, method: str, side: int = 70, pointed=None) -> Canvas:
+    """The table's cells that a patch grid reads, a corner with the patches laid over it, and each patch's error.
+
+    Args:
+        pointed: see `linked`; its cell and its patches are framed.
+
+    Returns:
+        A Canvas. Its spots: "table", "corner" and "patches", whose items are grids; facts: "frames", the framed boxes.
+    """
     canvas, size, top, near = Canvas(WIDTH, 330), 198, 30, side // 5
     reads, errors = look_up(rows, cols, method, side)
     cells = _cells_image(reads, side)
@@ -72,9 +108,15 @@ def position_explorer(rows: int, cols: int, method: str, side: int = 70) -> Canv
     canvas.rect(8, top, size, size, stroke=INK)
     canvas.rect(8, top, size * near / side, size * near / side, stroke=RED, line=2)
     _draw_corner(canvas, (221, top, size), cells.crop((0, 0, near, near)), rows * near / side, cols * near / side)
-    _, _, w, h = fit((cols, rows), (0, 0, size, size))
+    w, h = fit((cols, rows), (0, 0, size, size))[2:]
     canvas.image(434, top, w, h, _error_image(errors), smooth=False)
     canvas.rect(434, top, w, h, stroke=INK)
+    grids = {
+        "table": ((8, top, size, size), (side, side)),
+        "corner": ((221, top, size, size), (near, near)),
+        "patches": ((434, top, w, h), (rows, cols)),
+    }
+    _draw_links(canvas, grids, pointed and linked(pointed, rows, cols, method, side))
 
     legend = [(SKY, "mixed into several patches")]
     if reads is not None:
@@ -102,6 +144,26 @@ def _draw_corner(canvas, place, cells, rows, cols):
             for col in range(math.ceil(cols - 0.6)):
                 canvas.dot(x + size * (col + 0.5) / cols, y + size * (row + 0.5) / rows, 1.5, RED, RED)
     canvas.rect(x, y, size, size, stroke=RED, line=2)
+
+
+def _draw_links(canvas, grids, link):
+    """What can be pointed at, and frames around a cell and the patches that read it."""
+    canvas.facts["frames"] = {}
+    for name, ((x, y, w, h), (rows, cols)) in grids.items():
+        high, wide, at = h / rows, w / cols, None
+        if link:
+            (row, col), down, across = link
+            places = (down, across) if name == "patches" else ([row], [col])
+            if all(places) and places[0][-1] < rows and places[1][-1] < cols:
+                box = x + wide * places[1][0], y + high * places[0][0], wide * len(places[1]), high * len(places[0])
+                at = box[0] + wide / 2, box[1] + high / 2
+                canvas.facts["frames"][name] = box
+                grown = [max(0, 7 - side) / 2 for side in box[2:]]  # a cell may be smaller than a line
+                frame = box[0] - grown[0], box[1] - grown[1], box[2] + 2 * grown[0], box[3] + 2 * grown[1]
+                for color, line in ((BLACK, 5), (YELLOW, 2)):
+                    canvas.rect(*frame, stroke=color, line=line)
+        words = "which cell a patch reads" if name == "patches" else "which patches read a cell"
+        canvas.spot(name, (rows, cols), (x, y, w, h), words, "hover", at, step=(wide, high))
 
 
 def _cells_image(reads, side):

@@ -4,7 +4,8 @@ All panels are names of this package: `panels.SlicingPlayground`. A panel that n
 methods, so that the first lessons start in a second.
 """
 
-from .slicing import *  # noqa: F403, I001 (in the order of the lessons)
+from .one_picture import *  # noqa: F403, I001 (in the order of the lessons)
+from .slicing import *  # noqa: F403
 from .vision import *  # noqa: F403
 from .resampler import *  # noqa: F403
 from .language import *  # noqa: F403

@@ -59,7 +59,7 @@ class CanvasPositions(Panel):
         return draw.canvas_positions(**state)
 
     def describe(self, picture, most, view, overview):
-        facts = draw.canvas_positions(picture, most, view, overview).facts
+        facts = self.facts
         view = min(view, len(facts["places"]["<slice>"]))
         h, w = zip(*facts["places"]["view"])
         cut = "{} x {} slices".format(*facts["grid"]) if facts["grid"] else "no slices"

@@ -24,7 +24,6 @@ class AllSystems(SlicingPlayground):
     def __init__(self, picture="coffee.jpg", width=640, height=480, show="all", asked="1 picture"):
         self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
         own_size = self._pictures[picture][0]
-        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
         self._upload = widgets.FileUpload(accept="image/*", description="own picture")
         kinds = choice("how many", draw.ASKED, asked)
         kinds.style.button_width = "92px"
@@ -32,7 +31,7 @@ class AllSystems(SlicingPlayground):
         Panel.__init__(
             self,
             {
-                "picture": choice("picture", names, picture),
+                "picture": choice("picture", draw.sample_names(), picture),
                 "width": slider("width", width or own_size[0], **SIZES),
                 "height": slider("height", height or own_size[1], **SIZES),
                 "show": choice("show", systems, show),
@@ -80,14 +79,13 @@ class TokenPlaces(Panel):
     """
 
     def __init__(self, system="internvl-1.5", token=19, picture="astronaut.jpg"):
-        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
         systems = choice("system", [(draw.NAMES[name], name) for name in draw.ORDERS], system)
         systems.style.button_width = "192px"
         super().__init__(
             {
                 "system": systems,
                 "token": slider("token", token, 0, _tokens(system) - 1),
-                "picture": choice("picture", names, picture),
+                "picture": choice("picture", draw.sample_names(), picture),
             }
         )
 
@@ -141,7 +139,7 @@ class ExpertStrip(Panel):
         return draw.expert_strip(pictures, patches, words)
 
     def describe(self, pictures, patches, words):
-        facts = draw.expert_strip(pictures, patches, words).facts
+        facts = self.facts
         vision, last = sum(facts["vision"]), facts["positions"][-1]
         return (
             f"{len(facts['types'])} tokens: {vision} use the vision expert, {len(facts['types']) - vision} the "

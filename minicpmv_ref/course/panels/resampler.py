@@ -1,5 +1,7 @@
 """Lesson 03: the resampler."""
 
+import ipywidgets as widgets
+
 from .. import draw
 from ..panel import Panel, choice
 
@@ -15,24 +17,35 @@ class AttentionByHover(Panel):
     """
 
     def __init__(self, picture="screenshot.png", reader="places", head="mean", query=5):
-        self._query = query
-        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
+        self._query, self._patch, self._marks = query, None, widgets.HTML()
+        self._marks.layout.display = "none"
         labels = [("places (by hand)", "places"), ("stripes (by hand)", "stripes"), ("nano model", "nano")]
         readers = choice("resampler", labels, reader)
         readers.style.button_width = "192px"  # one below the other
         super().__init__(
             {
-                "picture": choice("picture", names, picture),
+                "picture": choice("picture", draw.sample_names(), picture),
                 "reader": readers,
                 "head": choice("head", ["mean", 0, 1], head),
-            }
+            },
+            extras=[self._marks],
         )
+        self.add_class(f"mcv-{id(self)}")
 
-    def redraw(self):
-        with self.picture_box.hold_sync():
-            super().redraw()
-            # "img" would hide the radio buttons from screen readers
-            self.picture_box.value = self.picture_box.value.replace('role="img"', 'role="group"', 1)
+    def changed(self, name):
+        self.point(None, None)
+        self.redraw()
+
+    def point(self, spot, at):
+        """The queries that read the patch under the mouse are marked by style rules: the picture stays as it is."""
+        self._patch, self._marks.value = None, ""
+        if spot:
+            row, col = spot.cell(at)
+            weights, ceiling = self.facts["maps"][spot.name][:, row, col], self.facts["ceiling"]
+            self._marks.value = draw.mark_readers(f"mcv-{id(self)}", weights, spot, (row, col))
+            where = "view" if spot.name == "one" else spot.name
+            self._patch = f"Patch in row {row}, column {col} of the {where}: {draw.readers_of(weights, ceiling)}."
+        self.say(self.status)
 
     def draw(self, picture, reader, head):
         return draw.attention_hover(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
@@ -41,6 +54,8 @@ class AttentionByHover(Panel):
         return draw.attention(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
 
     def describe(self, picture, reader, head):
+        if self._patch:
+            return self._patch
         plan, weights = draw.attention_of(picture, reader)
         whose = draw.READERS[reader]
         cut = f" and {plan.num_slices} slices of {{}} x {{}}".format(*plan.patch_grids[-1]) if plan.grid else ""

@@ -11,7 +11,7 @@ from minicpmv_ref.inputs.pictures import load_image
 from minicpmv_ref.slicing import best_grid, paper_grid, partition_score, plan_slices
 
 from .. import draw
-from ..panel import Panel, choice, player, slider
+from ..panel import Panel, button, choice, player, slider
 
 SIZES = dict(low=1, high=4096)
 
@@ -37,11 +37,10 @@ class SlicingPlayground(Panel):
         self._warned = {}  # {name: what `load_image` warns of}
         self._grid = None  # the clicked one; None: the winner
         own_size = self._pictures[picture][0]
-        names = sorted(path.name for path in draw.SAMPLES.iterdir() if path.suffix in (".jpg", ".png"))
         self._upload = widgets.FileUpload(accept="image/*", description="own picture")
         super().__init__(
             {
-                "picture": choice("picture", names, picture),
+                "picture": choice("picture", draw.sample_names(), picture),
                 "width": slider("width", width or own_size[0], **SIZES),
                 "height": slider("height", height or own_size[1], **SIZES),
                 "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
@@ -122,8 +121,7 @@ class OnePixelCliff(Panel):
             "num_queries": choice("queries per view", [64, 96], num_queries),
             "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
         }
-        jump = widgets.Button(description="walk to the next jump")
-        jump.on_click(lambda button: self.guarded(self.walk))
+        jump = button("walk to the next jump", self.walk)
         super().__init__(controls, extras=[player(across, interval=60), jump])
 
     def walk(self):
@@ -149,7 +147,11 @@ class PaperAgainstCode(Panel):
 
     def __init__(self, width=640, height=480):
         sides = {"width": width, "height": height}
-        super().__init__({name: slider(name, side, draw.SMALLEST, draw.LARGEST) for name, side in sides.items()})
+        controls = {name: slider(name, side, draw.SMALLEST, draw.LARGEST) for name, side in sides.items()}
+        super().__init__(controls, extras=[button("walk to the next border", self.walk)])
+
+    def walk(self):
+        self.controls["width"].value = draw.next_border(**self.values())
 
     def touch(self, spot, at, start, before):
         with self.hold():

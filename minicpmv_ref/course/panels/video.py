@@ -89,7 +89,7 @@ class ClipLook(Panel):
         return draw.clip_look(frames, star, shown, token, layer, ids, self._model)
 
     def describe(self, star, frames, shown, token, layer, ids):
-        facts = draw.clip_look(frames, star, shown, token, layer, ids, self._model).facts
+        facts = self.facts
         best = int(facts["frames"].argmax()) + 1
         right = "right" if facts["right"] else "wrong"
         return (
@@ -122,7 +122,7 @@ class Boxes(Panel):
         return draw.box_look(x, y, size, self._model)
 
     def describe(self, x, y, size):
-        facts = draw.box_look(x, y, size, self._model).facts
+        facts = self.facts
         if facts["said"] is None:
             return f"The answer “{facts['answer']}” holds no box that can be read."
         said, true = (", ".join(f"{side:.0f}" for side in facts[name]) for name in ("said", "true"))

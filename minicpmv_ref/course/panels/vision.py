@@ -16,6 +16,7 @@ class PositionExplorer(Panel):
     most = 240  # patches on one side
 
     def __init__(self, rows=24, cols=43, method="bucket", side=70):
+        self._place = None  # (kind, row, column), see draw.linked
         look_up = choice("method", draw.LOOK_UPS.items(), method)
         look_up.style.button_width = "192px"  # one below the other: their words are long
         super().__init__(
@@ -27,10 +28,23 @@ class PositionExplorer(Panel):
             }
         )
 
+    def changed(self, name):
+        self._place = None
+        self.redraw()
+
+    def point(self, spot, at):
+        kind = spot and ("patches" if spot.name == "patches" else "table")
+        pointed = spot and (kind, *spot.cell(at))
+        if pointed != self._place:
+            self._place = pointed
+            self.redraw()
+
     def draw(self, **state):
-        return draw.position_explorer(**state)
+        return draw.position_explorer(**state, pointed=self._place)
 
     def describe(self, rows, cols, method, side):
+        if self._place:
+            return draw.linked_words(self._place, rows, cols, method, side)
         reads, errors = draw.look_up(rows, cols, method, side)
         patches, cells = f"{rows} x {cols} patches", f"{side * side:,} cells"
         if reads is None:
