@@ -2,7 +2,7 @@
 
     mine = Proposal("Four queries", "...", old=Arm(...), new=Arm(...), at_least=-0.1)
     rehearse(mine)          # seconds: does it run, and how long will the real one take?
-    run(mine, folder)       # minutes: result.json; a run that was stopped goes on where it stopped
+    run(mine, folder)       # minutes: result.json; a run that was stopped goes on where it stopped. profile="gpu": more
     report(folder)          # report.md and report.png
 
 Both arms see the same samples and compute as much: the second takes more or fewer steps. Left out: packing and frames,
@@ -41,6 +41,7 @@ from ._frame import RESULTS, RUNS, Each, as_json, machine, write, write_json
 
 SHIPPED = RESULTS / "capstone"  # one folder for each proposal that was run: result.json, report.md, report.png
 MINE = RUNS.parent / "capstone"  # where yours may stand; git does not look there
+PROFILES = {"cpu": (1, 1, "cpu"), "gpu": (25, 10, "cuda")}  # times the steps, times the graded samples, and where
 
 
 def one_column(size, cfg):
@@ -191,7 +192,7 @@ def round_weights(model: MiniCPMV, mixture: str) -> None:
     for name, kind in kinds_of(mixture).items():
         weight = tensors[llm_tensors(model.config.llm)[name].key]
         if kind in FORMATS:
-            blocks = quantize(weight.numpy(), kind)
+            blocks = quantize(weight.cpu().numpy(), kind)
             weight.copy_(torch.from_numpy(dequantize(blocks, kind, weight.shape[1])))
         elif kind == "F16":
             weight.copy_(weight.half())
@@ -224,19 +225,23 @@ def equal_steps(steps: int, cost: float, other: float) -> int:
     return max(1, round(steps * cost / other)) if steps else 0
 
 
-def run(proposal: Proposal, folder: str | Path) -> dict:
+def run(proposal: Proposal, folder: str | Path, profile: str = "cpu") -> dict:
     """Train and grade both arms with every seed, and write `folder`/result.json.
 
     Args:
         proposal: yours.
         folder: of this proposal alone. A run that was stopped goes on; one that is done is read.
+        profile: "cpu", or "gpu" for 25 times the steps and 10 times the graded samples on a CUDA GPU.
 
     Returns:
         What the file holds.
 
     Raises:
-        ValueError: the folder has the result of another proposal: a prediction is not changed after the run.
+        ValueError: the folder has the result of another proposal: a prediction is not changed after the run. An
+            unknown profile, or no GPU.
     """
+    longer, more, device = PROFILES[check_choice("profile", profile, PROFILES)]
+    proposal = replace(proposal, steps=longer * proposal.steps, n=more * proposal.n)
     folder = Path(folder)
     written = as_json(asdict(proposal))
     if (folder / "result.json").exists():
@@ -244,16 +249,18 @@ def run(proposal: Proposal, folder: str | Path) -> dict:
         if result["proposal"] != written:
             raise ValueError(f"{folder} has the result of another proposal: take a new folder for this one")
         return result
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('profile "gpu" needs a CUDA GPU, and PyTorch finds none; "cpu" needs none')
     plan = arms_and_steps(proposal)
 
     def measure(item: list) -> dict:
         name, seed = item
-        return train_and_grade(proposal, *plan[name], seed)
+        return train_and_grade(proposal, *plan[name], seed, device)
 
     each = Each(folder / "kept.json", written)
     arms = {name: each([[name, seed] for seed in range(proposal.seeds)], measure) for name in plan}
     result = {"proposal": written, **conclude(proposal, arms)}
-    result |= {"seconds": round(each.seconds, 1), "machine": machine("cpu")}
+    result |= {"seconds": round(each.seconds, 1), "machine": machine(profile)}
     write_json(folder / "result.json", result)
     (folder / "kept.json").unlink()
     return as_json(result)
@@ -266,9 +273,10 @@ def arms_and_steps(proposal: Proposal) -> dict[str, tuple[Arm, int]]:
     return {old.name: (old, proposal.steps), new.name: (new, longer)}
 
 
-def train_and_grade(proposal: Proposal, arm: Arm, steps: int, seed: int) -> dict:
+def train_and_grade(proposal: Proposal, arm: Arm, steps: int, seed: int, device: str = "cpu") -> dict:
     """One arm with one seed: its cost, its grades, and how many seconds a step and a graded sample took."""
     model, processor = build(arm, proposal.begin, seed)
+    model.to(device)
     done = list(train_steps(model, processor, stage_of(proposal, steps), seed)) if steps else []
     round_weights(model, arm.mixture)
     began = time.perf_counter()

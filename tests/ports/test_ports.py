@@ -21,7 +21,7 @@ from minicpmv_ref import MiniCPMV, Processor, plan_slices
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.ports.check import arrays, check, compare, read_kit
-from minicpmv_ref.ports.kit import GRIDS, PER_VIEW, PICTURES, SIZES, STAGES, make
+from minicpmv_ref.ports.kit import GRIDS, PER_VIEW, PICTURES, QUESTION, SIZES, STAGES, make
 from minicpmv_ref.ports.mistakes import guesses, plan_mistakes, planned
 
 VERSIONS = ("2.0", "2.5", "2.6")
@@ -396,17 +396,30 @@ print(json.dumps({name: model.tokenize(text.encode(), add_bos=False, special=Tru
 
 
 @pytest.mark.llamacpp
-def test_prompt_ids_of_llama_cpp(kits, tmp_path):
+def test_llama_cpp_stage_by_stage(tmp_path):
+    """A GGUF of the kit's model: prompt ids, and what llama.cpp shows of a picture that it resizes as we do."""
     pytest.importorskip("llama_cpp", reason="needs the extra: pip install minicpmv-ref[llamacpp]")
     from tiny import phone_model
 
+    from minicpmv_ref.deploy import llamacpp
     from minicpmv_ref.deploy.gguf import export
 
-    file, _ = export(*phone_model(), tmp_path, "F32")  # its tokenizer is the kit's
-    about = json.loads((kits / "2.6/kit.json").read_text())
+    model, processor = phone_model()
+    model.save_pretrained(tmp_path / "model"), processor.save_pretrained(tmp_path / "model")
+    kit = tmp_path / "kit"
+    make(kit, model=tmp_path / "model")
+    about = json.loads((kit / "kit.json").read_text())
+    files = export(model, processor, tmp_path, "F32")
     texts = {f"prompt/{name}": prompt["text"] for name, prompt in about["prompts"].items()}
-    run = [sys.executable, "-c", TOKENIZE, str(file)]  # a process of its own, because llama.cpp may end it
+    run = [sys.executable, "-c", TOKENIZE, str(files[0])]  # a process of its own, because llama.cpp may end it
     answer = subprocess.run(run, input=json.dumps(texts), capture_output=True, text=True, check=True).stdout
-    (tmp_path / "theirs.json").write_text(answer)
-    (verdict,) = check(kits / "2.6", tmp_path / "theirs.json")
-    assert verdict.equal == len(texts)
+    with Image.open(kit / about["pictures"]["square"]["file"]) as square:
+        asked = [llamacpp.prompt_text(QUESTION, processor, with_image=number > 0) for number in range(2)]
+        text, seen = llamacpp.run(*files, list(zip(asked, (None, square))), max_new_tokens=1)
+    theirs = {name: np.array(ids) for name, ids in json.loads(answer).items()}
+    theirs |= {"logits/text": text.logits, "logits/square": seen.logits, "resampler/square/0": seen.visual[0]}
+    np.savez(tmp_path / "theirs.npz", **theirs)
+    ids, visual, logits = check(kit, tmp_path / "theirs.npz")
+    assert (ids.equal, ids.different, visual.different) == (len(texts), 0, 0)
+    assert logits.different == 1  # it writes no <image_id>
+    assert "square" in str(logits)

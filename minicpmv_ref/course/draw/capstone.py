@@ -34,6 +34,11 @@ PUBLISHED = (
     Published("MiniCPM-V 2.6", date(2024, 8, 6), 8.1, 65.2, f"{_V4_0}; {_NEWS}"),
     Published("InternVL2.5-4B", date(2024, 12, 15), 3.7, 65.1, f"{_V4_0}; arXiv 2412.05271"),
     Published("InternVL2.5-8B", date(2024, 12, 15), 8.1, 68.1, f"{_V4_0}; arXiv 2412.05271"),
+    Published("MiniCPM-o 2.6", date(2025, 1, 13), 8.7, 70.2, f"{_V4_0}; {_NEWS}"),
+    Published("Qwen2.5-VL-3B", date(2025, 2, 15), 3.8, 64.5, f"{_V4_0}; arXiv 2502.13923"),
+    Published("Qwen2.5-VL-7B", date(2025, 2, 15), 8.3, 70.9, f"{_V4_0}; arXiv 2502.13923"),
+    Published("MiMo-VL-7B-RL", date(2025, 6, 15), 8.3, 76.4, f"{_V4_5}; arXiv 2506.03569"),
+    Published("GLM-4.1V-9B", date(2025, 7, 15), 10.3, 76.6, f"{_V4_5}; arXiv 2507.01006"),
     Published("MiniCPM-V 4.0", date(2025, 8, 2), 4.1, 69.0, f"{_V4_0}; {_NEWS}"),
     Published("MiniCPM-V 4.5", date(2025, 8, 26), 8.7, 77.0, f"{_V4_5}; {_NEWS}"),
     Published("MiniCPM-V 4.6", date(2026, 5, 11), 1.3, None, "MiniCPM-V, README; rits.shanghai.nyu.edu/ai"),
@@ -80,8 +85,7 @@ def sizes_over_years(level: float) -> Canvas:
         fill = BLUE if model in steps else SKY if reached else PALE if model.score is not None else "white"
         canvas.dot(x, y, 8, fill, GRAY)
         right, down, align = _LABELS.get(model.name, (13, 5, "left"))
-        score = f"{model.score:g}" if model.score is not None else "not scored"
-        label = f"{model.name.removeprefix('MiniCPM-')} ({score})"
+        label = model.name.removeprefix("MiniCPM-")
         canvas.text(x + right, y + down, label, 14, INK if reached else GRAY, align)
     words = f"score of at least {level:g}: the smallest so far"
     canvas.legend(8, 340, [(BLUE, words), (SKY, "others"), (PALE, "below it"), ("white", "not scored")])
@@ -91,13 +95,18 @@ def sizes_over_years(level: float) -> Canvas:
 
 _LABELS = {  # where a label stands beside its dot, if not to the right: it would cover another
     "LLaVA-NeXT-34B": (-8, -13, "left"),
-    "Cambrian-34B": (13, 5, "left"),
     "MiniCPM-V 2.5": (-12, 5, "right"),
     "InternVL2-8B": (8, 26, "right"),
     "MiniCPM-V 2.6": (-6, -13, "left"),
-    "InternVL2.5-8B": (13, 19, "left"),
-    "InternVL2.5-4B": (0, 24, "middle"),
-    "MiniCPM-V 4.0": (0, -14, "middle"),
+    "InternVL2.5-8B": (6, 23, "left"),
+    "InternVL2.5-4B": (20, 24, "right"),
+    "MiniCPM-o 2.6": (4, -17, "right"),
+    "Qwen2.5-VL-3B": (-4, 24, "left"),
+    "Qwen2.5-VL-7B": (-10, -28, "left"),
+    "MiMo-VL-7B-RL": (12, 23, "left"),
+    "GLM-4.1V-9B": (13, -4, "left"),
+    "MiniCPM-V 4.0": (13, -2, "left"),
+    "MiniCPM-V 4.5": (13, 0, "left"),
     "MiniCPM-V 4.6": (-12, 5, "right"),
 }
 
