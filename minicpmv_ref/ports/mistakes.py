@@ -106,8 +106,9 @@ def _positions(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     grids = kit.plan(item)[0].patch_grids if picture else [tuple(kit.about["grids"][item])]
     longest = max(rows * cols for rows, cols in grids)
 
-    def nearest(n: int) -> np.ndarray:
-        return np.rint(side * np.arange(n) / n).clip(0, side - 1).astype(int)
+    def rounded(rows: int, cols: int, round: Callable) -> np.ndarray:
+        row, col = (round(side * np.arange(n) / n).clip(0, side - 1).astype(int) for n in (rows, cols))
+        return np.add.outer(side * row, col).reshape(-1)
 
     def swapped(rows: int, cols: int, exact: bool = False) -> torch.Tensor:
         ids = bucket_position_ids(rows, cols, side, exact)
@@ -115,7 +116,8 @@ def _positions(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
 
     ways: dict[str, Callable] = {
         "positions use exact buckets, not float32's": lambda r, c: bucket_position_ids(r, c, side, True),
-        "positions use round instead of floor": lambda r, c: np.add.outer(side * nearest(r), nearest(c)).reshape(-1),
+        "positions use round instead of floor": lambda r, c: rounded(r, c, np.rint),
+        "positions use C's round, halves up, instead of floor": lambda r, c: rounded(r, c, lambda x: np.floor(x + 0.5)),
         "rows and columns are swapped in the position ids": swapped,
         "rows and columns are swapped in the position ids, which are exact": lambda r, c: swapped(r, c, True),
         "rows and columns are swapped in the patch grid": lambda r, c: bucket_position_ids(c, r, side),

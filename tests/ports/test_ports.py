@@ -230,6 +230,7 @@ def by_column(cols, rows):
 
 mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 BUCKET = lambda i, n: 70 * i // n  # noqa: E731
+UP = lambda x: math.floor(x + 0.5)  # noqa: E731
 PLANTS = [  # (version, what a port dumps, what must be named)
     ("2.6", lambda f: {n: a[::-1] for n, a in dump(f, "grid").items()}, "columns and rows are swapped in the grid"),
     ("2.6", lambda f: to_grid(lambda w, h, c, r: math.log((w / c) / (h / r))), "another order: log((W / cols)"),
@@ -241,6 +242,7 @@ PLANTS = [  # (version, what a port dumps, what must be named)
     ("2.6", positions(lambda i, j, r, c: BUCKET(i, r) + 70 * BUCKET(j, c)), "position ids, which are exact"),
     ("2.6", positions(lambda i, j, r, c: min(70 * i + j, 4899)), "a fixed 70 x 70 table"),
     ("2.6", positions(lambda i, j, r, c: 70 * min(round(70 * i / r), 69) + min(round(70 * j / c), 69)), "use round"),
+    ("2.6", positions(lambda i, j, r, c: 70 * min(UP(70 * i / r), 69) + min(UP(70 * j / c), 69)), "halves up"),
     ("2.6", positions(lambda i, j, r, c: 70 * (i * c + j) // (r * c)), "positions are 2.5's"),
     ("2.5", positions(lambda i, j, r, c: 70 * BUCKET(i, r) + BUCKET(j, c)), "positions use exact buckets"),
     *(("2.6", moved(stage, by_column), "column by column") for stage in ("pixels", "vit", "resampler")),
