@@ -16,14 +16,17 @@ import pytest
 from PIL import Image
 from svg import SVG, svg_of, texts
 
-from minicpmv_ref import SliceConfig, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
+from minicpmv_ref import Processor, SliceConfig, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 from minicpmv_ref.course import check, draw, panels
 from minicpmv_ref.course.panel import Panel, as_bytes, as_html, choice, player, slider, toggle
+from minicpmv_ref.scale.records import read_records
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
 
 PANELS = {kind.__name__: kind for kind in vars(panels).values() if isinstance(kind, type) and issubclass(kind, Panel)}
 del PANELS["Panel"]
+RECORDS = Path(__file__).resolve().parents[2] / "data_samples" / "records" / "test.json"
+PANELS["YourRecords"] = lambda: panels.YourRecords(read_records(RECORDS)[0], Processor.from_pretrained("nano"))
 
 
 def ends(control):
