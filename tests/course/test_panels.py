@@ -67,6 +67,9 @@ def test_every_control_moves_the_picture(name):
     for control in panel.controls.values():
         before = control.value
         seen = set()
+        if len({*ends(control)}) == 1:
+            assert control.layout.display == "none", f"{control.description} has nothing to choose"
+            continue
         for value in (*ends(control), before):
             control.value = value
             assert panel.error is None

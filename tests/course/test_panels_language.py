@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
 from PIL import Image
-from svg import shapes, texts
+from svg import canvas_shapes, canvas_texts, inside_the_canvas, shapes, texts, touch
 
 from minicpmv_ref import MiniCPMV, Processor, plan_slices
 from minicpmv_ref.course import draw, panels
@@ -124,86 +123,134 @@ def test_attention_is_the_models():
     watched = draw.watch_answer("shapes.png")
     with torch.inference_mode():
         visual, weights = model.resampler.attend(model.vpm(batch.images[0]), batch.patch_grids[0])
-        answer = model.generate(batch, 12)  # by the quick attention
+        answer = model.generate(batch, 24)  # by the quick attention
         words = [processor.tokenizer.decode([i]).strip() for i in answer[0].tolist()]
         model.llm.set_attn_implementation("eager")
-        row = torch.cat([model.embed(batch, visual), model.llm.get_input_embeddings()(answer[:, :1])], dim=1)
-        attentions = model.llm(inputs_embeds=row, output_attentions=True).attentions
-    assert len(watched["words"]) == len(words)
-    prompt = batch.input_ids.shape[1]
-    for token in (1, 2)[: len(words)]:
-        per_layer = [layer[0, :, prompt - 2 + token].mean(dim=0) for layer in attentions]
-        for layer in (None, 1, 4):
-            looks = torch.stack(per_layer).mean(dim=0) if layer is None else per_layer[layer - 1]
-            slots = torch.stack([looks[start:end] for start, end in batch.image_bounds[0].tolist()])
-            seen = draw.look("shapes.png", token, layer)
-            assert seen["share"] == pytest.approx(float(slots.sum()), rel=1e-3)
-            assert seen["slots"] == pytest.approx((slots / slots.mean()).numpy(), rel=1e-3)
-            for view, patches in enumerate(seen["patches"]):
-                assert patches.shape == batch.patch_grids[0][view]
-                by_hand = sum(slots[view, q] * weights[view][:, q].mean(dim=0) for q in range(16)) / slots.sum()
-                by_hand = by_hand * sum(map(np.size, seen["patches"]))
-                assert patches.ravel() == pytest.approx(by_hand.numpy(), rel=1e-3)
+        row = torch.cat([model.embed(batch, visual), model.llm.get_input_embeddings()(answer)], dim=1)
+        out = model.llm(inputs_embeds=row, output_attentions=True)
+    assert watched["words"] == [*words[:-1], "<end>"]
+    prompt, (rows, cols) = batch.input_ids.shape[1], draw.cell_grid("shapes.png")
+    assert (rows, cols) == batch.patch_grids[0][0]
+    wide = watched["plan"].grid[0]
+    for token in (1, 12):
+        scores = out.logits[0, prompt - 2 + token].softmax(dim=-1)
+        assert watched["chances"][token - 1] == pytest.approx(float(scores[answer[0, token - 1]]), rel=1e-3)
+        per_layer = [layer[0, :, prompt - 2 + token].mean(dim=0) for layer in out.attentions]
+        for layer in (0, 1, 4):
+            looks = per_layer[layer - 1] if layer else torch.stack(per_layer).mean(dim=0)
+            by_hand = np.zeros((rows, cols))
+            for view, (start, end) in enumerate(batch.image_bounds[0].tolist()):
+                patches = looks[start:end] @ weights[view].mean(dim=0)
+                high, broad = batch.patch_grids[0][view]
+                across, down = (wide, watched["plan"].grid[1]) if view else (1, 1)
+                for place, weight in enumerate(patches.tolist()):  # a hundred points of each patch, and their cells
+                    for point in range(100):
+                        y = (place // broad + (point // 10 + 0.5) / 10) / high
+                        x = (place % broad + (point % 10 + 0.5) / 10) / broad
+                        if view:
+                            y, x = (y + (view - 1) // wide) / down, (x + (view - 1) % wide) / across
+                        by_hand[int(y * rows), int(x * cols)] += weight / 100
+            np.testing.assert_allclose(draw.look("shapes.png", token, layer), by_hand, atol=2e-4)
 
 
-@pytest.mark.parametrize("layer", [None, 1, 4])
-def test_an_even_look_is_one(layer):
-    seen = draw.look("chart.png", 1, layer)
-    assert seen["slots"].mean() == pytest.approx(1, rel=1e-4)
-    assert np.concatenate([patches.ravel() for patches in seen["patches"]]).mean() == pytest.approx(1, rel=1e-4)
-    assert 0 < seen["share"] < 1
+def test_pieces_of_a_line():
+    assert draw.language._overlap(2, 3).tolist() == [[1, 0.5, 0], [0, 0.5, 1]]
+    assert draw.language._overlap(3, 2).sum(axis=0).tolist() == [1, 1]
+
+
+def test_gray_covers_what_the_model_sees():
+    image = Image.new("RGB", (80, 40), "red")
+    covered = draw.cover_cells(image, (2, 4), [(1, 0), (0, 3)])
+    gray = [(x, y) for x in range(80) for y in range(40) if covered.getpixel((x, y)) == draw.COVER]
+    assert gray == [(x, y) for x in range(80) for y in range(40) if (x < 20 and y >= 20) or (x >= 60 and y < 20)]
+    assert image.getcolors() == [(3200, (255, 0, 0))], "the picture itself stays"
+
+
+def test_what_lesson_04_says_about_red():
+    """Two cells hold most of what "red" looks at; covered, they change another word."""
+    whole, covered = draw.watch_answer("shapes.png"), ((0, 1), (1, 1))
+    cells = draw.look("shapes.png", 1)
+    assert sorted(divmod(int(n), 8) for n in cells.ravel().argsort()[-2:]) == sorted(covered)
+    now = draw.watch_answer("shapes.png", covered)
+    assert [(a, b) for a, b in zip(whole["words"], now["words"]) if a != b] == [("circle", "square")]
+    assert whole["words"].index("yellow") + 1 == [a == b for a, b in zip(whole["words"], now["words"])].index(False)
+    assert now["chances"][0] > 0.99
+    all_of_it = tuple((row, col) for row in range(3) for col in range(3))
+    assert draw.watch_answer("shapes.png", all_of_it)["words"][0] == "black"
+    assert [round(100 * draw.look("shapes.png", 1, layer).sum()) for layer in (1, 2, 3, 4)] == [0, 41, 51, 0]
 
 
 @pytest.fixture
 def planted(monkeypatch):
-    """A model that looks at visual token 3 of slice 2 only, which looks at one patch only."""
-    plan = plan_slices((900, 448))
+    """A model that looks at one patch of slice 2, in layer 2 only; what is covered changes its last word."""
     grids = [(2, 3)] * 3
-    slots = np.full((4, 2, 3, 16), 1e-9)
-    slots[:, :, 2, 3] = 0.5
-    one_patch = np.full((16, 6), 1e-9)
+    slots = np.zeros((4, 2, 3, 16))
+    slots[1, :, 2, 3] = 0.5
+    one_patch = np.zeros((16, 6))
     one_patch[:, 4] = 1  # row 1, column 1
-    watched = dict(words=["one", "<end>"], slots=slots, resampler=[one_patch] * 3, plan=plan, patch_grids=grids)
-    for where in (draw, draw.language):
-        monkeypatch.setattr(where, "watch_answer", lambda picture, name="nano": watched)
+    watched = dict(words=["one", "two"], chances=[0.5, 1.0], slots=slots, resampler=[one_patch] * 3)
+    watched |= dict(plan=plan_slices((900, 448)), patch_grids=grids)
+    monkeypatch.setattr(
+        draw.language,
+        "watch_answer",
+        lambda picture, covered=(), name="nano": (
+            watched | (dict(words=["one", "three", "more"], chances=[0.25, 0.0]) if covered else {})
+        ),
+    )
+    monkeypatch.setattr(draw, "watch_answer", draw.language.watch_answer)
+    monkeypatch.setattr(draw.language, "cell_grid", lambda picture, name="nano": (2, 3))
 
 
-def test_the_brightest_patch_is_where_the_model_looks(planted):
-    panel = panels.AnswerAttention("cat.jpg", stretch=False)
-    assert panel.status.startswith("Token 1 of 2, “one”: 50% of the attention is on slots. Most is on visual token 3")
-    assert "of slice 2, 48.00 times an even look; the brightest patch gets 18.00 times." in panel.status
+def test_the_share_of_each_layer_and_its_brightest_cell(planted):
+    panel = panels.AnswerAttention("cat.jpg", layer=2)
+    assert panel.status == (
+        "Token 1 of 2, “one”: in layer 2, 50% of its attention is on the picture, most on row 2, column 3 (50.0%)."
+    )  # the fifth of six columns of patches in the slices
+    assert {"mean: 12%", "layer 1: 0%", "layer 2: 50%", "layer 4: 0%"} <= set(texts(panel))
+    assert panel.facts["cells"].sum() == pytest.approx(0.5)
     canvas = panel.draw(**panel.values())
-    _overview, slices = [shape for kind, shape, _ in canvas.shapes if kind == "image" and shape[5]]
-    w, h, image = slices[2:5]
-    yellow = {
-        (col, row): image.getpixel((int((col + 0.5) * image.width / 6), int((row + 0.5) * image.height / 2)))[0]
-        for col in range(6)
-        for row in range(2)
-    }
-    assert max(yellow, key=yellow.get) == (4, 1)  # second slice, its middle column, lower row
-    assert {"0.25 x", "4.00 x", "one", "<end>", "slices 2 x 1"} <= set(texts(panel))
-    assert w / h == pytest.approx(image.width / image.height, rel=1e-2)
+    pale = [shape[4] for shape in canvas_shapes(canvas, "image")][2]  # layer 1
+    bright = [shape[4] for shape in canvas_shapes(canvas, "image")][3]
+    photo = draw.preview(draw.load_sample("cat.jpg"), 400)
+    corner = int(photo.width * 0.85), int(photo.height * 0.75)
+    assert bright.getpixel(corner) == photo.getpixel(corner), "full color"
+    assert min(pale.getpixel(corner)) >= 255 - 0.13 * 255, "nothing is on the picture: nearly white"
 
 
-def test_stretched_colors_name_their_ends():
-    panel, seen = panels.AnswerAttention("chart.png", stretch=True), draw.look("chart.png", 1)
-    least, most = seen["slots"].min(), seen["slots"].max()
-    least = max(least, most / 1000)  # a weight may be zero
-    assert {draw.language._times(least), draw.language._times(most)} <= set(texts(panel))
-    bar = draw.language._heat([[least, most]], least, most)
-    assert [bar.getpixel((0, 0)), bar.getpixel((1, 0))] == [
-        colormaps["cividis"](end, bytes=True)[:3] for end in (0, 255)
-    ]
-    even = draw.language._heat([[1.0]], 0.25, 4).getpixel((0, 0))
-    assert even == draw.language._heat([[0.5]], 0.125, 2).getpixel((0, 0)), "the middle of the scale"
+def test_a_click_and_a_drag_cover_and_uncover(planted):
+    panel = panels.AnswerAttention("cat.jpg")
+    assert "click or drag on the picture" in " ".join(texts(panel))
+    x, y, w, h = panel.facts["box"]
+    at = lambda row, col: (x + w * (col + 0.5) / 3, y + h * (row + 0.5) / 2)  # noqa: E731
+    touch(panel, "cell (0, 1)")
+    assert panel.values()["covered"] == ((0, 1),)
+    assert panel.status.endswith("With 1 of 6 cells covered: another answer; the chance of “one” goes from 50% to 25%.")
+    drawn = [text for text in canvas_shapes(panel.draw(**panel.values()), "text") if text[4] == draw.RED]
+    assert [text[2] for text in drawn] == ["three", "more"], "what has changed"
+    touch(panel, "cell (1, 0)", at(0, 1), at(1, 0))
+    assert panel.values()["covered"] == ((0, 0), (0, 1), (1, 0), (1, 1))
+    touch(panel, "cell (0, 0)", (9999, -9999), at(0, 0))
+    assert panel.values()["covered"] == ((1, 0), (1, 1)), "a drag from a covered cell uncovers"
+    for turn in (at(1, 1), at(0, 2)):  # one drag there and back: what it left is as before
+        panel.picture_box.touched = {"spot": "cell (1, 2)", "start": at(1, 2), "at": turn, "turn": 1}
+    assert panel.values()["covered"] == ((0, 2), (1, 0), (1, 1), (1, 2))
+    panel.cover(())
+    assert repr(panel) == "AnswerAttention(token=1, picture='cat.jpg', layer=0, covered=())"
+    touch(panel, "token 2")
+    touch(panel, "layer 3")
+    assert (panel.values()["token"], panel.values()["layer"]) == (2, 3)
+
+
+def test_another_picture_is_not_covered():
+    panel = panels.AnswerAttention(token=20, covered=((0, 0),))
+    panel.controls["picture"].value = "chart.png"
+    assert panel.values()["covered"] == ()
+    assert panel.values()["token"] == panel.controls["token"].max == len(draw.watch_answer("chart.png")["words"])
 
 
 @pytest.mark.parametrize("name", panels.AnswerAttention.pictures)
 def test_attention_stays_inside_the_picture(name):
-    panel = panels.AnswerAttention(name)
-    for stretch in (False, True):
-        for token in (1, panel.controls["token"].max):
-            assert list(outside(draw.answer_attention(name, token, None, stretch))) == []
+    inside_the_canvas(draw.answer_attention(name, 2, 0, ((0, 0), (1, 2)) if name == "shapes.png" else ()))
 
 
 def test_an_odd_answer_is_shown():
@@ -212,17 +259,11 @@ def test_an_odd_answer_is_shown():
     assert draw.language._as_word(tokenizer, first_byte, ()) == "·"
     assert draw.language._as_word(tokenizer, 5, (5,)) == "<end>"
     canvas = draw.Canvas()
-    draw.language._draw_answer(canvas, ["an extremely long word"] * 12, 4)
-    assert list(outside(canvas)) == []
-    assert max(shape[1] for _, shape, _ in canvas.shapes) < 60, "two lines"
-
-
-def test_a_weight_may_be_zero(planted):
-    watched = draw.watch_answer("cat.jpg")
-    watched["slots"][:, :, 0] = 0
-    watched["resampler"][0][:, 0] = 0
-    panel = panels.AnswerAttention("cat.jpg", stretch=True)
-    assert {"0.05 x", "48 x"} <= set(texts(panel)), "a thousandth of the most, and the most"
+    draw.language._draw_answer(canvas, 6, "answer", ["an extremely long word"] * 12, [1.0] * 12, 4)
+    inside_the_canvas(canvas)
+    assert canvas_texts(canvas)[-1] == "…", "it is cut after two lines"
+    assert max(shape[1] for shape in canvas_shapes(canvas, "text")) < 60
+    assert list(canvas.spots) == [f"token {number}" for number in range(1, len(canvas.spots) + 1)]
 
 
 def test_another_model_is_a_folder():

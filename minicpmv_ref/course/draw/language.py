@@ -1,6 +1,5 @@
 """Lesson 04: a prompt token by token, and where the language model looks when it answers."""
 
-import math
 from functools import cache, lru_cache
 
 from PIL import Image
@@ -9,13 +8,13 @@ from minicpmv_ref.slicing import plan_slices
 
 from .canvas import (
     BLUE,
+    GRAY,
     GREEN,
     INK,
     ORANGE,
     PALE,
     PURPLE,
     RED,
-    TEXT,
     WIDTH,
     YELLOW,
     Canvas,
@@ -24,6 +23,7 @@ from .canvas import (
     text_width,
 )
 
+COVER = (128, 128, 128)  # gray, which the processor turns into zeros
 STRIP_SLOTS = 4  # per view in the token strip, where 64 or 96 would not fit
 STRIP_KINDS = {  # kind of token: (color of its cell, words)
     "text": (PALE, "text"),
@@ -154,42 +154,68 @@ def watched_model(name: str = "nano"):
     return model, Processor.from_pretrained(name)
 
 
-@lru_cache(maxsize=8)
-def watch_answer(picture: str, question: str = "Describe the picture.", most: int = 12, name: str = "nano") -> dict:
-    """Let a model answer greedily and record where it looks.
+_ASKED, _LONGEST = "Describe the picture.", 24  # the question; tokens of an answer
+
+
+def cell_grid(picture: str, name: str = "nano") -> tuple:
+    """(rows, cols): the patches of a picture's overview. Its cells are what can be covered."""
+    return plan_slices(load_sample(picture).size, watched_model(name)[1].config.slicing).patch_grids[0]
+
+
+def cover_cells(image: Image.Image, grid: tuple, covered) -> Image.Image:
+    """A copy of a picture with gray over the cells [(row, col), ...] of a grid (rows, cols)."""
+    image, (rows, cols) = image.copy(), grid
+    for row, col in covered:
+        edges = (image.width * col / cols, image.height * row / rows)
+        ends = (image.width * (col + 1) / cols, image.height * (row + 1) / rows)
+        image.paste(COVER, tuple(map(round, (*edges, *ends))))
+    return image
+
+
+@lru_cache(maxsize=64)
+def watch_answer(picture: str, covered: tuple = (), name: str = "nano") -> dict:
+    """Let a model describe a picture, greedily, with some of it covered, and record where it looks.
 
     Args:
         picture: a file name of data_samples/images.
-        question: about it.
-        most: tokens of the answer.
+        covered: cells (row, col) of `cell_grid` under gray.
         name: "nano" or the folder of a checkpoint.
 
     Returns:
-        words: the generated tokens as text.
+        words: the generated tokens as text; the last is "…" if the answer goes on.
+        chances: the probability of each token of the answer to the *whole* picture, when the tokens before it are
+            given.
         slots: numpy (layers, tokens, views, Q), attention on every slot, mean over heads. Row k belongs to the position
             whose output is token k: the last one of the prompt for the first token.
         resampler: [numpy (Q, L_i), ...], each visual token's weights over the patches of its view, mean over heads.
         plan, patch_grids: of the picture.
+        ids: the generated tokens.
     """
     import torch
 
     model, processor = watched_model(name)
-    batch = processor([{"role": "user", "content": [load_sample(picture), question]}])
-    grids = batch.patch_grids[0]
-    with torch.inference_mode():
-        visual, weights = model.resampler.attend(model.vpm(batch.images[0]), grids)
-        answer = model.generate(batch, most, visual=visual)
-        row = torch.cat([model.embed(batch, visual), model.llm.get_input_embeddings()(answer)], dim=1)
-        attentions = model.llm(inputs_embeds=row, output_attentions=True, use_cache=False).attentions
+    image = cover_cells(load_sample(picture), cell_grid(picture, name), covered)
+    batch = processor([{"role": "user", "content": [image, _ASKED]}])
     first = batch.input_ids.shape[1] - 1
-    looks = torch.stack([layer[0].mean(dim=0) for layer in attentions])[:, first : first + answer.shape[1]]
-    spots = torch.stack([torch.arange(start, end) for start, end in batch.image_bounds[0].tolist()])
+    with torch.inference_mode():
+        visual, weights = model.resampler.attend(model.vpm(batch.images[0]), batch.patch_grids[0])
+        whole = watch_answer(picture, (), name)["ids"] if covered else model.generate(batch, _LONGEST, visual=visual)
+        row = torch.cat([model.embed(batch, visual), model.llm.get_input_embeddings()(whole)], dim=1)
+        out = model.llm(inputs_embeds=row, output_attentions=True, use_cache=False)
+        same = torch.equal(out.logits[0, first:-1].argmax(dim=-1), whole[0])  # then there is nothing to generate
+        answer = whole if same else model.generate(batch, _LONGEST, visual=visual)
+    chances = out.logits[0, first:-1].softmax(dim=-1).gather(1, whole[0, :, None])[:, 0]
+    looks = torch.stack([layer[0].mean(dim=0) for layer in out.attentions])[:, first:-1]
+    slots = torch.stack([torch.arange(start, end) for start, end in batch.image_bounds[0].tolist()])
+    words = [_as_word(processor.tokenizer, token, batch.stop_ids) for token in answer[0].tolist()]
     return dict(
-        words=[_as_word(processor.tokenizer, token, batch.stop_ids) for token in answer[0].tolist()],
-        slots=looks[:, :, spots].float().numpy(),
+        words=words if words[-1] == "<end>" else [*words, "…"],
+        chances=chances.tolist(),
+        slots=looks[:, :, slots].float().numpy(),
         resampler=[weight.mean(dim=0).float().numpy() for weight in weights],
         plan=batch.plans[0][0],
-        patch_grids=grids,
+        patch_grids=batch.patch_grids[0],
+        ids=answer,
     )
 
 
@@ -198,115 +224,114 @@ def _as_word(tokenizer, token, stop_ids):
     return text.replace("\ufffd", "·").replace("\n", "↵").strip() or "·"
 
 
-def look(picture: str, token: int, layer: int | None = None, name: str = "nano") -> dict:
-    """Where a model looks when it chooses a token of its answer.
+def look(picture: str, token: int, layer: int = 0, name: str = "nano"):
+    """Where a model looks in the whole picture when it chooses a token of its answer.
 
     Args:
         token: number of the token, from 1.
-        layer: number of the LLM's layer, from 1; None: mean over layers.
+        layer: number of the LLM's layer, from 1; 0: mean over layers.
         name: see `watch_answer`.
 
     Returns:
-        share: part of the attention that is on slots.
-        slots: numpy (views, Q), and patches: [numpy (rows, cols), ...]: how many times as much as an even look.
-    """
-    watched = watch_answer(picture, name=name)
-    per_layer = watched["slots"][:, token - 1]
-    slots = per_layer.mean(axis=0) if layer is None else per_layer[layer - 1]
-    share = float(slots.sum())
-    patches = [row @ weights / share for row, weights in zip(slots, watched["resampler"])]
-    even = sum(len(weights) for weights in patches)  # one patch of so many
-    maps = [(weights * even).reshape(grid) for weights, grid in zip(patches, watched["patch_grids"])]
-    return dict(share=share, slots=slots / share * slots.size, patches=maps)
-
-
-def answer_attention(
-    picture: str, token: int, layer: int | None = None, stretch: bool = False, name: str = "nano"
-) -> Canvas:
-    """Attention of one generated token on the visual tokens, and through the resampler on the patches.
-
-    Args:
-        picture, token, layer, name: see `look`.
-        stretch: colors from the least to the most of this state, instead of from 1/4 to 4 times an even look.
-
-    Returns:
-        A Canvas. Its facts: "share", "slots" and "patches" as of `look`, and "colors" {"slots" or "patches":
-        (least, most)}, the values at the ends of the colors.
+        numpy (rows, cols): the part of all its attention that goes to each cell of `cell_grid`, through the visual
+        tokens of the overview and of the slices. The sum is less than 1: the rest is on words.
     """
     import numpy as np
 
-    canvas, watched, seen = Canvas(), watch_answer(picture, name=name), look(picture, token, layer, name)
-    image, plan = preview(load_sample(picture), 500), watched["plan"]
-    spans = {"slots": [seen["slots"]], "patches": seen["patches"]}
-    low_high = dict.fromkeys(spans, (0.25, 4))
-    if stretch:
-        most = {name: float(max(map(np.max, arrays))) for name, arrays in spans.items()}
-        least = {name: float(min(map(np.min, arrays))) for name, arrays in spans.items()}
-        low_high = {name: (max(least[name], most[name] / 1000), most[name]) for name in spans}  # a weight may be zero
-    _draw_answer(canvas, watched["words"], token)
+    watched, (rows, cols) = watch_answer(picture, name=name), cell_grid(picture, name)
+    per_layer = watched["slots"][:, token - 1]
+    slots = per_layer[layer - 1] if layer else per_layer.mean(axis=0)
+    views = [(row @ w).reshape(grid) for row, w, grid in zip(slots, watched["resampler"], watched["patch_grids"])]
+    cells = views[0].astype(float)
+    if watched["plan"].grid:
+        wide = watched["plan"].grid[0]
+        joined = np.vstack([np.hstack(views[at : at + wide]) for at in range(1, len(views), wide)])
+        cells = cells + _overlap(rows, joined.shape[0]) @ joined @ _overlap(cols, joined.shape[1]).T
+    return cells
 
-    heat = lambda array, name: _heat(array, *low_high[name])  # noqa: E731
-    canvas.facts = {"share": seen["share"], "slots": seen["slots"], "patches": seen["patches"], "colors": low_high}
-    canvas.picture(_blend(image, heat(seen["patches"][0], "patches")), (8, 92, 190, 186), "overview")
-    if plan.grid:
-        cols, rows = plan.grid
-        joined = np.concatenate(
-            [np.concatenate(seen["patches"][1 + cols * row : 1 + cols * (row + 1)], axis=1) for row in range(rows)]
-        )
-        blended = _blend(image, heat(joined, "patches"))
-        box = canvas.picture(blended, (212, 92, 280, 186), f"slices {cols} x {rows}")
-        canvas.mesh(box, cols, rows, "white")
 
-    canvas.text(8, 306, f"attention on the {seen['slots'].size} visual tokens, view by view", bold=True)
-    wide = min(124, 624 / len(seen["slots"]))
-    for view, slots in enumerate(seen["slots"]):
-        cells = heat(slots.reshape(2, -1), "slots")
-        canvas.image(8 + wide * view, 316, wide - 6, 36, cells, smooth=False)
-        center = 8 + wide * view + (wide - 6) / 2
-        canvas.text(center if view else 8, 370, view or "overview", 14, align="middle" if view else "left")
+def _overlap(coarse, fine):
+    """numpy (coarse, fine): which part of each of `fine` equal pieces of a line lies in each of `coarse` ones."""
+    import numpy as np
 
-    canvas.text(632, 82, "against an even look", 14, align="right")
-    bar = lambda low, high: [[low * (high / low) ** (step / 79) for step in range(80)]]  # noqa: E731
-    for row, name in enumerate(("patches", "slots")):
-        low, high = low_high[name]
-        y = 100 + 62 * row
-        canvas.text(632, y + 10, "on patches" if row == 0 else "on visual tokens", 14, align="right")
-        canvas.image(512, y + 16, 120, 14, heat(bar(low, high), name), smooth=False)
-        canvas.text(512, y + 45, _times(low), 14)
-        canvas.text(632, y + 45, _times(high), 14, align="right")
+    edges = np.arange(coarse + 1)[:, None] * fine / coarse
+    return np.diff(np.clip(edges - np.arange(fine), 0, 1), axis=0)
+
+
+def answer_attention(picture: str, token: int, layer: int = 0, covered: tuple = (), name: str = "nano") -> Canvas:
+    """An answer, where one of its tokens looks in each layer, and the answer when parts of the picture are covered.
+
+    Args:
+        picture, token, layer, name: as for `look`.
+        covered: cells (row, col) that are under gray.
+
+    Returns:
+        A Canvas. Its facts: "cells" as of `look`, "chances" of the whole picture's tokens now, "words" now, "box" of
+        the picture and its "grid". Its spots: "token", "layer", and "cell", to click or to drag over.
+    """
+    canvas, whole = Canvas(), watch_answer(picture, name=name)
+    now, grid = watch_answer(picture, tuple(covered), name), cell_grid(picture, name)
+    image = preview(load_sample(picture), 400)
+    _draw_answer(canvas, 6, "answer", whole["words"], now["chances"], token)
+    if covered:
+        _draw_answer(canvas, 74, "now", now["words"], [], 0, whole["words"])
+    else:
+        canvas.text(76, 92, "blue: the chance of each token", color=BLUE)
+        canvas.text(76, 118, "click or drag on the picture: cover it, and the answer may change", color=GRAY)
+    cells = look(picture, token, layer, name)
+    box = canvas.picture(cover_cells(_light(image, cells, 0.5), grid, covered), (8, 140, 250, 232))
+    canvas.facts = {"cells": cells, "chances": now["chances"], "words": now["words"], "box": box, "grid": grid}
+    canvas.rect(*box, stroke=PALE)
+    (rows, cols), (x, y, w, h) = grid, box
+    for row in range(rows):
+        for col in range(cols):
+            words = f"row {row + 1}, column {col + 1}: {cells[row, col]:.1%} of the attention"
+            place = (x + w * col / cols, y + h * row / rows, w / cols, h / rows)
+            canvas.spot("cell", (row, col), place, words, "drag")
+    for number in range(1 + len(whole["slots"])):
+        left, top = 274 + 124 * (number % 3), 140 + 120 * (number // 3)
+        each = look(picture, token, number, name)
+        title = f"layer {number}" if number else "mean"
+        canvas.text(left, top + 12, f"{title}: {each.sum():.0%}", 14, bold=number == layer)
+        small = canvas.picture(_light(image, each), (left, top + 18, 116, 94))
+        canvas.rect(*small, stroke=INK if number == layer else PALE, line=3 if number == layer else 1)
+        canvas.spot("layer", number, (left, top, 116, 112), f"look at the {title}", chosen=number == layer)
+    lines = "full color:", f"{_FULL:.0%} or more", "of its attention", "on one cell"
+    canvas.lines(522, 288, lines, 19, 14, color=GRAY)
     return canvas
 
 
-def _draw_answer(canvas, words, token):
-    """The answer's tokens in up to two lines, the chosen one framed."""
-    canvas.text(8, 22, "answer", bold=True)
-    x, y = 78, 4
-    for number, word in enumerate(words, 1):
-        if text_width(word) > 74:
-            word = next(word[:n] + "…" for n in range(len(word), 0, -1) if text_width(word[:n] + "…") <= 74)
-        wide = text_width(word, TEXT) + 12
-        if x + wide > WIDTH - 8:
-            x, y = 78, y + 29
-        canvas.rect(x, y, wide, 24, YELLOW if number == token else PALE, INK if number == token else "none", 2)
-        canvas.text(x + 6, y + 18, word)
-        x += wide + 5
+_FULL = 0.05  # of all attention on one cell: it stands in full color
 
 
-def _times(number):
-    return f"{number:.2f} x" if number < 10 else f"{number:.0f} x"
-
-
-def _heat(array, low, high):
-    """Cividis on a logarithmic scale: twice as much is as far from even as half as much."""
+def _light(image, cells, least=0.12):
+    """A picture whose cells are the paler the less attention they get."""
     import numpy as np
-    from matplotlib import colormaps
 
-    span = math.log(high / low) if high > low else 1.0
-    part = np.log(np.clip(np.asarray(array, dtype=float), low, high) / low) / span
-    return Image.fromarray(colormaps["cividis"](part, bytes=True)[..., :3])
+    part = least + (1 - least) * np.clip(cells / _FULL, 0, 1)
+    mask = Image.fromarray((255 * part).astype("uint8")).resize(image.size, Image.Resampling.NEAREST)
+    return Image.composite(image, Image.new("RGB", image.size, "white"), mask)
 
 
-def _blend(image, heat):
-    """A map of patches over the gray picture."""
-    gray = image.convert("L").convert("RGB")
-    return Image.blend(gray, heat.resize(gray.size, Image.Resampling.NEAREST), 0.6)
+def _draw_answer(canvas, y, title, words, chances, token, before=None):
+    """An answer's tokens in two lines, as many as fit, the chosen one framed; those that are not `before`'s in red.
+
+    Below each token a bar as long as its chance. Returns how many there are.
+    """
+    canvas.text(8, y + 18, title, bold=True)
+    x, second = 76, False
+    for number, word in enumerate(words):
+        wide = text_width(word) + 10
+        if x + wide > WIDTH - 4 - 18 * (second and number + 1 < len(words)):
+            if second:
+                canvas.text(x, y + 18, "…", color=GRAY)
+                return number
+            x, y, second = 76, y + 33, True
+        here, changed = number + 1 == token, before is not None and [word] != before[number : number + 1]
+        canvas.rect(x, y, wide, 24, YELLOW if here else PALE, INK if here else "none", 2)
+        canvas.text(x + 5, y + 18, word, color=RED if changed else INK)
+        if number < len(chances):
+            canvas.rect(x, y + 26, wide * chances[number], 4, BLUE)
+            canvas.spot("token", number + 1, (x, y, wide, 31), f"look at “{word}”", chosen=here)
+        x += wide + 4
+    return len(words)

@@ -1,13 +1,34 @@
-"""Lesson 07: the world that nano learns from, and the stages: what learns, from what, at which resolution."""
+"""Lesson 07: the world that nano learns from, and the stages: what learns, the loss, and what the model says."""
 
 import math
-from functools import lru_cache
+import random
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import NamedTuple
+
+from PIL import Image, ImageDraw
 
 from minicpmv_ref.inputs.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Axes, Canvas, fit, preview, wrap
+from .canvas import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    ORANGE,
+    PALE,
+    RED,
+    SAMPLES,
+    SKY,
+    Axes,
+    Canvas,
+    fit,
+    preview,
+    text_width,
+    wrap,
+)
+from .language import watched_model
 
 WORLD_KINDS = {  # (words in a menu, key)
     "caption": "caption",
@@ -15,7 +36,7 @@ WORLD_KINDS = {  # (words in a menu, key)
     "crop": "crop",
     "document": "read",
 }
-OWNERS = {"this course": "ours", "the paper": "paper"}  # (words in a menu, key)
+SCENES = ("caption", "question")  # the kinds that show one
 PART_NAMES = {"vpm": "ViT", "resampler": "resampler", "llm": "LLM"}
 MEANINGS = {
     "start-text": "practice on pictures spelled in words, line by line",
@@ -29,33 +50,81 @@ MEANINGS = {
 }
 
 
+def draw_said(canvas: Canvas, x: float, y: float, width: float, said: str, truth: str, most: int = 4):
+    """What a model said, word by word; a word that is not the truth's in its place is red.
+
+    Args:
+        x, y: where the first line begins, on its base line.
+        width: of the lines in pixels.
+        most: lines; what does not fit ends in an ellipsis.
+    """
+    words, right, start = said.split() or ["(nothing)"], [*truth.replace(",", "").split(), *[""] * 99], x
+    for place, word in enumerate(words):
+        word = wrap(word, width, 14)[-1]
+        if x > start and x + text_width(word, 14) > start + width:
+            if most == 1:
+                canvas.text(x, y, "…", 14, GRAY)
+                break
+            x, y, most = start, y + 18, most - 1
+        canvas.text(x, y, word, 14, INK if word.strip(",") == right[place] else RED)
+        x += text_width(word + " ", 14)
+
+
 # ---- the world
 
 
 @lru_cache(maxsize=256)
-def world_item(kind: str, seed: int):
-    """A training sample of the world, and its views as nano's slicer cuts them: (Sample, [PIL images])."""
-    from minicpmv_ref.config import nano
-    from minicpmv_ref.toy import data
-
-    sample = data.draw(f"lesson 07/{seed}", kind)
-    return sample, slice_image(sample.image, nano.slicing)
-
-
-def world_sample(kind: str, seed: int, view: int = 1, words: bool = False) -> Canvas:
-    """One sample: the whole picture, one of its views, and what is said about it.
+def world_item(kind: str, seed: int, things: tuple | None = None):
+    """A training sample of the world, and its views as nano's slicer cuts them: (Sample, [PIL images]).
 
     Args:
         kind: "caption", "question", "crop" or "read".
         seed: draws another sample.
-        view: number of the view at the right, from 1: the overview, then the slices row by row.
-        words: show the view spelled in words, one cell for each of the 16 visual tokens.
+        things: of a scene, in place of the seed's, which then draws their sizes and the question; else no matter.
     """
     from minicpmv_ref.config import nano
-    from minicpmv_ref.toy.data import spell
+    from minicpmv_ref.toy import data
+    from minicpmv_ref.toy.questions import more_questions
+    from minicpmv_ref.toy.words import ENGLISH
 
-    sample, views = world_item(kind, seed)
-    canvas, plan = Canvas(), plan_slices(sample.image.size, nano.slicing)
+    sample = data.draw(f"lesson 07/{seed}", kind)
+    if things and kind in SCENES:
+        scene, rng = data.Scene(things), random.Random(seed)
+        asked = ENGLISH.describe, data.caption(scene, ENGLISH)
+        if kind == "question":
+            ((_, asked),) = more_questions(scene, rng, ENGLISH, 1)
+        image, key = data.draw_scene(scene, rng), scene.content
+        talk = data.conversation([image], [asked])
+        sample = replace(sample, image=image, messages=talk, key=key, held_out=data.is_held_out(key), facts=scene)
+    return sample, slice_image(sample.image, nano.slicing)
+
+
+@lru_cache(maxsize=64)
+def nano_says(kind: str, seed: int, things: tuple | None = None) -> str:
+    """nano's answer to a sample of the world."""
+    from minicpmv_ref.learn.evaluate import answers
+
+    return answers(*watched_model(), [world_item(kind, seed, things)[0].prompt], max_new_tokens=32)[0]
+
+
+def world_sample(
+    kind: str, seed: int, view: int = 1, words: bool = False, things: tuple | None = None, brush: tuple | None = None
+) -> Canvas:
+    """One sample: the whole picture, one of its views or for a scene what to draw with, and what is said about it.
+
+    Args:
+        kind, seed, things: as for `world_item`.
+        view: number of the view at the right, from 1: the overview, then the slices row by row.
+        words: show the view spelled in words, one cell for each of the 16 visual tokens.
+        brush: (color, shape), what a click puts into a scene.
+
+    Returns:
+        A Canvas. Of a scene: its fact "said", what nano answers, and its spots: "place" of the board, and "brush".
+    """
+    from minicpmv_ref.config import nano
+
+    sample, views = world_item(kind, seed, things)
+    canvas, plan, scene = Canvas(), plan_slices(sample.image.size, nano.slicing), kind in SCENES
     width, height = sample.image.size
     canvas.text(8, 20, f"the picture: {width} x {height}", bold=True)
     x, y, w, h = fit(sample.image.size, (8, 32, 300, 266))
@@ -68,6 +137,29 @@ def world_sample(kind: str, seed: int, view: int = 1, words: bool = False) -> Ca
         canvas.rect(x + left * kx, y + top * ky, (right - left) * kx, (bottom - top) * ky, stroke=RED, line=3)
     else:
         canvas.rect(x, y, w, h, stroke=RED, line=3)
+    if words or not scene:
+        _draw_view(canvas, sample, views, view, words)
+    else:
+        _draw_palette(canvas, brush)
+        canvas.facts["said"] = nano_says(kind, seed, things)
+        canvas.text(350, 240, "nano says", bold=True)
+        draw_said(canvas, 350, 262, 282, canvas.facts["said"], sample.answer, 3)
+    for place, name in enumerate(PLACES if scene else ()):
+        box = (x + w / 2 * (place % 2), y + h / 2 * (place // 2), w / 2, h / 2)
+        canvas.spot("place", place, box, f"{name}: a {' '.join(brush or ('shape',))}, or none")
+
+    question, answer = sample.messages[0]["content"][1], sample.answer
+    canvas.text(8, 326, question, color=BLUE)
+    canvas.lines(8, 349, wrap(answer, 624, bold=True), 21, bold=True)
+    return canvas
+
+
+PLACES = ("top left", "top right", "bottom left", "bottom right")  # of a scene
+
+
+def _draw_view(canvas, sample, views, view, words):
+    """A view at the right, in pixels or in words."""
+    from minicpmv_ref.toy.data import spell
 
     shown = views[view - 1]
     name = "overview" if view == 1 else f"slice {view - 1} of {len(views) - 1}"
@@ -85,64 +177,78 @@ def world_sample(kind: str, seed: int, view: int = 1, words: bool = False) -> Ca
         canvas.image(*fit(shown.size, box), shown, smooth=False)
     canvas.rect(*box, stroke=RED, line=3)
 
-    question, answer = sample.messages[0]["content"][1], sample.answer
-    canvas.text(8, 326, question, color=BLUE)
-    canvas.lines(8, 349, wrap(answer, 624, bold=True), 21, bold=True)
-    return canvas
+
+_CELL = 44  # pixels, of the palette
+
+
+@cache
+def _palette(scale=2):
+    """Every color and shape of the world: (image, [(color, shape), ...] row by row)."""
+    from minicpmv_ref.toy.scenes import draw_shape
+    from minicpmv_ref.toy.words import PAINT, SHAPES
+
+    side = scale * _CELL
+    image = Image.new("RGB", (side * len(PAINT), side * len(SHAPES)), "white")
+    for row, shape in enumerate(SHAPES):
+        for col, paint in enumerate(PAINT.values()):
+            draw_shape(ImageDraw.Draw(image), shape, side * (col + 0.5), side * (row + 0.5), 0.36 * side, paint)
+    return image, [(color, shape) for shape in SHAPES for color in PAINT]
+
+
+def _draw_palette(canvas, brush):
+    image, brushes = _palette()
+    canvas.text(350, 20, "click a shape, then a place", bold=True)
+    canvas.image(350, 32, 6 * _CELL, 4 * _CELL, image, smooth=False)
+    for number, each in enumerate(brushes):
+        box = (350 + number % 6 * _CELL, 32 + number // 6 * _CELL, _CELL, _CELL)
+        if each == brush:
+            canvas.rect(*box, stroke=INK, line=3)
+        canvas.spot("brush", each, box, "draw with a " + " ".join(each), chosen=each == brush)
 
 
 # ---- the stages
 
 
-class PaperStage(NamedTuple):
-    """What the paper says about a stage; it gives no learning rates, no batch sizes and no steps.
+class Moment(NamedTuple):
+    """A moment of a training: its stage, the step of that stage, the answers to SHOWN (None: not recorded)."""
 
-    learns: parts. data: millions of samples, or None where the paper gives no number. side: of a view in pixels.
-    """
-
-    learns: tuple
-    data: dict
-    side: int | None
-    views: str
+    stage: str
+    step: int
+    said: tuple | None
 
 
-# Section 4 and tables 1 and 2 of the paper.
-PAPER_STAGES = {
-    "start-text": PaperStage((), {}, None, "an LLM as released"),
-    "start-chat": PaperStage((), {}, None, "an LLM as released"),
-    "start-vit": PaperStage((), {}, None, "a SigLIP as released"),
-    "stage-1": PaperStage(("resampler",), {"captions": 200}, 224, "one view"),
-    "stage-2": PaperStage(("vpm",), {"captions": 200}, 448, "one view"),
-    "stage-3": PaperStage(("vpm", "resampler"), {"captions": None, "OCR": None}, 448, "and slices"),
-    "sft-1": PaperStage(
-        ("vpm", "resampler", "llm"),
-        {
-            **{"captions": 0.56, "VQA": 1.4, "knowledge": 0.06, "grounding": 0.57},
-            **{"reasoning": 0.135, "math": 0.125, "OCR": 1.7, "chat": 0.78},
-        },
-        448,
-        "and slices",
-    ),
-    "sft-2": PaperStage(
-        ("vpm", "resampler", "llm"),
-        {"part 1 again": 0.4, "OCR": 0.69, "instructions": 1.9, "text only": None},
-        448,
-        "and slices",
-    ),
+@dataclass
+class Story:
+    """A training: {stage: steps}, {stage: [(step, loss), ...]} so far, and the moments at which pictures were shown."""
+
+    steps: dict
+    curves: dict = field(default_factory=dict)
+    moments: list = field(default_factory=list)
+
+
+SHOWN = (("scene", "caption", 3), ("lines of text", "crop", 3), ("document", "read", 4))  # (name, kind, seed)
+AFTER = {  # stage: the shipped checkpoint that it ends with
+    "start-vit": "nano-start",
+    "stage-1": "nano-stage-1",
+    "stage-2": "nano-stage-2",
+    "stage-3": "nano-stage-3",
+    "sft-2": "nano",
 }
 
 
-@lru_cache
-def part_sizes(whose: str) -> dict:
-    """Parameters of each part: of nano ("ours"), or of MiniCPM-Llama3-V 2.5 ("paper")."""
-    import torch
+@cache
+def shown_samples() -> tuple:
+    """The three held-out pictures that every stage is shown."""
+    from minicpmv_ref.toy import data
 
-    from minicpmv_ref.config import nano, v2_5
-    from minicpmv_ref.model import MiniCPMV
+    return tuple(data.draw(seed, kind, "test") for _, kind, seed in SHOWN)
 
-    with torch.device("meta"):  # shapes without memory
-        model = MiniCPMV(nano if whose == "ours" else v2_5)
-    return {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PART_NAMES}
+
+def show_pictures(model, processor) -> tuple:
+    """What a model says to the three pictures."""
+    from minicpmv_ref.learn.evaluate import answers
+
+    return tuple(answers(model, processor, [sample.prompt for sample in shown_samples()], max_new_tokens=24))
 
 
 def stage_losses(metrics=None) -> dict:
@@ -171,163 +277,135 @@ def stage_losses(metrics=None) -> dict:
     return curves
 
 
-def stage_shares(name: str, whose: str) -> dict:
-    """{kind of sample: share of the stage's samples from 0 to 1, or None where the paper gives no number}."""
-    from minicpmv_ref.learn.stages import stage_named
+def shipped_story() -> Story:
+    """The training of nano, and what its checkpoints say."""
+    curves, said = stage_losses(), read_json(SAMPLES.parent / "checkpoints" / "answers.json")["said"]
+    steps = {name: curve[-1][0] for name, curve in curves.items()}
+    told = {name: tuple(said[AFTER[name]]) if name in AFTER else None for name in steps}
+    return Story(steps, curves, [Moment(name, steps[name], told[name]) for name in steps])
 
-    data = stage_named(name).data_mix if whose == "ours" else PAPER_STAGES[name].data
-    total = sum(amount or 0 for amount in data.values())
-    return {kind: amount and amount / total for kind, amount in data.items()}
+
+def own_story(steps: dict) -> Story:
+    """A training that begins where `nano-start` stands: {stage: steps}."""
+    first = next(iter(steps))
+    (begin,) = (moment for moment in shipped_story().moments if moment.stage == "start-vit")
+    return Story(steps, {name: [] for name in steps}, [Moment(first, 0, begin.said)])
 
 
-def stage_picture(name: str, whose: str = "ours", percent: int = 20, losses=()) -> Canvas:
-    """One stage: the parts with their sizes and learning rates, the samples, the resolution, the curves.
+def words_right(story: Story, number: int) -> list | None:
+    """[(right words, all words), ...] of the three answers at a moment, from 1; None if they are not recorded."""
+    from minicpmv_ref.learn.evaluate import share_of_words
+
+    said = story.moments[number - 1].said
+    truths = [sample.answer for sample in shown_samples()]
+    counts = [len(truth.split()) for truth in truths]
+    return said and [
+        (round(share_of_words([text], [truth]) * count), count) for text, truth, count in zip(said, truths, counts)
+    ]
+
+
+@cache
+def part_sizes() -> dict:
+    """Parameters of each part of nano."""
+    import torch
+
+    from minicpmv_ref.config import nano
+    from minicpmv_ref.model import MiniCPMV
+
+    with torch.device("meta"):  # shapes without memory
+        model = MiniCPMV(nano)
+    return {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PART_NAMES}
+
+
+def stage_story(story: Story, number: int) -> Canvas:
+    """A training up to one of its moments: the loss, what learns in each stage, and what the model says there.
 
     Args:
-        name: of the stage.
-        whose: "ours" or "paper".
-        percent: of the samples that are done.
-        losses: [(step, loss), ...] of this stage.
+        number: of the moment, from 1.
 
     Returns:
-        A Canvas. Its facts: "parts" {part: "learns", "frozen", "not in use" or "taken as released"},
-        "rates" {part: learning rate now}, "shares" as of `stage_shares`, "side" of a view in pixels or None,
-        "schedule" [(step, share of the highest rate), ...], "losses".
+        A Canvas. Its facts: "parts" {stage: {part: "learns", "frozen" or "not in use"}}, "right" as of `words_right`,
+        "places" [x of each moment]. Its spots: "moment", each from the one before.
     """
-    from minicpmv_ref.config import nano
-    from minicpmv_ref.learn.stages import stage_named
-    from minicpmv_ref.learn.train import lr_scale_at
-
-    canvas, stage, paper, ours = Canvas(), stage_named(name), PAPER_STAGES[name], whose == "ours"
-    now = lr_scale_at(round(percent / 100 * stage.steps), stage.steps)
-    side, views = _resolution(stage, paper, ours, nano)
+    canvas, moment = Canvas(), story.moments[number - 1]
+    canvas.text(8, 20, f"{moment.stage}: {MEANINGS[moment.stage]}", bold=True)
+    wide = 544 / len(story.steps)
+    begins = {name: 88 + wide * place for place, name in enumerate(story.steps)}
     canvas.facts = {
-        "parts": _roles(stage, paper, ours),
-        "rates": {part: rate * now for part, rate in stage.learning_rates.items()} if ours else {},
-        "shares": stage_shares(name, whose),
-        "side": side,
-        "schedule": [],
-        "losses": [],
+        "parts": {name: stage_roles(name) for name in story.steps},
+        "right": words_right(story, number),
+        "places": [begins[each.stage] + wide * each.step / story.steps[each.stage] for each in story.moments],
     }
-    title = MEANINGS[name] if ours or paper.learns else f"the paper starts from {paper.views}"
-    canvas.text(8, 20, f"{name}: {title}", bold=True)
-    for number, part in enumerate(PART_NAMES):
-        _draw_part(canvas, 8 + 214 * number, part, part_sizes(whose)[part], ours)
-    if not ours and not paper.learns:  # the paper begins after the stages of preparation
-        return canvas
-    _draw_shares(canvas, canvas.facts["shares"])
-    canvas.text(8, 366, _amount(stage, paper, ours, percent), 14)
-    _draw_resolution(canvas, side, views, nano.slicing.scale_resolution if ours else 448)
-    axes = Axes(canvas, (346, 240, 240, 100), (0, 100), (0, 1))
-    canvas.path([axes.at(0, 1), axes.at(0, 0), axes.at(100, 0)], GRAY, 1)
-    axes.under(0, "start", "left")
-    axes.under(100, "end", "right")
-    if ours:
-        _draw_curves(axes, stage, percent, losses)
-    else:
-        canvas.lines(354, 262, ("The paper gives no rates,", "no batch sizes and no steps."), 20, 14, color=GRAY)
-        canvas.dot(*axes.at(percent, 0), fill=GRAY)
+    _draw_losses(canvas, story, moment, begins, wide)
+    for row, part in enumerate(PART_NAMES):
+        y = 164 + 19 * row
+        canvas.text(80, y + 13, PART_NAMES[part], 14, align="right")
+        for name, x in begins.items():
+            _draw_role(canvas, (x, y, wide - 2, 17), name, part)
+    left = 88
+    for place, (each, right) in enumerate(zip(story.moments, canvas.facts["places"]), 1):
+        box, words = (min(left, right - 12), 30, max(right - left, 12), 192), f"{each.stage}, step {each.step}"
+        canvas.spot("moment", place, box, words, "drag", chosen=place == number)
+        left = right
+    _draw_answers(canvas, moment, canvas.facts["right"])
     return canvas
 
 
-def _roles(stage, paper, ours):
+def _draw_losses(canvas, story, moment, begins, wide):
+    """The loss of all stages side by side, each as wide as the others; what comes after the moment is pale."""
+    ends = math.log(0.04), math.log(15)
+    canvas.text(8, 44, "loss", 14, BLUE, bold=True)
+    frame = Axes(canvas, (88, 32, 542, 92), (0, 1), ends)
+    for loss in (0.1, 1, 10):
+        frame.level(math.log(loss), loss)
+    now = list(begins).index(moment.stage)
+    for place, (name, x) in enumerate(begins.items()):
+        axes = Axes(canvas, (x, 32, wide - 2, 92), (0, story.steps[name]), ends)
+        points = [(step, min(max(math.log(loss), ends[0]), ends[1])) for step, loss in story.curves[name]]
+        if len(points) > 1:
+            axes.line(points, PALE if place > now else BLUE, 2)
+        for row, words in enumerate(name.split("-")):
+            canvas.text(x + wide / 2, 140 + 16 * row, words, 14, INK, "middle", bold=place == now)
+        if place == now:
+            axes.moment(moment.step, ORANGE, 3)
+
+
+def stage_roles(name: str) -> dict:
     """What each part does in a stage: {part: words}."""
-    blind = ("vpm", "resampler")
+    from minicpmv_ref.learn.stages import stage_named
+
+    stage, blind = stage_named(name), ("vpm", "resampler")
     idle = {"raw": blind, "spelled": blind, "contrast": ("resampler", "llm")}.get(stage.objective, ())
-    if not ours and not paper.learns:
-        return {part: "taken as released" if part in stage.learning_rates else "not in use" for part in PART_NAMES}
-    learns = stage.learning_rates if ours else paper.learns
+    learns = stage.learning_rates
     return {part: "learns" if part in learns else "not in use" if part in idle else "frozen" for part in PART_NAMES}
 
 
-def _draw_part(canvas, x, part, size, ours):
-    """A block of the model: green if it learns, white if nothing passes through it."""
-    from minicpmv_ref.learn.stages import STAGES
+def _draw_role(canvas, box, name, part):
+    """A cell of the schedule: green with its highest rate if the part learns, white if nothing passes through it."""
+    from minicpmv_ref.learn.stages import stage_named
 
-    y, w, h = 34, 190, 92
-    words, rate = canvas.facts["parts"][part], canvas.facts["rates"].get(part)
-    color, ink = {"learns": (GREEN, "white"), "frozen": (PALE, INK)}.get(words, ("white", GRAY))
-    canvas.rect(x, y, w, h, color, GRAY)
-    canvas.text(x + 10, y + 24, PART_NAMES[part], bold=True, color=ink)
-    canvas.text(x + w - 10, y + 24, _short(size), 15, color=ink, align="right")
-    if words == "learns":
-        words += f", rate {rate:.1e}" if ours else ", rate not given"
-    canvas.text(x + 10, y + 52, words, 15, color=ink)
-    if rate is not None:
-        highest = max(rate for each in STAGES for rate in each.learning_rates.values())
-        canvas.rect(x + 10, y + 66, w - 20, 12, stroke="white")
-        canvas.rect(x + 10, y + 66, (w - 20) * rate / highest, 12, "white")
-    if part != list(PART_NAMES)[-1]:
-        canvas.arrow((x + w + 4, y + h / 2), (x + w + 20, y + h / 2))
+    role, (x, y, w, _) = canvas.facts["parts"][name][part], box
+    fill = {"learns": GREEN, "frozen": PALE}.get(role, "white")
+    canvas.rect(*box, fill, PALE)
+    if role == "learns":
+        rate = f"{stage_named(name).learning_rates[part]:g}"
+        canvas.text(x + w / 2, y + 13, rate, 14, "white", "middle", bold=True)
 
 
-def _draw_shares(canvas, shares):
-    canvas.text(8, 154, "what it practices on", bold=True)
-    for row, (kind, share) in enumerate(shares.items()):
-        y = 164 + 22 * row
-        canvas.text(112, y + 14, kind, 14, align="right")
-        if share is None:
-            canvas.text(120, y + 14, "no number given", 14, GRAY)
+def _draw_answers(canvas, moment, right):
+    """The three pictures, and beside each what the model says."""
+    for place, ((name, _, _), sample) in enumerate(zip(SHOWN, shown_samples())):
+        x = 8 + 212 * place
+        score = f": {right[place][0]} of {right[place][1]} right" if right else ""
+        canvas.text(x, 246, name + score, 14, bold=True)
+        w, h = map(round, fit(sample.image.size, (x, 254, 64, 118))[2:])
+        canvas.image(x, 254, w, h, sample.image.resize((2 * w, 2 * h), Image.Resampling.BICUBIC), smooth=False)
+        canvas.rect(x, 254, w, h, stroke=GRAY)
+        if right:
+            draw_said(canvas, x + w + 8, 266, 192 - w, moment.said[place], sample.answer, 7)
         else:
-            canvas.rect(120, y, 130 * share, 17, BLUE)
-            canvas.text(126 + 130 * share, y + 14, f"{share:.0%}", 14)
-
-
-def _draw_resolution(canvas, side, views, full):
-    canvas.text(330, 154, "resolution", bold=True)
-    if not side:
-        canvas.text(330, 182, "no pixels: pictures come in words", 14)
-        return
-    canvas.rect(330, 164, 44, 44, stroke=PALE, line=2)
-    canvas.rect(330, 208 - 44 * side / full, 44 * side / full, 44 * side / full, ORANGE)
-    canvas.lines(386, 182, (f"{side} x {side} pixels", views), 20, 14)
-
-
-def _draw_curves(axes, stage, percent, losses):
-    """The learning rate and, if there is one, the loss, over the steps of a stage."""
-    from minicpmv_ref.learn.train import lr_scale_at
-
-    canvas, steps = axes.canvas, [round(p / 100 * stage.steps) for p in range(101)]
-    schedule = [(step, lr_scale_at(step, stage.steps)) for step in steps]
-    canvas.facts |= {"schedule": schedule, "losses": list(losses)}
-    canvas.text(330, 232, "learning rate", 14, ORANGE, bold=True)
-    axes.line([(p, rate) for p, (_, rate) in enumerate(schedule)], ORANGE)
-    canvas.dot(*axes.at(percent, schedule[percent][1]), fill=ORANGE)
-    if losses:
-        last, most = max(step for step, _ in losses) or 1, max(loss for _, loss in losses)
-        canvas.text(456, 232, f"loss over {last:,} steps", 14, BLUE, bold=True)
-        axes = Axes(canvas, axes.box, (0, last), (0, most))
-        axes.line(losses, BLUE)
-        for x, y, (_, loss), align in (
-            (axes.box[0] - 6, axes.at(*losses[0])[1], losses[0], "right"),
-            (axes.at(*losses[-1])[0] + 8, axes.at(*losses[-1])[1], losses[-1], "left"),
-        ):
-            canvas.text(x, min(y + 5, axes.at(0, 0)[1]), f"{loss:.2f}", 14, BLUE, align)
-
-
-def _short(count: int) -> str:
-    return (
-        f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M" if count >= 1e7 else f"{count / 1e6:.2f} M"
-    )
-
-
-def _amount(stage, paper, ours, percent) -> str:
-    if ours:
-        return f"{stage.steps:,} steps of {stage.batch}: {stage.steps * stage.batch:,} samples"
-    total = sum(amount for amount in paper.data.values() if amount is not None)
-    return f"{total * percent / 100:.3g} of {total:.3g} million samples" if total else ""
-
-
-def _resolution(stage, paper, ours, config):
-    """(side of a view in pixels, words about the views); (None, ...) if no picture is seen."""
-    if not ours:
-        return paper.side, paper.views
-    full = config.slicing.scale_resolution
-    if stage.objective in ("raw", "spelled"):
-        return None, ""
-    if stage.objective == "contrast":
-        return full, "and half of it in turn"
-    return (full // 2, "one view") if stage.half else (full, "and slices" if "read" in stage.data_mix else "one view")
+            idle = canvas.facts["parts"][moment.stage]["vpm"] == "not in use"
+            canvas.text(x + w + 8, 266, "sees no pixels" if idle else "not recorded", 14, GRAY)
 
 
 # ---- a normal loss

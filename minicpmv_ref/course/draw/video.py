@@ -1,7 +1,10 @@
 """Lesson 12: what clips cost, which frame an answer looks at, and boxes."""
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
+
+from PIL import Image
 
 from minicpmv_ref.config import v2_6
 from minicpmv_ref.counts import kv_cache_numbers
@@ -9,7 +12,7 @@ from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups, plan
 
 from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, RESULTS, YELLOW, Axes, Canvas, text_width, wrap
-from .language import _as_word, _blend, _heat, watched_model
+from .language import _as_word, watched_model
 from .memory import in_bytes
 
 FRAME_SIZES = {"448 x 448": (448, 448), "640 x 480": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
@@ -244,6 +247,22 @@ def clip_look(
         if k + 1 == shown:
             canvas.rect(left, 304, side, side, stroke=INK, line=3)
     return canvas
+
+
+def _heat(array, low, high):
+    """Cividis on a logarithmic scale: twice as much is as far from even as half as much."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    span = math.log(high / low) if high > low else 1.0
+    part = np.log(np.clip(np.asarray(array, dtype=float), low, high) / low) / span
+    return Image.fromarray(colormaps["cividis"](part, bytes=True)[..., :3])
+
+
+def _blend(image, heat):
+    """A map of patches over the gray picture."""
+    gray = image.convert("L").convert("RGB")
+    return Image.blend(gray, heat.resize(gray.size, Image.Resampling.NEAREST), 0.6)
 
 
 # ---- boxes

@@ -1,9 +1,11 @@
 """Lesson 04: into the language model."""
 
+import ipywidgets as widgets
+
 from minicpmv_ref.slicing import plan_slices
 
 from .. import draw
-from ..panel import Panel, choice, player, slider, toggle
+from ..panel import Panel, choice, player, slider
 
 
 class TokenStrip(Panel):
@@ -62,48 +64,79 @@ class TokenStrip(Panel):
 
 
 class AnswerAttention(Panel):
-    """Where a model looks when it chooses a token of its answer: which visual tokens, and through them which patches.
+    """Where a model looks when it chooses a token of its answer, and what it answers when parts are covered.
+
+    A click on a word or on a layer chooses it. A click or a drag on the picture covers it, the same again uncovers it.
 
     Args:
         picture: a file name of data_samples/images.
         token: number of the generated token.
         layer: number of a layer of the LLM; 0: mean over all.
-        stretch: colors from the least to the most of this state.
+        covered: cells (row, col) under gray.
         model: "nano" or the folder of a checkpoint.
     """
 
     pictures = ("shapes.png", "numbers.png", "chart.png", "cat.jpg", "station_sign.png", "screenshot.png")
 
-    def __init__(self, picture="shapes.png", token=1, layer=0, stretch=True, model="nano"):
-        self._model = model
+    def __init__(self, picture="shapes.png", token=1, layer=0, covered=(), model="nano"):
+        self._model, self._covered = model, tuple(covered)
         watched = draw.watch_answer(picture, name=model)
         layers = [("mean of all", 0), *((f"layer {n}", n) for n in range(1, 1 + len(watched["slots"])))]
+        clear = widgets.Button(description="uncover all")
+        clear.on_click(lambda button: self.guarded(lambda: self.cover(())))
         super().__init__(
             {
-                "token": slider("token of the answer", token, 1, len(watched["words"])),
+                "token": slider("token of the answer", token, 1, len(watched["chances"])),
                 "picture": choice("picture", dict.fromkeys([*self.pictures, picture]), picture),
                 "layer": choice("layer", layers, layer),
-                "stretch": toggle("stretch the colors", stretch),
-            }
+            },
+            extras=[clear],
         )
+
+    def values(self):
+        return {**super().values(), "covered": self._covered}
 
     def changed(self, name):
         with self.hold():
-            self.controls["token"].max = len(self._watch(self.controls["picture"].value)["words"])
+            if name == "picture":
+                self._covered = ()
+            watched = draw.watch_answer(self.controls["picture"].value, name=self._model)
+            self.controls["token"].max = len(watched["chances"])
 
-    def _watch(self, picture):
-        return draw.watch_answer(picture, name=self._model)
+    def cover(self, cells):
+        self._covered = tuple(sorted(cells))
+        self.redraw()
 
-    def draw(self, picture, token, layer, stretch):
-        return draw.answer_attention(picture, token, layer or None, stretch, self._model)
+    def touch(self, spot, at, start, before):
+        if spot.name != "cell":
+            self.controls[spot.name].value = spot.item
+            return
+        (x, y, w, h), (rows, cols) = self.facts["box"], self.facts["grid"]
+        ends = [
+            (min(max(int((py - y) / h * rows), 0), rows - 1), min(max(int((px - x) / w * cols), 0), cols - 1))
+            for px, py in (start, at)
+        ]
+        (top, bottom), (left, right) = map(sorted, zip(*ends))
+        cells = {(row, col) for row in range(top, bottom + 1) for col in range(left, right + 1)}
+        old = set(before["covered"])
+        self.cover(old - cells if spot.item in old else old | cells)
 
-    def describe(self, picture, token, layer, stretch):
-        watched, seen = self._watch(picture), draw.look(picture, token, layer or None, self._model)
-        view, query = divmod(int(seen["slots"].argmax()), seen["slots"].shape[1])
-        where = f"slice {view}" if view else "the overview"
-        patch = max(float(patches.max()) for patches in seen["patches"])
-        return (
-            f"Token {token} of {len(watched['words'])}, “{watched['words'][token - 1]}”: {seen['share']:.0%} of the "
-            f"attention is on slots. Most is on visual token {query} of {where}, {seen['slots'].max():.2f} times an "
-            f"even look; the brightest patch gets {patch:.2f} times."
+    def draw(self, picture, token, layer, covered):
+        return draw.answer_attention(picture, token, layer, covered, self._model)
+
+    def describe(self, picture, token, layer, covered):
+        watched = draw.watch_answer(picture, name=self._model)
+        now = draw.watch_answer(picture, covered, self._model)
+        cells, word = draw.look(picture, token, layer, self._model), watched["words"][token - 1]
+        row, col = divmod(int(cells.argmax()), cells.shape[1])
+        where = f"layer {layer}" if layer else "the mean of all layers"
+        text = (
+            f"Token {token} of {len(watched['chances'])}, “{word}”: in {where}, {cells.sum():.0%} of its attention is "
+            f"on the picture, most on row {row + 1}, column {col + 1} ({cells.max():.1%})."
         )
+        if not covered:
+            return text
+        was, chance = watched["chances"][token - 1], now["chances"][token - 1]
+        said = "the same answer" if now["words"] == watched["words"] else "another answer"
+        part = f"{len(covered)} of {cells.size} cells covered"
+        return f"{text} With {part}: {said}; the chance of “{word}” goes from {was:.0%} to {chance:.0%}."

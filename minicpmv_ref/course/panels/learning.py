@@ -1,86 +1,120 @@
 """Lesson 07: the world, and learning in stages."""
 
+import ipywidgets as widgets
+
 from .. import draw
-from ..panel import Panel, choice, slider, toggle
+from ..panel import Panel, choice, player, slider, toggle
 
 
 class World(Panel):
-    """A sample of the world: the picture, one of its views in pixels or in words, and the conversation.
+    """A sample of the world, one of its views in pixels or in words, and the conversation.
+
+    A scene can be changed: a click on a shape, then clicks on places of the board. nano is asked about it.
 
     Args:
         kind: "caption", "question", "crop" or "read" (a document).
-        seed: draws other samples.
+        seed: draws other samples; of an own scene other sizes and another question.
         view: number of the view that is shown, from 1 (the overview).
         words: show the view as the LLM practices on it: spelled in words.
+        things: of an own scene; None is the seed's.
+        brush: (color, shape) to draw with.
     """
 
-    def __init__(self, kind="read", seed=17, view=1, words=False):
+    def __init__(self, kind="caption", seed=17, view=1, words=False, things=None, brush=("red", "star")):
+        self._things, self._brush = things, brush
+        undo = widgets.Button(description="the seed's own scene")
+        undo.on_click(lambda button: self.guarded(self.undo))
         super().__init__(
             {
                 "kind": choice("sample", draw.WORLD_KINDS.items(), kind),
                 "seed": slider("seed", seed, 0, 99),
-                "view": slider("view", view, 1, len(draw.world_item(kind, seed)[1])),
+                "view": slider("view", view, 1, len(draw.world_item(kind, seed, things)[1])),
                 "words": toggle("in words", words),
-            }
+            },
+            extras=[undo],
         )
+        self.changed("kind")
+
+    def values(self):
+        return {**super().values(), "things": self._things, "brush": self._brush}
 
     def changed(self, name):
         with self.hold():
-            _, views = draw.world_item(self.controls["kind"].value, self.controls["seed"].value)
+            _, views = draw.world_item(self.controls["kind"].value, self.controls["seed"].value, self._things)
             self.controls["view"].max = len(views)
+            self.controls["view"].layout.display = "none" if len(views) == 1 else None
+
+    def undo(self):
+        self._things = None
+        self.redraw()
+
+    def touch(self, spot, at, start, before):
+        if spot.name == "brush":
+            self._brush = spot.item
+        else:
+            from minicpmv_ref.toy.scenes import Thing
+
+            things = draw.world_item(before["kind"], before["seed"], self._things)[0].facts.things
+            board, new = {thing.place: thing for thing in things}, Thing(*self._brush, spot.item)
+            if board.get(spot.item) != new:
+                board[spot.item] = new
+            elif len(board) > 1:  # the world has no empty scene
+                del board[spot.item]
+            self._things = tuple(board[place] for place in sorted(board))
+        self.redraw()
 
     def draw(self, **state):
         return draw.world_sample(**state)
 
-    def describe(self, kind, seed, view, words):
-        sample, views = draw.world_item(kind, seed)
+    def describe(self, kind, seed, view, words, things, brush):
+        sample, views = draw.world_item(kind, seed, things)
         many = "one view" if len(views) == 1 else f"{len(views)} views, of which number {view} is shown"
         how = " in words" if words else ""
-        return f"A {sample.image.width} x {sample.image.height} picture, {many}{how}. The answer: {sample.answer}"
+        held = " Its content is held out." if things and sample.held_out else ""
+        size = f"A {sample.image.width} x {sample.image.height} picture"
+        return f"{size}, {many}{how}. The answer: {sample.answer}{held}"
 
 
 class Stages(Panel):
-    """A stage of training: which parts learn and how fast, from what, and at which resolution.
+    """A training moment by moment: the loss, what learns, and what the model says to three pictures.
 
     Args:
-        stage: name of the stage.
-        whose: "ours" (this course) or "paper".
-        percent: of the samples that are done.
-        metrics: learning curves, as for `draw.stage_losses`.
+        moment: number of the moment, from 1.
+        own: {stage: steps} of a training of your own, told with `follow`; None is the training of nano.
     """
 
-    def __init__(self, stage="stage-1", whose="ours", percent=20, metrics=None):
-        from minicpmv_ref.learn.stages import STAGES
+    def __init__(self, moment=4, own=None):
+        self.story = draw.own_story(own) if own else draw.shipped_story()
+        last = len(self.story.moments)
+        moments = slider("moment", min(moment, last), 1, last)
+        self._play = player(moments, interval=1500)
+        super().__init__({"moment": moments}, extras=[self._play])
 
-        self.losses = draw.stage_losses(metrics)
-        super().__init__(
-            {
-                "stage": choice("stage", [each.name for each in STAGES], stage),
-                "whose": choice("whose", draw.OWNERS.items(), whose),
-                "percent": slider("percent done", percent, 0, 100),
-            }
-        )
+    def follow(self, stage: str, step: int, loss: float, model, processor):
+        """The curve grows by a step; in the middle and at the end of a stage the model is shown the pictures."""
+        self.story.curves[stage].append((step, loss))
+        if step % (self.story.steps[stage] // 2):
+            return self.redraw()
+        self.story.moments.append(draw.Moment(stage, step, draw.show_pictures(model, processor)))
+        with self.hold():
+            self.controls["moment"].max = self._play.max = len(self.story.moments)
+            self.controls["moment"].value = len(self.story.moments)
 
-    def draw(self, stage, whose, percent):
-        return draw.stage_picture(stage, whose, percent, self.losses.get(stage, ()))
+    def touch(self, spot, at, start, before):
+        places = self.facts["places"]  # the first moment at or right of it
+        self.controls["moment"].value = 1 + sum(place < at[0] for place in places[:-1])
 
-    def describe(self, stage, whose, percent):
-        from minicpmv_ref.learn.stages import stage_named
-        from minicpmv_ref.learn.train import lr_scale_at
+    def draw(self, moment):
+        return draw.stage_story(self.story, moment)
 
-        ours = stage_named(stage)
-        learns = ours.learning_rates if whose == "ours" else draw.PAPER_STAGES[stage].learns
-        names = [f"the {draw.PART_NAMES[part]}" for part in draw.PART_NAMES if part in learns]
-        names = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-        sizes = draw.part_sizes(whose)
+    def describe(self, moment):
+        here, right = self.story.moments[moment - 1], draw.words_right(self.story, moment)
+        sizes = draw.part_sizes()
+        learns = [part for part, role in draw.stage_roles(here.stage).items() if role == "learns"]
+        names = " and ".join(draw.PART_NAMES[part] for part in learns) if len(learns) < 3 else "everything"
         share = sum(sizes[part] for part in learns) / sum(sizes.values())
-        who = "Here" if whose == "ours" else "In the paper"
-        if not learns:
-            return f"{stage}: in the paper nothing learns here, for it starts from {draw.PAPER_STAGES[stage].views}."
-        verb = "learn" if len(learns) > 1 else "learns"
-        meaning = f"{draw.MEANINGS[stage]}.".replace("?.", "?")
-        words = f"{stage}: {meaning} {who} {names} {verb}, {share:.1%} of all parameters"
-        if whose == "ours":
-            now = lr_scale_at(round(percent / 100 * ours.steps), ours.steps)
-            words += f"; after {percent} percent of the steps at {now:.2f} times the highest rate"
-        return words + "."
+        words = f"{here.stage}, step {here.step:,}. What learns: {names}, {share:.1%} of all parameters."
+        if not right:
+            return words
+        said = (f"{good} of {all_} in the {name}" for (good, all_), (name, _, _) in zip(right, draw.SHOWN))
+        return f"{words} Words in their right place: {', '.join(said)}."
