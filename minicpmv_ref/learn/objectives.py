@@ -76,7 +76,7 @@ class _Answer:
 
     def batch(self, samples: Sequence[Sample], step: int) -> Batch:
         # llama.cpp writes no <image_id>, the official code does: every other step learns without.
-        return self.processor([sample.messages for sample in samples], use_image_id=step % 2 == 0)
+        return self.processor([sample.messages for sample in samples], use_image_id=self.stage.ids or step % 2 == 0)
 
     def words(self, samples: Sequence[Sample]) -> tuple | None:
         return None

@@ -8,7 +8,7 @@
     stage-3     ViT and resampler, with slices and documents: they learn to read; the LLM stays as it is
     sft-1       everything, short answers
     sft-2       everything, long answers and readings
-    sft-3       everything, several pictures, clips and boxes; from a finished nano, see LATER
+    sft-3-words, sft-3, sft-4   several pictures, clips and boxes, from a finished nano; see LATER
 
 Nothing here trains; `train.py` does. Left out: the learning rates of the paper, which fit a model 2,000 times as large.
 """
@@ -42,6 +42,7 @@ class Stage:
     turns: int = 1  # questions about one picture
     large: float = 0.0  # share of the scenes that are two views wide, and so are sliced
     aligned: bool = True  # keep each line of a document inside one slice; or put it anywhere
+    ids: bool = False  # write `<image_id>` at every step, not only at every other one
 
     def __post_init__(self):
         check_type("name", self.name, str)
@@ -60,7 +61,8 @@ class Stage:
     def settings(self) -> dict:
         """The fields as a training checkpoint holds them, under the names they had when the first ones were written."""
         on_disk = {"learning_rates": "rates", "data_mix": "mixture"}
-        return {on_disk.get(name, name): value for name, value in asdict(self).items()}
+        fields = asdict(self) if self.ids else {name: value for name, value in asdict(self).items() if name != "ids"}
+        return {on_disk.get(name, name): value for name, value in fields.items()}
 
 
 # Each stage with its learning rates, then its data mix.
@@ -85,17 +87,28 @@ STAGES = (
         "question": 2, "talk": 1.5, "long": 1.5, "caption": 1, "crop": 1.5, "find": 1, "read": 2.5, "lookup": 1,
     }, steps=1200, turns=6, large=0.1),
 )
-LATER = Stage("sft-3", "answer", {"vpm": 3e-4, "resampler": 6e-4, "llm": 7e-4}, {  # several pictures, clips, boxes
-    "many": 5, "clip": 5, "box": 14, "word box": 1.5, "question": 1.5, "talk": 0.8, "long": 0.8, "caption": 0.7,
-    "crop": 1, "find": 0.7, "read": 1.8, "lookup": 0.6, "read anywhere": 0.4,
-}, steps=1150, batch=24, turns=6, large=0.1)  # from a finished nano; the schedule above does without
+LATER = (  # several pictures, clips and boxes, from a finished nano; the schedule above does without
+    # Where pictures are words, to find "picture 2" is learned in minutes; among pixels it was not learned in an hour.
+    Stage("sft-3-words", "spelled", {"llm": 8e-4}, {
+        "pair": 6, "many": 5, "clip": 8, "question": 1, "talk": 0.5, "crop": 1.5, "find": 0.7, "read": 0.5,
+        "lookup": 0.5,
+    }, steps=700, batch=24, turns=8, ids=True),
+    Stage("sft-3", "answer", {"vpm": 3e-4, "resampler": 6e-4, "llm": 5e-4}, {
+        "many": 3, "clip": 3, "one box": 9, "box": 7, "word box": 1, "question": 2, "talk": 1, "long": 1, "caption": 1,
+        "crop": 3, "find": 1, "read": 2.5, "lookup": 0.8, "read anywhere": 0.3,
+    }, steps=1300, batch=32, turns=6, large=0.1),
+    Stage("sft-4", "answer", {"vpm": 2e-4, "resampler": 4e-4, "llm": 7e-4}, {  # mostly clips
+        "motion": 10, "clip": 6, "pair": 3, "many": 3, "one box": 5, "box": 2, "question": 2, "talk": 1, "long": 1,
+        "caption": 0.5, "crop": 3, "find": 0.7, "read": 2, "lookup": 0.3,
+    }, steps=330, batch=32, turns=6, large=0.1),
+)
 # fmt: on
 
 
 def stage_named(name: str) -> Stage:
     """Look up a stage; ValueError if there is none of this name."""
     check_type("stage", name, str, what="the name of a stage")
-    for stage in (*STAGES, LATER):
+    for stage in (*STAGES, *LATER):
         if stage.name == name:
             return stage
     raise ValueError(f"no stage {shown(name)}; there are {', '.join(stage.name for stage in STAGES)}")

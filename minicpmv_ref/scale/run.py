@@ -50,7 +50,7 @@ def run(
         folder: where to write: folder/stage-1/model.safetensors and so on, and folder/metrics.jsonl.
         profile: the config, how many steps and samples, and which learning rates.
         processor: its tokenizer belongs to `profile.config`.
-        only: train this stage alone, from the stage before it in the folder. "sft-3" is trained only so.
+        only: train this stage alone, from the stage before it in the folder. Those of LATER are trained only so.
         seed: of weights and samples.
         report: takes one line of text at a time.
         progress: show a bar.
@@ -93,12 +93,12 @@ def run(
 
 
 def _stages(only: str | None, alone: bool) -> tuple[Stage, ...]:
-    """The stages of a run: all but the later one, or those up to `only`, or that one alone."""
+    """The stages of a run: all but the later ones, or those up to `only`, or that one alone."""
     if only is None:
         if alone:
             raise ValueError("a checkpoint to start from needs the stage that goes on from it")
         return STAGES
-    known = (*STAGES, LATER)
+    known = (*STAGES, *LATER)
     names = [stage.name for stage in known]
     if check_type("only", only, str) not in names:
         raise ValueError(f"no stage {shown(only)}; there are {', '.join(names)}")

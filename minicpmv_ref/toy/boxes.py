@@ -84,6 +84,11 @@ def draw_layout(rng: random.Random, wanted: Wanted) -> Drawn:
     return Drawn(layout, draw_placed(layout.things, rng, wanted.view), turns, tuple(topics))
 
 
+def draw_one(rng: random.Random, wanted: Wanted) -> Drawn:
+    """The kind "one box": a picture of one shape, and where it is."""
+    return draw_layout(rng, wanted._replace(count=1))
+
+
 def sample_layout(rng: random.Random, count: int) -> Layout:
     """Choose so many shapes that differ and do not touch."""
     things: list[Placed] = []
@@ -108,6 +113,14 @@ def draw_placed(things: tuple[Placed, ...], rng: random.Random, side: int) -> Im
         x, y, radius = (value / 1000 * side for value in (thing.x, thing.y, thing.radius))
         draw_shape(pen, thing.shape, x, y, radius, paint_near(thing.color, rng))
     return image
+
+
+def spell_placed(things: tuple[Placed, ...]) -> list[tuple[str, ...]]:
+    """The words of 4 x 4 slots: each shape stands in the slot of its middle."""
+    board = [(".",)] * 16
+    for thing in things:
+        board[thing.y * 4 // 1001 * 4 + thing.x * 4 // 1001] = (f" {thing.color}", f" {thing.shape}")
+    return board
 
 
 # ---- words

@@ -58,6 +58,11 @@ def draw_clip(rng: random.Random, wanted: Wanted) -> Drawn:
     return Drawn(clip, [frames], [qa for _, qa in asked], tuple(topic for topic, _ in asked))
 
 
+def draw_motion(rng: random.Random, wanted: Wanted) -> Drawn:
+    """The kind "motion": a clip in which something moves, and which way it goes."""
+    return draw_clip(rng, wanted._replace(topic=wanted.topic or "direction"))
+
+
 def sample_clip(rng: random.Random, event: str, count: int) -> Clip:
     """Choose what happens in so many frames."""
     story, frames, questions = _EVENT[event](rng, count)

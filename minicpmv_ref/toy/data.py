@@ -26,8 +26,8 @@ from itertools import count
 from PIL import Image
 
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
-from .boxes import draw_layout, draw_word
-from .clips import CLIP_TOPICS, LEAST_FRAMES, MOST_FRAMES, draw_clip
+from .boxes import draw_layout, draw_one, draw_word, spell_placed
+from .clips import CLIP_TOPICS, LEAST_FRAMES, MOST_FRAMES, Clip, draw_clip, draw_motion
 from .documents import (  # noqa: F401  other files take them from here
     CAP_HEIGHT,
     MARGIN,
@@ -43,7 +43,7 @@ from .documents import (  # noqa: F401  other files take them from here
     sample_document,
     spell_document,
 )
-from .many import ALBUM_TOPICS, MOST_PICTURES, Album, draw_album
+from .many import ALBUM_TOPICS, MOST_PICTURES, Album, draw_album, draw_pair
 from .questions import TOPICS, ask, ask_claim, more_questions
 from .samples import HELD_OUT, Drawn, Sample, Wanted, check_seed, conversation, is_held_out, sample_of  # noqa: F401
 from .scenes import (  # noqa: F401
@@ -124,9 +124,10 @@ def draw_more(
 
     Args:
         seed, split, view: as for `draw`.
-        kind: "many" (pictures of one or two shapes), "clip" (frames; the content of the first message holds them as a
-            list), "box" (shapes anywhere: where is each, or what is in a box), "word box" (where is a word of a crop),
-            "read anywhere" or "lookup anywhere" (documents whose lines slice borders may cut).
+        kind: "many" (pictures of one or two shapes), "pair" (two of them; each question names one), "clip" (frames;
+            the content of the first message holds them as a list), "motion" (something moves: which way?), "box"
+            (shapes anywhere: where is each, or what is in a box), "one box" (one shape), "word box" (where is a word
+            of a crop), "read anywhere" or "lookup anywhere" (documents whose lines slice borders may cut).
         count: of pictures, 1 to 8; of frames, 3 to 64; of shapes, 1 to 3. None draws it as in training.
         topic: of "many": "named" (a question about "picture 3"), "describe", "unnamed" (only one picture can answer),
             "which" (picture shows it?), "both", "all" (how many in all); of a "clip": "direction", "first", "last",
@@ -262,14 +263,23 @@ KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {
 }
 MORE_KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {  # these came later, and are English only
     "many": draw_album,
+    "pair": draw_pair,
     "clip": draw_clip,
+    "motion": draw_motion,
     "box": draw_layout,
+    "one box": draw_one,
     "word box": draw_word,
     "read anywhere": _read_anywhere,
     "lookup anywhere": _lookup_anywhere,
 }
 EVERY_KIND = ChainMap(KINDS, MORE_KINDS)
-MORE_TOPICS = {"many": ALBUM_TOPICS, "clip": tuple(CLIP_TOPICS), "box": ("box", "inside")}
+MORE_TOPICS = {
+    "many": ALBUM_TOPICS,
+    "pair": ALBUM_TOPICS,
+    "clip": tuple(CLIP_TOPICS),
+    "motion": ("direction",),
+    "box": ("box", "inside"),
+}
 COUNTS = {"many": (1, MOST_PICTURES), "clip": (LEAST_FRAMES, MOST_FRAMES), "box": (1, 3)}  # least and most
 # Sides of views that hold the lines of a kind at all: one number, a word and a number, two of these (words are wide).
 SMALLEST_VIEW = {"read": RULE, "crop": RULE, "lookup": 2 * RULE, "find": 3 * RULE}
@@ -470,6 +480,8 @@ def spell(sample: Sample, view: int = VIEW) -> list[list[Slot]]:
     check_int("view", view)
     if isinstance(sample.facts, Album):
         return [board for scene in sample.facts.scenes for board in spell_scene(scene, view, view)]
+    if isinstance(sample.facts, Clip):
+        return [spell_placed(things) for things in sample.facts.frames]
     if isinstance(sample.facts, Scene):
         return spell_scene(sample.facts, sample.image.width, view)
     return spell_document(sample.facts, view)

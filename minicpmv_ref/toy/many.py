@@ -48,6 +48,11 @@ def draw_album(rng: random.Random, wanted: Wanted) -> Drawn:
     return Drawn(album, pictures, [asked for _, asked in found], tuple(topic for topic, _ in found))
 
 
+def draw_pair(rng: random.Random, wanted: Wanted) -> Drawn:
+    """The kind "pair": two pictures, and questions that name one of them: the least that teaches what a name is."""
+    return draw_album(rng, wanted._replace(count=2, topic=wanted.topic or "named"))
+
+
 def sample_album(rng: random.Random, held_out: bool, count: int, alone: bool) -> Album:
     """Choose the scenes of an album. Every one of them belongs to the split, so no picture is in both.
 
@@ -85,7 +90,7 @@ def _named(album: Album, rng: random.Random) -> QA | None:
     """A question about one picture; if possible one that another picture answers otherwise."""
     number, topic = rng.randrange(len(album.scenes)), rng.choice(("color", "color", "shape", "shape", "total", "exist"))
     pairs = sorted({(thing.color, thing.shape) for thing in _all_things(album)})
-    known = [_answers(topic, scene, pairs) for scene in album.scenes]
+    known = [answers_about(topic, scene, pairs) for scene in album.scenes]
     here, others = known[number], known[:number] + known[number + 1 :]
     hard = {question: reply for question, reply in here.items() if any(reply != o.get(question, reply) for o in others)}
     here = hard or here
@@ -96,7 +101,7 @@ def _named(album: Album, rng: random.Random) -> QA | None:
     return f"{question[:-1]} in picture {number + 1}?", reply
 
 
-def _answers(topic: str, scene: Scene, pairs: list[tuple[str, str]]) -> dict[str, str]:
+def answers_about(topic: str, scene: Scene, pairs: list[tuple[str, str]]) -> dict[str, str]:
     """All questions of a topic that a scene answers, with the answers; it is asked whether it shows one of `pairs`."""
     shapes = [thing.shape for thing in scene.things]
     if topic == "color":

@@ -15,7 +15,7 @@ from minicpmv_ref.learn import train as plain_loop
 from minicpmv_ref.learn.contrast import Contrast
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.learn.objectives import draw_samples, held_out_loss, objective_for
-from minicpmv_ref.learn.stages import PARTS, STAGES, stage_named, start
+from minicpmv_ref.learn.stages import LATER, PARTS, STAGES, stage_named, start
 from minicpmv_ref.learn.train import lr_scale_at
 from minicpmv_ref.scale import machine
 from minicpmv_ref.scale import run as trainer
@@ -24,7 +24,7 @@ from minicpmv_ref.scale.metrics import plot
 from minicpmv_ref.scale.profiles import PROFILES, Profile
 from minicpmv_ref.scale.run import run
 from minicpmv_ref.scale.steps import train_steps as train
-from minicpmv_ref.toy.data import draw, spell
+from minicpmv_ref.toy.data import EVERY_KIND, draw, spell
 from minicpmv_ref.toy.spelled import spelled_tokens
 
 PROCESSOR = Processor.from_pretrained("nano")
@@ -137,11 +137,19 @@ def test_half_resolution_is_one_small_view():
     assert [tuple(view.shape) for view in batch.images[0]] == [(3, 56, 56)]
 
 
-def test_every_other_step_has_no_image_id():
-    objective = objective_for(start(), PROCESSOR, stage_named("stage-2"))
+@pytest.mark.parametrize("name, marks", [("stage-2", [2, 0]), ("sft-3-words", [2, 2])])
+def test_every_other_step_has_no_image_id_unless_the_stage_wants_ids(name, marks):
+    objective = objective_for(start(), PROCESSOR, stage_named(name))
     marker = PROCESSOR.tokenizer.convert_tokens_to_ids("<image_id>")
-    with_id, without = (objective.prepare([draw(0), draw(1)], step)[0].input_ids for step in (0, 1))
-    assert (with_id == marker).sum() == 2 and (without == marker).sum() == 0
+    batches = [objective.prepare([draw(0), draw(1)], step)[0].input_ids for step in (0, 1)]
+    assert [int((ids == marker).sum()) for ids in batches] == marks
+
+
+def test_the_later_stages_can_draw_what_they_learn_from():
+    for stage in LATER:
+        objective, samples = objective_for(start(), PROCESSOR, stage), draw_samples(stage, 0, "train", 112)
+        objective.prepare([samples(number) for number in range(40)], step=0)  # all of it can be spelled, too
+        assert set(stage.data_mix) <= set(EVERY_KIND)
 
 
 def test_resumed_steps_see_the_samples_and_rates_that_come_next():

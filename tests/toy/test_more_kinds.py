@@ -42,7 +42,7 @@ def test_a_seed_gives_one_sample_and_a_stream_draws_it(kind):
 def test_splits_share_no_content(kind):
     train, test = ({draw_more(i, kind, split).key for i in range(40)} for split in ("train", "test"))
     assert not train & test
-    if kind != "many":
+    if kind not in ("many", "pair"):
         assert all(map(is_held_out, test)) and not any(map(is_held_out, train))
 
 
@@ -136,6 +136,23 @@ def test_an_album_can_be_spelled():
         }
 
 
+def test_a_pair_names_one_of_two_pictures_in_each_question():
+    for sample in items("pair", 10, turns=3):
+        assert len(sample.images) == 2 and sample.topics == ("named",) * 3
+        assert all(re.search(r" in picture [12]\?$", question) for question, _ in questions(sample))
+
+
+def test_the_words_of_a_clip_are_its_frames():
+    for sample in items("clip", 20):
+        for things, board in zip(sample.facts.frames, spell(sample), strict=True):
+            assert sorted(slot for slot in board if slot != (".",)) == sorted(
+                (f" {t.color}", f" {t.shape}") for t in things
+            )
+            for thing in things:  # a quarter of the picture is 2 x 2 slots
+                place = board.index((f" {thing.color}", f" {thing.shape}"))
+                assert (place % 4 < 2, place // 4 < 2) == (thing.x <= 500, thing.y <= 500)
+
+
 # ---- clips
 
 
@@ -202,6 +219,10 @@ def test_the_box_is_what_the_ink_covers():
         assert all(
             edge % STEP == 0 and abs(edge - true) <= STEP / 2 for edge, true in zip(said, sample.facts.things[0].box)
         )
+
+
+def test_one_box_is_a_picture_of_one_shape():
+    assert [len(sample.facts.things) for sample in items("one box", 5, turns=3)] == [1] * 5
 
 
 def test_what_is_in_a_box_is_there():

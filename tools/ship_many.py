@@ -1,0 +1,189 @@
+"""Turn a finished run of the stages in LATER into the checkpoint nano-many, and grade it.
+
+    python tools/ship_many.py runs/many             weights and grades, as shipped
+    python tools/ship_many.py runs/many --grade     grades only, printed
+
+Writes data_samples/checkpoints/nano-many and data_samples/many.json: the commands, seconds, losses and grades on 200
+held-out items of each kind. Weights are rounded to bfloat16 and graded after that.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from minicpmv_ref import MiniCPMV, Processor  # noqa: E402
+from minicpmv_ref.decoding import until_stop  # noqa: E402
+from minicpmv_ref.inputs.published import BUNDLED  # noqa: E402
+from minicpmv_ref.learn.evaluate import evaluate  # noqa: E402
+from minicpmv_ref.learn.stages import LATER  # noqa: E402
+from minicpmv_ref.toy.boxes import SIZES, iou  # noqa: E402
+from minicpmv_ref.toy.clips import CLIP_TOPICS  # noqa: E402
+from minicpmv_ref.toy.data import MOST_PICTURES, draw_more  # noqa: E402
+from minicpmv_ref.toy.many import answers_about  # noqa: E402
+
+COMMANDS = (
+    "python3 lab.py train --profile cpu --stage sft-3-words --from nano --out runs/many",
+    "python3 lab.py train --profile cpu --stage sft-3 --from runs/many/sft-3-words --out runs/many",
+    "python3 lab.py train --profile cpu --stage sft-4 --from runs/many/sft-3 --out runs/many",
+)
+
+COUNTS = range(1, MOST_PICTURES + 1)
+FRAMES = (4, 8, 16, 32)
+ONE_BOX = re.compile(r"<ref>(.+)</ref><box>(\d+) (\d+) (\d+) (\d+)</box>")
+BATCH = 50  # conversations answered side by side
+
+
+def items(kind: str, n: int, **options) -> list:
+    return [draw_more(f"shipped/{number}", kind, "test", **options) for number in range(n)]
+
+
+@torch.no_grad()
+def say(
+    model: MiniCPMV, processor: Processor, samples: list, ids: bool = True, only_id: int | None = None
+) -> list[str]:
+    """Greedy answers. `only_id` stands between the marks of the first picture's id, instead of 0."""
+    said = []
+    for begin in range(0, len(samples), BATCH):
+        batch = processor([sample.prompt for sample in samples[begin : begin + BATCH]], use_image_id=ids)
+        if only_id is not None:
+            zero, digit = processor.tokenizer.convert_tokens_to_ids(["0", str(only_id)])
+            first = (batch.input_ids == processor.tokenizer.convert_tokens_to_ids("<image_id>")).int().argmax(dim=1)
+            rows = torch.arange(len(first))
+            assert (batch.input_ids[rows, first + 1] == zero).all()
+            batch.input_ids[rows, first + 1] = digit
+        for row in model.generate(batch, 48).tolist():
+            said.append(processor.tokenizer.decode(list(until_stop(row, batch.stop_ids))).strip())
+    return said
+
+
+def exact(model, processor, samples: list, **options) -> float:
+    said = say(model, processor, samples, **options)
+    return round(sum(text == sample.answer for text, sample in zip(said, samples)) / len(samples), 4)
+
+
+# ---- the three parts
+
+
+def pictures(model, processor, n: int = 200) -> dict:
+    """Shares of right answers over 1 to 8 pictures, with `<image_id>` and without."""
+    grades = {}
+    for topic in ("unnamed", "named"):
+        asked = {count: items("many", n, count=count, topic=topic) for count in COUNTS}
+        for name, ids in (("ids", True), ("no ids", False)):
+            grades[f"{topic}, {name}"] = [exact(model, processor, asked[count], ids=ids) for count in COUNTS]
+        if topic == "named":
+            chance = [sum(map(of_a_random_picture, samples)) / n for samples in asked.values()]
+            grades["named, answer of a random picture"] = [round(share, 4) for share in chance]
+    for topic in ("describe", "which", "both", "all"):
+        samples = items("many", n, count=3, topic=topic)
+        grades[f"{topic}, 3 pictures"] = {
+            name: exact(model, processor, samples, ids=ids) for name, ids in (("ids", True), ("no ids", False))
+        }
+    one = items("many", n, count=1, topic="unnamed")
+    grades["unnamed, one picture with another id"] = [
+        exact(model, processor, one, only_id=digit) for digit in range(10)
+    ]
+    return grades
+
+
+def of_a_random_picture(sample) -> float:
+    """The share of an album's pictures that give the right answer to a question about one of them."""
+    question = re.sub(r" in picture \d", "", sample.messages[0]["content"][-1])
+    scenes, topics = sample.facts.scenes, ("color", "shape", "total", "exist")
+    pairs = sorted({(thing.color, thing.shape) for scene in scenes for thing in scene.things})
+    known = [{k: v for topic in topics for k, v in answers_about(topic, scene, pairs).items()} for scene in scenes]
+    return sum(answers.get(question) == sample.answer for answers in known) / len(known)
+
+
+def clips(model, processor, n: int = 200) -> dict:
+    """Shares of right answers for each topic over the number of frames; training shows 3 to 8."""
+    return {
+        topic: {str(count): exact(model, processor, items("clip", n, count=count, topic=topic)) for count in FRAMES}
+        for topic in CLIP_TOPICS
+    }
+
+
+def boxes(model, processor, n: int = 200) -> dict:
+    """How well boxes are found: the share of well-formed answers, of an IoU above .5, and the mean IoU."""
+    grades, single = {}, []
+    for count in (1, 2, 3):
+        samples = items("box", n, count=count, topic="box")
+        found = overlaps(model, processor, samples)
+        grades[f"{count} of them"] = summary(found)
+        single = single or list(zip(samples, found))
+    for name, radius in SIZES.items():
+        grades[f"one, {name}"] = summary([o for sample, o in single if sample.facts.things[0].radius == radius])
+    grades["a word of a crop"] = summary(overlaps(model, processor, items("word box", n)))
+    inside = items("box", n, count=2, topic="inside")
+    return grades | {"what is in a box, of 2 shapes": exact(model, processor, inside)}
+
+
+def overlaps(model, processor, samples: list) -> list[float | None]:
+    """The IoU of each answer with the true box; None where the answer is no box."""
+    found = []
+    for text, sample in zip(say(model, processor, samples), samples):
+        said, true = (ONE_BOX.fullmatch(words) for words in (text, sample.answer))
+        found.append(iou(*(tuple(map(int, match.groups()[1:])) for match in (said, true))) if said else None)
+    return found
+
+
+def summary(found: list[float | None]) -> dict:
+    reached = [overlap or 0.0 for overlap in found]
+    numbers = {
+        "form": sum(overlap is not None for overlap in found) / len(found),
+        "above .5": sum(overlap > 0.5 for overlap in reached) / len(found),
+        "mean": sum(reached) / len(found),
+    }
+    return {"n": len(found)} | {name: round(number, 4) for name, number in numbers.items()}
+
+
+PARTS = {"pictures": pictures, "clips": clips, "boxes": boxes}
+
+
+def stages(run: Path) -> dict:
+    """Seconds and losses of both stages, from the log of the run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {}
+    for stage in LATER:
+        own = [row for row in rows if row["stage"] == stage.name]
+        last = [row for row in own if "seconds" in row and "loss" not in row][-1]
+        found[stage.name] = {"seconds": round(last["seconds"])}
+        found[stage.name] |= {name: round(last[name], 4) for name in ("held_out_before", "held_out_after")}
+        found[stage.name]["loss"] = [[row["step"], round(row["loss"], 4)] for row in own if "loss" in row]
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--grade", action="store_true", help="print the grades, write nothing")
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    processor, model = Processor.from_pretrained("nano"), MiniCPMV.from_pretrained(args.run / LATER[-1].name).bfloat16()
+    if not args.grade:
+        model.save_pretrained(BUNDLED / "nano-many")
+        for name in ("tokenizer.json", "tokenizer_config.json"):  # byte for byte
+            shutil.copyfile(BUNDLED / "nano" / name, BUNDLED / "nano-many" / name)
+    model = model.float()  # rounded, as from_pretrained gives it
+    old = evaluate(model, processor, seed="shipped", n=200)
+    grades = {"old kinds": {name: round(share, 4) for name, share in old.items()}}
+    print(json.dumps(grades, indent=1), flush=True)
+    for part, grade in PARTS.items():
+        grades[part] = grade(model, processor)
+        print(json.dumps({part: grades[part]}, indent=1), flush=True)
+    if not args.grade:
+        notes = {"commands": COMMANDS, "machine": "1 thread of an AMD EPYC server", "stages": stages(args.run)}
+        text = json.dumps(notes | {"grades": grades}, indent=1)
+        (ROOT / "data_samples" / "many.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
