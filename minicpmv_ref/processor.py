@@ -66,7 +66,8 @@ class Batch:
             device = None if device is None else torch.device(device)
         except (RuntimeError, TypeError):
             raise ValueError(f"device must be one of torch, got {shown(device)}") from None
-        ids = {n: getattr(self, n).to(device) for n in ("input_ids", "attention_mask", "position_ids", "labels")}
+        tensors = {n: getattr(self, n) for n in ("input_ids", "attention_mask", "position_ids", "labels")}
+        ids = {name: None if ids is None else ids.to(device) for name, ids in tensors.items()}  # packed rows: no mask
         images = [[view.to(device=device, dtype=dtype) for view in views] for views in self.images]
         return replace(self, **ids, images=images)
 

@@ -203,7 +203,8 @@ def test_everything_of_a_sample_moves_with_it(processors, version):
     batch = processors[version](conversations())
     packed = pack_batch(batch, ROWS)
     alone = [processors[version](talk) for talk in conversations()]
-    assert packed.as_batch().attention_mask is None
+    moved = packed.as_batch().to("cpu", torch.bfloat16)
+    assert moved.attention_mask is None and moved.images[0][0].dtype == torch.bfloat16
     order = [s for row in ROWS for s in row]
     assert [len(x) for x in packed.images] == [len(alone[s].images[0]) for s in order]
     for s, images, grids in zip(order, packed.images, packed.patch_grids):
