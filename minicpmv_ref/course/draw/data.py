@@ -16,6 +16,19 @@ PAPERS = {  # (words in a menu: (width, height) in pixels)
     "screen": (1920, 1080),
     "receipt": (640, 2560),
 }
+PAPER_DATA = {  # millions of samples, None where the paper gives no number; its section 4, tables 1 and 2
+    "start-text": {},
+    "start-chat": {},
+    "start-vit": {},
+    "stage-1": {"captions": 200},
+    "stage-2": {"captions": 200},
+    "stage-3": {"captions": None, "OCR": None},
+    "sft-1": {
+        **{"captions": 0.56, "VQA": 1.4, "knowledge": 0.06, "grounding": 0.57},
+        **{"reasoning": 0.135, "math": 0.125, "OCR": 1.7, "chat": 0.78},
+    },
+    "sft-2": {"part 1 again": 0.4, "OCR": 0.69, "instructions": 1.9, "text only": None},
+}
 LINE = "38 boxes at 6.90, due 5 March"
 DIGIT = 0.729  # height of a digit of DejaVu Sans, in font sizes
 

@@ -162,7 +162,7 @@ def _draw_moments(canvas, plan, mixture, in_turns):
 
 def _draw_chips(canvas, plan, own):
     """Bars on a logarithmic scale that begins at 1; orange dots are what the paper measured."""
-    left, room = 222, 326
+    left, room = 222, 320
     speeds = {chip: plan.speed(chip) for chip in plan.bounds} | {f"own, {own} GB/s": plan.own_speed(own)}
     most = math.log10(max(2, *speeds.values()))
     at = lambda speed: left + room * math.log10(max(1, speed)) / most  # noqa: E731

@@ -22,7 +22,7 @@ class AllSystems(SlicingPlayground):
     """
 
     def __init__(self, picture="coffee.jpg", width=640, height=480, show="all", asked="1 picture"):
-        self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
+        self._pictures, self._warned = {picture: _open_sample(picture)}, {}  # {name: (size, preview)}, {name: warning}
         own_size = self._pictures[picture][0]
         self._upload = widgets.FileUpload(accept="image/*", description="own picture")
         kinds = choice("how many", draw.ASKED, asked)
