@@ -61,7 +61,9 @@ class Stage:
     def settings(self) -> dict:
         """The fields as a training checkpoint holds them, under the names they had when the first ones were written."""
         on_disk = {"learning_rates": "rates", "data_mix": "mixture"}
-        fields = asdict(self) if self.ids else {name: value for name, value in asdict(self).items() if name != "ids"}
+        fields = asdict(self)
+        if not self.ids:  # checkpoints from before there was this field
+            del fields["ids"]
         return {on_disk.get(name, name): value for name, value in fields.items()}
 
 
@@ -108,10 +110,10 @@ LATER = (  # several pictures, clips and boxes, from a finished nano; the schedu
 def stage_named(name: str) -> Stage:
     """Look up a stage; ValueError if there is none of this name."""
     check_type("stage", name, str, what="the name of a stage")
-    for stage in (*STAGES, *LATER):
-        if stage.name == name:
-            return stage
-    raise ValueError(f"no stage {shown(name)}; there are {', '.join(stage.name for stage in STAGES)}")
+    known = {stage.name: stage for stage in (*STAGES, *LATER)}
+    if name not in known:
+        raise ValueError(f"no stage {shown(name)}; there are {', '.join(known)}")
+    return known[name]
 
 
 def freeze(model: MiniCPMV, stage: Stage) -> list[nn.Parameter]:

@@ -2,13 +2,11 @@
 
 from functools import lru_cache
 
-import ipywidgets as widgets
-
 from minicpmv_ref.peers.sizes import SYSTEMS
 
 from .. import draw
 from ..panel import Panel, choice, slider
-from .slicing import SIZES, SlicingPlayground, _open_sample
+from .slicing import SIZES, SlicingPlayground
 
 
 class AllSystems(SlicingPlayground):
@@ -22,9 +20,7 @@ class AllSystems(SlicingPlayground):
     """
 
     def __init__(self, picture="coffee.jpg", width=640, height=480, show="all", asked="1 picture"):
-        self._pictures, self._warned = {picture: _open_sample(picture)}, {}  # {name: (size, preview)}, {name: warning}
-        own_size = self._pictures[picture][0]
-        self._upload = widgets.FileUpload(accept="image/*", description="own picture")
+        own_size = self._begin_with(picture)
         kinds = choice("how many", draw.ASKED, asked)
         kinds.style.button_width = "92px"
         systems = [("all systems", "all"), *((draw.NAMES[system], system) for system in SYSTEMS)]
@@ -51,7 +47,8 @@ class AllSystems(SlicingPlayground):
         return self.draw(**values).to_pil(1)  # many small photos: larger, it would fill half of the notebook's file
 
     def describe(self, picture, width, height, show, asked):
-        start = f"{picture}, {width} x {height}, {asked}"
+        warned = self._warned.get(picture, "").strip(" .")
+        start = f"{picture}, {width} x {height}, {asked}" + f" ({warned})" * bool(warned)
         every = {system: draw.seen_by(system, (width, height), asked) for system in SYSTEMS}
         if show == "all":
             there = {system: seen for system, seen in every.items() if seen}

@@ -33,11 +33,8 @@ class SlicingPlayground(Panel):
     """
 
     def __init__(self, picture="temple.jpg", width=None, height=None, max_slice_nums=9, scale_resolution=448):
-        self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
-        self._warned = {}  # {name: what `load_image` warns of}
+        own_size = self._begin_with(picture)
         self._grid = None  # the clicked one; None: the winner
-        own_size = self._pictures[picture][0]
-        self._upload = widgets.FileUpload(accept="image/*", description="own picture")
         super().__init__(
             {
                 "picture": choice("picture", draw.sample_names(), picture),
@@ -61,6 +58,13 @@ class SlicingPlayground(Panel):
             for side, pixels in zip(("width", "height"), self._pictures[chosen][0]):
                 self.controls[side].max = max(self.controls[side].max, pixels)
                 self.controls[side].value = pixels
+
+    def _begin_with(self, picture):
+        """Make room for own pictures beside this one; its size."""
+        self._pictures = {picture: _open_sample(picture)}  # {name: (size, preview)}
+        self._warned = {}  # {name: what `load_image` warns of}
+        self._upload = widgets.FileUpload(accept="image/*", description="own picture")
+        return self._pictures[picture][0]
 
     def _take_upload(self):
         for file in self._upload.value:
