@@ -9,7 +9,7 @@ from safetensors import safe_open
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.evaluate import answers, share_of_words
-from minicpmv_ref.learn.stages import STAGES, stage_named
+from minicpmv_ref.learn.stages import LATER, STAGES, stage_named
 from minicpmv_ref.scale.run import DATA_VERSION
 from minicpmv_ref.toy.data import TOPICS, draw
 
@@ -101,3 +101,19 @@ def test_the_readme_says_what_the_three_seeds_say():
     assert f"false mentions fall {greedy} greedy and {sampled} sampled, recall moves {recall}" in readme
     shorter = 1 - figure("after", "greedy", "words") / figure("before", "greedy", "words")
     assert f"answers get {100 * shorter:.0f} % shorter (three seeds" in readme
+
+
+def test_the_readme_says_what_the_later_stages_reached():
+    readme = " ".join((BUNDLED.parent.parent / "README.md").read_text(encoding="utf-8").split())
+    later = json.loads((BUNDLED.parent / "many.json").read_text(encoding="utf-8"))
+    assert list(later["stages"]) == [stage.name for stage in LATER] and later["commands"][-1] in readme
+    grades = later["grades"]
+    named, read = grades["pictures"]["named, ids"], grades["old kinds"]["read"]
+    one, way = grades["pictures"]["unnamed, ids"], grades["clips"]["direction"]["4"]
+    for words in (
+        f"({min(one):.1%} of 200 new items) and which way a shape moves ({way:.1%})",
+        f"in {named[1]:.1%} with two pictures and {named[3]:.1%} with four",
+        f"(IoU above 0.5) in {grades['boxes']['1 of them']['above .5']:.1%}",
+        f"reads {read:.1%} of a document's words where nano read {METRICS['grades']['nano']['read']:.1%}",
+    ):
+        assert words.replace("%", " %") in readme
