@@ -60,11 +60,11 @@ def run(args):
         if args.draw and clips[0].count > 1:
             raise CommandError("--draw takes one picture, got a clip: a box does not say which frame it is in")
         watch.lap("read the picture")
-        name = args.model or choose_model(clips, args)
+        name = args.model or choose_model(clips, args.question, boxes=bool(args.draw))
         model, processor = load(name)
         watch.lap("load the model")
         question, slices = args.question, args.max_slice_nums
-        if Path(name).name == MANY and asks_for_boxes(args):
+        if Path(name).name == MANY and (args.draw or asks_for_boxes(question)):
             question, slices = box_question(question) if args.draw else question, slices or 1
         parts = [clip.frames if clip.count > 1 else clip.frames[0] for clip in clips]
         batch = processor([{"role": "user", "content": [*parts, question]}], max_slice_nums=slices)
@@ -84,16 +84,16 @@ def run(args):
     print(watch)
 
 
-def choose_model(clips, args):
+def choose_model(clips, question, boxes=False):
     """The model of the course that knows what is asked for."""
     from ..inputs.published import BUNDLED
 
     several = len(clips) > 1 or clips[0].count > 1
-    return MANY if (several or asks_for_boxes(args)) and (BUNDLED / MANY).is_dir() else "nano"
+    return MANY if (several or boxes or asks_for_boxes(question)) and (BUNDLED / MANY).is_dir() else "nano"
 
 
-def asks_for_boxes(args):
-    return bool(args.draw or re.search(r"\bbox(es)?\b|<(ref|box|quad|point)>", args.question, re.I))
+def asks_for_boxes(question):
+    return bool(re.search(r"\bbox(es)?\b|<(ref|box|quad|point)>", question, re.I))
 
 
 def answer(model, processor, batch, args, watch):
@@ -204,8 +204,7 @@ def looks_drawn(picture, most_pixels):
 
 def check_files(args):
     """Refuse what cannot be asked, drawn or saved, before a model is loaded."""
-    if os.path.isfile(args.question):
-        raise CommandError(f"the question is missing: {args.question}, the last argument, is a file")
+    check_question(args.question)
     if not args.draw:
         return
     from PIL import Image
@@ -219,6 +218,11 @@ def check_files(args):
         raise CommandError(f"--draw: there is no folder {target.parent}")
     if target.exists() and target.samefile(args.files[0]):
         raise CommandError("--draw would overwrite the picture itself")
+
+
+def check_question(question):
+    if os.path.isfile(question):
+        raise CommandError(f"the question is missing: {question}, the last argument, is a file")
 
 
 def box_question(question):

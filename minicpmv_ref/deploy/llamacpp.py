@@ -26,7 +26,7 @@ from ..inputs.checks import check_int, check_list, check_type, shown
 from ..inputs.files import parse_json, plain_file, read_json
 from ..inputs.pictures import load_image
 
-MARKER = "<__media__>"  # stands where llama.cpp puts the picture
+MARKER = "<__media__>"  # stands where llama.cpp puts a picture
 REFUSED = 3  # exit code of a child that refuses its job; any other is a crash
 INSTALL = (
     "CMAKE_ARGS=-DGGML_NATIVE=OFF {python} -m pip install llama-cpp-python==0.3.36\n"
@@ -46,12 +46,21 @@ class Answer:
     logits: np.ndarray  # (V,) of the first new token
 
 
-def prompt_text(question: str, processor, with_image: bool = True) -> str:
-    """Write a question as the text that llama.cpp takes: the chat template, and MARKER in the picture's place.
+def prompt_text(question: str, processor, images: int = 1) -> str:
+    """Write a question as the text that llama.cpp takes: the chat template, and MARKER in each picture's place.
+
+    Args:
+        question: text after the pictures.
+        processor: its chat template is used.
+        images: how many pictures, or frames of a clip, come before the question.
+
+    Returns:
+        The text. llama.cpp writes no `<image_id>`: it is the prompt of `use_image_id=False`.
 
     Raises:
-        TypeError: `question` is no text, `with_image` neither True nor False.
-        ValueError: a reserved token in the question; llama.cpp would take it for one.
+        TypeError: `question` is no text.
+        ValueError: a reserved token in the question; llama.cpp would take it for one. `images` is no integer of at
+            least 0.
 
     Example:
         >>> from minicpmv_ref import Processor
@@ -62,10 +71,10 @@ def prompt_text(question: str, processor, with_image: bool = True) -> str:
     from ..prompt import render_chat  # here, because the child needs no torch
 
     check_type("question", question, str)
-    check_type("with_image", with_image, bool, what="True or False")
+    check_int("images", images, least=0)
     if typed := reserved_in(question, (MARKER, *reserved_tokens(processor.tokenizer))):
         raise ValueError(f"{typed} is reserved for image layout and chat template, it cannot be in a question")
-    tokenizer, content = processor.tokenizer, f"{MARKER}\n{question}" if with_image else question
+    tokenizer, content = processor.tokenizer, f"{MARKER}\n" * images + question
     messages = [{"role": "user", "content": content}]
     return render_chat(messages, processor.config.version, tokenizer.bos_token or "", tokenizer.eos_token or "")[0]
 
@@ -78,7 +87,7 @@ def missing() -> str | None:
 def run(
     llm: str | os.PathLike,
     mmproj: str | os.PathLike | None,
-    prompts: list[tuple[str, Image.Image | None]],
+    prompts: list[tuple[str, Image.Image | list[Image.Image] | None]],
     max_new_tokens: int = 64,
     threads: int = 1,
 ) -> list[Answer]:
@@ -86,8 +95,8 @@ def run(
 
     Args:
         llm, mmproj: the two files that `gguf.export` writes; None for the second if no prompt has a picture.
-        prompts: (text, image) pairs; the text has MARKER where the image belongs, see `prompt_text`. The image is a
-            PIL image, read as `load_image` does, or None.
+        prompts: (text, image) pairs; the text has MARKER where an image belongs, see `prompt_text`. The image is a
+            PIL image, read as `load_image` does, a list of several, or None.
         max_new_tokens: of each answer; it may end earlier.
         threads: of the CPU, at most 512.
 
@@ -114,10 +123,10 @@ def run(
         job[name] = file
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as folder:
         job |= {"texts": [text for text, _ in prompts], "images": []}
-        for number, (_, image) in enumerate(prompts):
-            job["images"].append(image and f"{number}.png")
-            if image:
-                load_image(image).save(Path(folder, f"{number}.png"))
+        for number, (_, images) in enumerate(prompts):
+            job["images"].append([f"{number}-{place}.png" for place in range(len(images))])
+            for image, file in zip(images, job["images"][-1]):
+                load_image(image).save(Path(folder, file))
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
         search = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         child = subprocess.run(
@@ -141,7 +150,9 @@ def run(
             ]
 
 
-def _check_prompts(prompts, with_images: bool) -> list[tuple[str, Image.Image | None]]:
+def _check_prompts(prompts, with_images: bool) -> list[tuple[str, list[Image.Image]]]:
+    """The prompts, each with a list of images."""
+    checked = []
     for number, prompt in enumerate(check_list("prompts", prompts, tuple, list, what="a (text, image) pair")):
         name = f"prompts[{number}]"
         if len(prompt) != 2:
@@ -151,10 +162,15 @@ def _check_prompts(prompts, with_images: bool) -> list[tuple[str, Image.Image | 
             raise ValueError(
                 f"{name}[0], the text, must have letters, no zero byte and no half of a character, got {shown(text)}"
             )
-        check_type(f"{name}[1], the image,", image, Image.Image, type(None), what="a PIL image or None")
-        if image is not None and not with_images:
+        images = [] if image is None else image if isinstance(image, list) else [image]
+        for each in images:
+            check_type(f"{name}[1], the image,", each, Image.Image, what="a PIL image, a list of them or None")
+        if text.count(MARKER) != len(images):
+            raise ValueError(f"{name} must hold {MARKER} once for each of its {len(images)} images")
+        if images and not with_images:
             raise ValueError(f"{name} has an image, but mmproj, the file with the ViT, is None")
-    return list(prompts)
+        checked.append((text, images))
+    return checked
 
 
 # In the child --------------------------------------------------------------------------------------------------------
@@ -199,10 +215,10 @@ class _LlamaCpp:
         if level == 4:  # errors only
             sys.stderr.write(text.decode("utf-8", "replace"))
 
-    def answer(self, text: str, image: Image.Image | None, max_new_tokens: int) -> tuple[dict, list, np.ndarray]:
+    def answer(self, text: str, images: list[Image.Image], max_new_tokens: int) -> tuple[dict, list, np.ndarray]:
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
         start = time.perf_counter()
-        length, visual = self._read_picture(text, image) if image else (self._read_text(text), [])
+        length, visual = self._read_pictures(text, images) if images else (self._read_text(text), [])
         logits = self._logits()
         first, prompt_end = logits.copy(), time.perf_counter()
         tokens = []
@@ -218,16 +234,17 @@ class _LlamaCpp:
         seconds = dict(prompt_seconds=prompt_end - start, answer_seconds=time.perf_counter() - prompt_end)
         return dict(tokens=tokens, prompt_tokens=length, **seconds), visual, first
 
-    def _read_picture(self, text: str, image: Image.Image) -> tuple[int, list[np.ndarray]]:
-        """Feed a prompt with a picture. llama.cpp cuts it into chunks: text, or one view of the picture."""
-        m, (width, height) = self.m, image.size
-        pixels = image.tobytes()
-        bitmap = m.mtmd_bitmap_init(width, height, (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels))
-        raw = text.encode()
+    def _read_pictures(self, text: str, images: list[Image.Image]) -> tuple[int, list[np.ndarray]]:
+        """Feed a prompt with pictures. llama.cpp cuts it into chunks: text, or one view of a picture."""
+        m, bitmaps, raw = self.m, [], text.encode()
+        for image in images:
+            pixels = image.tobytes()
+            bitmaps.append(m.mtmd_bitmap_init(*image.size, (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)))
         chunks = m.mtmd_input_chunks_init()
         prompt = m.mtmd_input_text(raw, len(raw), False, True)
-        if m.mtmd_tokenize(self.vision, chunks, ctypes.byref(prompt), (ctypes.c_void_p * 1)(bitmap), 1):
-            raise ValueError(f"a prompt with a picture must hold {MARKER} exactly once")
+        count = len(bitmaps)
+        if m.mtmd_tokenize(self.vision, chunks, ctypes.byref(prompt), (ctypes.c_void_p * count)(*bitmaps), count):
+            raise ValueError("llama.cpp cannot read the prompt")
         self._check_room(m.mtmd_helper_get_n_pos(chunks))
         count, past, visual = m.mtmd_input_chunks_size(chunks), self.c.llama_pos(0), []
         for number in range(count):
@@ -245,7 +262,8 @@ class _LlamaCpp:
             if failed:
                 raise OSError(f"llama.cpp could not read part {number} of the prompt")
         m.mtmd_input_chunks_free(chunks)
-        m.mtmd_bitmap_free(bitmap)
+        for bitmap in bitmaps:
+            m.mtmd_bitmap_free(bitmap)
         return past.value, visual
 
     def _read_text(self, text: str) -> int:
@@ -274,9 +292,9 @@ def _child(folder: Path) -> None:
     job = read_json(folder / "job.json")
     model = _LlamaCpp(job["llm"], job["mmproj"], job["threads"])
     answers, arrays = [], {}
-    for number, (text, name) in enumerate(zip(job["texts"], job["images"])):
-        image = load_image(folder / name) if name else None
-        answer, visual, logits = model.answer(text, image, job["max_new_tokens"])
+    for number, (text, names) in enumerate(zip(job["texts"], job["images"])):
+        images = [load_image(folder / name) for name in names]
+        answer, visual, logits = model.answer(text, images, job["max_new_tokens"])
         answers.append((answer, len(visual)))
         arrays |= {f"visual {number} {view}": tokens for view, tokens in enumerate(visual)}
         arrays[f"logits {number}"] = logits

@@ -154,7 +154,7 @@ def stand_in(monkeypatch):
 def test_phone_hands_over_and_prints(stand_in, capsys):
     assert main(["phone", SAMPLE, "Color?", "--mixture", "Q8_0", "--threads", "2", "--max-new-tokens", "7"]) == 0
     out = capsys.readouterr().out
-    llm, mmproj, [(text, image)], most, threads = stand_in[0]
+    llm, mmproj, [(text, [image])], most, threads = stand_in[0]
     assert llm.keys["general.file_type"] == 7 and mmproj.keys["general.architecture"] == "clip"
     assert f"{llamacpp.MARKER}\nColor?" in text and image.size == (640, 427)
     assert (most, threads) == (7, 2)
@@ -197,7 +197,7 @@ def test_prompt_text_equals_the_processors():
     text = processor.tokenizer.decode(batch.input_ids[0])
     text = re.sub(r"<image>.*(</image>|</slice>)", llamacpp.MARKER, text, flags=re.S)
     assert llamacpp.prompt_text("What?", processor) == text
-    assert llamacpp.MARKER not in llamacpp.prompt_text("What?", processor, with_image=False)
+    assert llamacpp.MARKER not in llamacpp.prompt_text("What?", processor, images=0)
     for marker in (llamacpp.MARKER, "</slice>"):
         with pytest.raises(ValueError, match=f"{marker} is reserved"):
             llamacpp.prompt_text(f"What {marker}", processor)

@@ -416,7 +416,7 @@ def test_llama_cpp_stage_by_stage(tmp_path):
     run = [sys.executable, "-c", TOKENIZE, str(files[0])]  # a process of its own, because llama.cpp may end it
     answer = subprocess.run(run, input=json.dumps(texts), capture_output=True, text=True, check=True).stdout
     with Image.open(kit / about["pictures"]["square"]["file"]) as square:
-        asked = [llamacpp.prompt_text(QUESTION, processor, with_image=number > 0) for number in range(2)]
+        asked = [llamacpp.prompt_text(QUESTION, processor, images=number) for number in range(2)]
         text, seen = llamacpp.run(*files, list(zip(asked, (None, square))), max_new_tokens=1)
     theirs = {name: np.array(ids) for name, ids in json.loads(answer).items()}
     theirs |= {"logits/text": text.logits, "logits/square": seen.logits, "resampler/square/0": seen.visual[0]}
