@@ -4,9 +4,9 @@
     python tools/notebooks.py normalize [FILES]  normalize only (after editing in JupyterLab)
     python tools/notebooks.py check [FILES]      name the files that are not normal; exit code 1 if any
 
-Without files: every notebook in notebooks/. Normal means: cell ids by position, tags and slide types as the
-only cell metadata, no timings, no widget state, one output per run of prints. It does not judge the contents:
-tests/course/test_notebooks.py does.
+Without files: every notebook in notebooks/. Normal means: cell ids by position, tags, slide types and alt as the
+only cell metadata, no timings, no widget state, one output per run of prints. A cell's `alt` (in its metadata)
+describes pictures that come without a description. What is in a lesson tests/course/test_notebooks.py judges.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def _normal_cell(cell: dict, number: int) -> dict:
     slide_type = cell["metadata"].get("slideshow", {}).get("slide_type", "")
     if slide_type not in ("", "-"):
         metadata["slideshow"] = {"slide_type": slide_type}
+    if cell["metadata"].get("alt"):
+        metadata["alt"] = cell["metadata"]["alt"]
     normal = {
         "cell_type": cell["cell_type"],
         "id": f"cell-{number:02d}",
@@ -50,13 +52,13 @@ def _normal_cell(cell: dict, number: int) -> dict:
     }
     if cell["cell_type"] == "code":
         normal["execution_count"] = cell.get("execution_count")
-        normal["outputs"] = _normal_outputs(cell.get("outputs", []))
+        normal["outputs"] = _normal_outputs(cell.get("outputs", []), metadata.get("alt", ""))
     if cell.get("attachments"):
         normal["attachments"] = cell["attachments"]
     return normal
 
 
-def _normal_outputs(outputs: list[dict]) -> list[dict]:
+def _normal_outputs(outputs: list[dict], alt: str = "") -> list[dict]:
     normal = []
     for output in outputs:
         output = dict(output)
@@ -64,6 +66,9 @@ def _normal_outputs(outputs: list[dict]) -> list[dict]:
             # The id of a widget is random, and nothing can be drawn from it without its kernel.
             output["data"] = {kind: data for kind, data in output["data"].items() if kind != WIDGET_VIEW}
             output["metadata"] = {kind: meta for kind, meta in output["metadata"].items() if kind in output["data"]}
+            for kind in output["data"] if alt else ():
+                if kind.startswith("image/"):
+                    output["metadata"][kind] = {"alt": alt, **output["metadata"].get(kind, {})}
             if not output["data"]:
                 continue
         # The kernel splits prints by time, so the same cell may give one piece or five.

@@ -26,7 +26,7 @@ from html import escape
 import ipywidgets as widgets
 
 from .draw.canvas import text_width
-from .touch import Picture
+from .touch import Picture, read_number
 
 # Font sizes and colors follow JupyterLab's theme; pictures have a white ground of their own.
 STYLE = """<style>
@@ -80,6 +80,7 @@ class Panel(widgets.VBox):
         self.spots, self.facts = {}, {}  # of the Canvas that is shown
         self._held = 0
         self._began = 0, None, {}  # (turn, spot, values) of the last click or drag
+        self._typed = None, 0, ""  # (control, its value, why not what was typed)
         self.picture_box, self._status, self._alert = Picture(), widgets.HTML(), widgets.HTML()
         for part, name in ((self.picture_box, "picture"), (self._status, "status"), (self._alert, "alert")):
             part.add_class(f"mcv-{name}")
@@ -91,6 +92,7 @@ class Panel(widgets.VBox):
             self.on(control, lambda name=name: self.changed(name))
         self.on(self.picture_box, self._touched, "touched")
         self.on(self.picture_box, self._pointed, "pointed")
+        self.on(self.picture_box, self._read_typed, "typed")
         self.redraw()
         if self.error:  # a panel that never worked must not pass for one
             raise self.error
@@ -148,6 +150,15 @@ class Panel(widgets.VBox):
         event = self.picture_box.pointed
         self.point(self.spots.get(event["spot"]), event["at"])
 
+    def _read_typed(self):
+        event = self.picture_box.typed
+        for control in self.controls.values():
+            if control.description == event["label"] and isinstance(control, widgets.IntSlider):
+                control.value, why = read_number(event["text"], control.min, control.max, control.value)
+                if why:
+                    self._typed = control, control.value, f"{control.description}: {why} "
+                    self.say(self.status)
+
     @contextmanager
     def hold(self):
         """Several controls change, one picture is drawn: at the end."""
@@ -176,7 +187,10 @@ class Panel(widgets.VBox):
             self.say(words)
 
     def say(self, words: str):
-        self._status.value = f'<div role="status">{escape(words)}</div>'
+        control, taken, why = self._typed
+        if control is None or control.value != taken:
+            self._typed, why = (None, 0, ""), ""
+        self._status.value = f'<div role="status">{escape(why + words)}</div>'
 
     def _show(self, error):
         # JupyterLab hides what callbacks raise, so the panel itself must say it.
@@ -199,11 +213,15 @@ class Panel(widgets.VBox):
         return f"{type(self).__name__}({chosen})"
 
     def _repr_mimebundle_(self, **kwargs):
-        data = {**super()._repr_mimebundle_(**kwargs), "text/plain": repr(self)}
+        data, metadata = {**super()._repr_mimebundle_(**kwargs), "text/plain": repr(self)}, {}
         if not self.error:
-            image = as_bytes(self.snapshot(**self.values()))
+            picture, words = self.snapshot(**self.values()), self.status
+            if hasattr(picture, "with_words"):
+                picture = picture.with_words(words, "A saved picture. Run this cell, and it gets its controls.")
+            image = as_bytes(picture)
             data[mime_type(image)] = b64encode(image).decode()
-        return data
+            metadata[mime_type(image)] = {"alt": words}
+        return data, metadata
 
 
 # ---- what a picture may be

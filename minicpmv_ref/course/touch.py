@@ -1,15 +1,18 @@
 """The picture of a panel, as a widget: what is touched in it comes back from the browser.
 
 A picture has spots (`draw.Canvas.spot`): rectangles with a name. In the SVG they are transparent shapes on top that say
-in data attributes what they are. The script below turns the mouse and the keyboard into two traits of `Picture`:
+in data attributes what they are. The script below turns the mouse and the keyboard into three traits of `Picture`:
 
     touched   a spot was clicked, or is dragged        {"spot": key, "start": [x, y], "at": [x, y], "turn": number}
     pointed   the mouse or an arrow key is on a spot that wants to know it; spot "" when it leaves
+    typed     something was typed into the number beside a slider          {"label": description, "text": words, "turn"}
 
 Positions are pixels of the canvas. All events of one drag have the same turn. ipywidgets sends the newest value of a
 trait when the kernel is ready for it, so a quick drag cannot queue up. Tab goes from one kind of spot to the next.
 Arrow keys go from spot to spot of one kind, or move a spot that has a `step` in their direction; Enter clicks.
 """
+
+import re
 
 import anywidget
 from traitlets import Dict, Unicode
@@ -81,8 +84,17 @@ function render({model, el}) {
     if (how === 'area' && !event.shiftKey) anchor = to;  // Shift makes the area larger
     tell(arrow && how === 'hover' ? 'pointed' : 'touched', last.spot, how === 'area' ? anchor ?? to : now, to);
   });
+  const typed = event => {  // before the slider reads it: it takes the nearest number that is allowed, without a word
+    const box = event.target.closest?.('.widget-readout'), enters = event.type === 'blur' || event.key === 'Enter';
+    if (!box || !enters || !el.closest('.mcv-panel')?.contains(box)) return;
+    const label = box.parentElement.querySelector('.widget-label').textContent;
+    model.set('typed', {label, text: box.textContent.trim().slice(0, 24), turn: Date.now()});
+    model.save_changes();
+  };
+  for (const kind of ['keydown', 'blur']) document.addEventListener(kind, typed, true);
   model.on('change:value', show);
   show();
+  return () => { for (const kind of ['keydown', 'blur']) document.removeEventListener(kind, typed, true); };
 }
 export default {render};
 """
@@ -95,3 +107,18 @@ class Picture(anywidget.AnyWidget):
     value = Unicode("").tag(sync=True)
     touched = Dict({"spot": "", "turn": 0}).tag(sync=True)
     pointed = Dict({"spot": "", "turn": 0}).tag(sync=True)
+    typed = Dict({"label": "", "text": "", "turn": 0}).tag(sync=True)
+
+
+def read_number(text: str, low: int, high: int, before: int) -> tuple[int, str]:
+    """The number that a slider takes for what was typed, and why it is another one; "" if it is the same."""
+    text = text.replace("\u2212", "-")  # the minus sign of the browser
+    start = re.match(r"[+-]?\d+", text)
+    number = int(start[0]) if start else before
+    taken = min(max(number, low), high)
+    if not start or start[0] != text:
+        return taken, f"{text!r} is not a whole number; {taken} is taken."
+    if taken != number:
+        side = f"below {low}, the least" if number < low else f"above {high}, the largest"
+        return taken, f"{number} is {side} value; {taken} is taken."
+    return taken, ""

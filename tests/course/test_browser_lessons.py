@@ -81,6 +81,7 @@ def test_a_lesson(lab_server, tmp_path, record_property, name):
         assert any(lab.outputs())
         if name == "01_slicing.ipynb":
             play_steps_the_slider(lab)
+            a_typed_number_out_of_range_is_explained(lab)
         if name == "03_resampler.ipynb":
             hover_and_arrow_keys_need_no_kernel(lab)
         if name in TOUCHED:
@@ -279,6 +280,15 @@ def play_steps_the_slider(lab):
     lab.cell(cell).get_by_text(re.compile(r"4[5-9]\d x 448 costs 192 tokens")).first.wait_for()
     lab.press(button, "Enter")  # and stop
     lab.wait_idle()
+
+
+def a_typed_number_out_of_range_is_explained(lab):
+    """The browser takes the nearest number, and the kernel would not hear of the other."""
+    (cell,) = find("01_slicing.ipynb", "panels.OnePixelCliff")
+    lab.cell(cell).locator(".widget-readout").first.click()
+    for key in ("Control+A", "0", "Enter"):
+        lab.page.keyboard.press(key)
+    lab.wait_for_text(cell, "width: 0 is below 1, the least value; 1 is taken. 1 x 448 costs 64 tokens")
 
 
 def own_picture_and_a_broken_one(lab, tmp_path):

@@ -92,10 +92,11 @@ def test_all_controls_at_their_ends_together(name):
 
 @pytest.mark.parametrize("name", PANELS)
 def test_what_a_saved_notebook_holds(name):
-    bundle = PANELS[name]()._repr_mimebundle_()
+    bundle, metadata = PANELS[name]()._repr_mimebundle_()
     assert bundle["text/plain"] == repr(PANELS[name]()), "nbval compares this text"
     assert " at 0x" not in bundle["text/plain"]
     (kind,) = {"image/png", "image/jpeg"} & bundle.keys()
+    assert metadata == {kind: {"alt": PANELS[name]().status}}, "screen readers get the words of the status line"
     image = Image.open(io.BytesIO(base64.b64decode(bundle[kind])))
     assert image.format.lower() == kind.split("/")[1]
     assert image.width >= 600
@@ -141,7 +142,7 @@ def test_an_error_is_shown_and_raised_and_then_forgotten():
     assert "ValueError" in panel._alert.value
     assert panel.status == panel._status.value == ""
     assert panel.picture_box.value == picture
-    assert not {"image/png", "image/jpeg"} & panel._repr_mimebundle_().keys()
+    assert not {"image/png", "image/jpeg"} & panel._repr_mimebundle_()[0].keys()
     panel.controls["number"].value = 9
     assert panel.error is None
     assert panel._alert.value == ""
@@ -198,6 +199,34 @@ def test_controls():
     assert player(slider("width", 3, 1, 9)).max == 9
 
 
+@pytest.mark.parametrize(
+    ("text", "taken", "why"),
+    [
+        ("7", 7, ""),
+        ("\u22124", -4, ""),
+        ("-5", -4, "-5 is below -4, the least value; -4 is taken."),
+        ("1000000000", 9, "1000000000 is above 9, the largest value; 9 is taken."),
+        ("1e9", 1, "'1e9' is not a whole number; 1 is taken."),
+        ("6.9", 6, "'6.9' is not a whole number; 6 is taken."),
+        ("many", 4, "'many' is not a whole number; 4 is taken."),
+        ("", 4, "'' is not a whole number; 4 is taken."),
+    ],
+)
+def test_a_typed_number_that_is_not_taken_is_explained(monkeypatch, text, taken, why):
+    monkeypatch.setattr(Root, "draw", lambda self, number: draw.Canvas())
+    panel = Root()
+    panel.picture_box.typed = {"label": "number", "text": text, "turn": 1}
+    assert panel.values() == {"number": taken}
+    assert (
+        html.unescape(panel._status.value)
+        == f'<div role="status">{f"number: {why} " if why else ""}<root> of {taken}</div>'
+    )
+    panel.controls["number"].value = taken  # the browser's own value, which is the same
+    panel.controls["number"].value = 3
+    panel.controls["number"].value = taken
+    assert "taken" not in panel._status.value, "said once"
+
+
 # ---- the canvas
 
 
@@ -226,7 +255,7 @@ def test_guess():
     assert [bar / bars[-1] for bar in bars] == pytest.approx([3 / 8.5, 4 / 8.5, 1], rel=1e-3)
     data, metadata = canvas._repr_mimebundle_()
     assert data["text/plain"] == repr(canvas)
-    assert metadata == {"image/png": {"width": canvas.width, "height": canvas.height}}
+    assert metadata == {"image/png": {"width": canvas.width, "height": canvas.height, "alt": repr(canvas)}}
     for label in ("", "sorted", "average of four"):
         for kind, shape, _ in draw.guess({label: 1}, {label: 1, "b": 2}).shapes:
             if kind == "text" and shape[5] == "left":

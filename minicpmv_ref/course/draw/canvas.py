@@ -72,12 +72,13 @@ class Spot(NamedTuple):
 class Canvas:
     """Shapes on a white ground. Positions and sizes are pixels from the top left; later shapes cover earlier ones.
 
-    The text of `words` is what a Canvas says where only text can be shown; `facts` are the values that it shows,
-    for whoever wants to check them without reading a picture.
+    The text of `words` is what a Canvas says where only text can be shown; `alt` describes a saved picture, if `words`
+    are not enough; `facts` are the values that it shows, for whoever wants to check them without reading a picture.
     """
 
     def __init__(self, width: int = WIDTH, height: int = HEIGHT, words: str = ""):
         self.width, self.height, self.words, self.facts = width, height, words, {}
+        self.alt, self.scale = "", 1.5  # of the saved picture: its description, its pixels for each one here
         self.shapes = []  # (method of the painter, its arguments, its SVG)
         self.spots = {}  # {key: Spot}, what can be touched
 
@@ -223,8 +224,18 @@ class Canvas:
                 stops[spot.name] = spot.key
         return "".join(spot.svg(stops[spot.name] == spot.key) for spot in self.spots.values())
 
-    def to_pil(self, scale: float = 1.5) -> Image.Image:
+    def with_words(self, words: str, note: str) -> "Canvas":
+        """A copy with its words below it, and a note in gray."""
+        lines = wrap(words, self.width - 16, TEXT)
+        new = Canvas(self.width, self.height + 20 * len(lines) + 32)
+        new.shapes, new.scale = list(self.shapes), self.scale
+        new.lines(8, self.height + 18, lines, 20)
+        new.text(8, new.height - 9, note, 14, GRAY)
+        return new
+
+    def to_pil(self, scale: float | None = None) -> Image.Image:
         """The same picture as a PIL image. Drawn twice as large and reduced, which smooths the edges."""
+        scale = scale or self.scale
         painter = _Painter(self.width, self.height, 2 * scale)
         for kind, arguments, _ in self.shapes:
             getattr(painter, kind)(*arguments)
@@ -245,7 +256,7 @@ class Canvas:
     def _repr_mimebundle_(self, include=None, exclude=None):
         image = self.encode_image()
         kind = "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
-        shown = {"width": self.width, "height": self.height}
+        shown = {"width": self.width, "height": self.height, "alt": self.alt or repr(self)}
         return {"text/plain": repr(self), kind: b64encode(image).decode()}, {kind: shown}
 
 

@@ -441,6 +441,10 @@ def loss_bands(mine=None) -> Canvas:
         }
         box = (44 + 214 * (place % 3), 30 + 172 * (place // 3), 160, 112)
         _draw_band(canvas, box if len(stages) > 1 else (44, 30, 560, 290), stage, facts)
+        first, last = facts["band"][0], facts["band"][-1]
+        canvas.alt += f" {name}: {first[1]:.2f} to {first[2]:.2f}, then {last[1]:.2f} to {last[2]:.2f}"
+        canvas.alt += f"; yours {facts['mine'][-1][1]:.2f} at the end." if facts["mine"] else "."
+    canvas.alt = f"Normal losses: the band of three runs at the start and after {last[0]:.0f} steps.{canvas.alt}"
     meanings = [(SKY, "band"), (INK, "three runs"), (GRAY, "shipped, one run"), (RED, "yours")]
     canvas.legend(44, 358, meanings if own else meanings[:3])
     canvas.text(632, 372, "loss over steps", 14, GRAY, "right")

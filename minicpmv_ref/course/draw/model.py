@@ -43,6 +43,12 @@ def whole_model(lit: str | tuple = (), config: MiniCPMVConfig = v2_6, image=None
     canvas = Canvas(WIDTH, 296, "The whole model" + (f", lit: {', '.join(lit)}" if lit else ""))
     sizes = {"view": config.slicing.scale_resolution, "features": config.vision.width}
     sizes |= {"queries": config.resampler.num_queries, "embeddings": config.resampler.width}
+    canvas.alt = (
+        f"The whole model: a picture becomes views of about {sizes['view']}² pixels, and these become patches; the ViT "
+        f"makes features of them, {sizes['features']} wide, and the resampler {sizes['queries']} visual tokens of each "
+        f"view. With the question they make a row of embeddings, {sizes['embeddings']} wide; the language model reads "
+        f"it and writes the answer, with a KV cache. Lit: {', '.join(lit) or 'nothing'}."
+    )
     canvas.facts = {"lit": lit, "sizes": sizes, "boxes": {part: box for part, (_, _, box) in MODEL_PARTS.items()}}
     canvas.facts["lessons"] = {part: lesson for part, (_, lesson, _) in MODEL_PARTS.items()}
 

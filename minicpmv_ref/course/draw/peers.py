@@ -130,6 +130,7 @@ def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
     None for a system that is not published for what is asked.
     """
     canvas, every = Canvas(), {system: seen_by(system, size, asked) for system in SYSTEMS}
+    canvas.scale = 1  # many small photos: larger, it would fill half of the notebook's file
     canvas.facts = {system: seen and _facts(seen) for system, seen in every.items()}
     image = preview(image, 320)  # each is drawn smaller than that
     there = [seen.plan for seen in every.values() if seen]
@@ -258,6 +259,7 @@ def token_places(system: str, token: int, image: Image.Image) -> Canvas:
     """
     side, *orders = ORDERS[system]
     canvas, across = Canvas(), -(-side // 2)
+    canvas.scale = 1
     view = image.resize((side * 14, side * 14), Image.Resampling.BICUBIC)
     canvas.text(8, 20, f"{side} x {side} patches", bold=True)
     canvas.image(8, 30, 296, 296, view)
@@ -396,6 +398,7 @@ def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2), picture: str = "
     Its facts: "sva" and "resampler": for each encoder the (row, col) of the patches that are read.
     """
     canvas, image = Canvas(height=270), load_sample(picture)
+    canvas.scale = 1
     side = min(image.size)
     square = image.crop((0, 0, side, side)).resize((360, 360), Image.Resampling.BICUBIC)
     canvas.facts = {"sva": [], "resampler": []}

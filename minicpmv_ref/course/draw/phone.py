@@ -214,4 +214,6 @@ def error_bars(rows: dict, title: str) -> Canvas:
             canvas.rect(left, y + 11 * row, max(room * share / most, 1), 10, color)
         words = " / ".join(f"{100 * share:.3g}" if share < 1 else f"{100 * share:.0f}" for share in shares.values())
         canvas.text(WIDTH - 8, middle, f"{words} %", 14, align="right")
+        canvas.alt += f"; {label}: {words} %"
+    canvas.alt = f"Bars: {title} ({' / '.join(names)}){canvas.alt}."
     return canvas

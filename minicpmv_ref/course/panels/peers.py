@@ -43,9 +43,6 @@ class AllSystems(SlicingPlayground):
             return draw.all_systems((width, height), image, asked)
         return draw.one_system(show, (width, height), image, asked)
 
-    def snapshot(self, **values):
-        return self.draw(**values).to_pil(1)  # many small photos: larger, it would fill half of the notebook's file
-
     def describe(self, picture, width, height, show, asked):
         warned = self._warned.get(picture, "").strip(" .")
         start = f"{picture}, {width} x {height}, {asked}" + f" ({warned})" * bool(warned)
@@ -92,9 +89,6 @@ class TokenPlaces(Panel):
 
     def draw(self, system, token, picture):
         return draw.token_places(system, token, _preview(picture))
-
-    def snapshot(self, **values):
-        return self.draw(**values).to_pil(1)
 
     def describe(self, system, token, picture):
         orders = [order for order, _ in draw.ORDERS[system][1:]]
