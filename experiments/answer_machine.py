@@ -17,7 +17,7 @@ from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Short answers make an answer machine, and a prompt that asks for them prevents it",
-    place="Cambrian-1, arXiv 2406.16860, section 5.2, the answer machine phenomenon: much training data answers with a "
+    place="Cambrian-1, arXiv 2406.16860, on the answer machine phenomenon: much training data answers with a "
     "word; a prompt in these data, such as 'Answer the question using a single word or phrase', keeps the model able "
     "to chat.",
     says="Trained on short answers, a model no longer answers in sentences. Where the short answers came with a prompt "

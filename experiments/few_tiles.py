@@ -10,7 +10,7 @@ from ._pages import letters, page
 
 CLAIM = Claim(
     title="Train on few tiles, test on many",
-    place="InternVL-1.5, arXiv 2404.16821, figure on the number of tiles: trained with 1 to 12, tested with up to 40; "
+    place="InternVL-1.5, arXiv 2404.16821, on the number of tiles: trained with 1 to 12, tested with up to 40; "
     "scores on documents rise beyond 12.",
     says="A model can use more tiles than its training showed, so that it reads larger pictures.",
     done="Nano, which learned from at most nine slices, reads pages of 12, 16 and 25 cells with three lines of text: "

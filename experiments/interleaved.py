@@ -26,7 +26,7 @@ from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Interleaved order, not pairs",
-    place="VILA, arXiv 2312.07533, section 3.2: pre-training on MMC4 gives 68.7 without examples and 70.9 with four; "
+    place="VILA, arXiv 2312.07533: pre-training on MMC4 gives 68.7 without examples and 70.9 with four; "
     "on MMC4 cut into pairs 46.4 and 44.5.",
     says="Pages in which pictures and text alternate teach more than the same pictures, each with its text alone.",
     done="From the checkpoint after stage 2, resampler and LLM learn on captions, the ViT stays as it is. The same "
