@@ -22,7 +22,7 @@ CLAIM = Claim(
     "to chat.",
     says="Trained on short answers, a model no longer answers in sentences. Where the short answers came with a prompt "
     "that asks for them, it gives them on demand and chats without it.",
-    done="Nano first learns to answer questions of color, shape and place in a sentence ('The star is red.'). Then it "
+    done="The LLM of nano first learns to answer questions of color, shape and place in a sentence ('The star is red.'). Then it "
     "learns from short answers ('red'): plainly; or each with 'Answer with one word.' before the question; or plainly "
     "with 20 % of sentences among them, which come with 'Answer in a sentence.' Graded is whether the whole answer is "
     "right: a sentence, asked as the chat model was (in the last arm with its prompt), and a short answer, asked as it "
@@ -35,10 +35,11 @@ CLAIM = Claim(
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": [1, 1], "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
-    "cpu": {"begin": "nano", "steps": [60, 60], "batch": 16, "n": 20, "seeds": 3, "device": "cpu"},
+    "cpu": {"begin": "nano", "steps": [30, 40], "batch": 12, "n": 16, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano", "steps": [600, 600], "batch": 64, "n": 200, "seeds": 3, "device": "cuda"},
 }
 CHAT, PLAIN, PROMPTED, MIXED = ARMS = ("before", "short", "short, with a prompt", "short, 20 % sentences")
+RATES = {"llm": stage_named("sft-1").learning_rates["llm"]}
 SHORTLY, AT_LENGTH = "Answer with one word.", "Answer in a sentence."
 LOSS = 0.1  # share of short answers that the prompt may cost
 SENTENCES = {  # topic: (the question, the sentence)
@@ -97,7 +98,7 @@ def run(setting: dict, each) -> Finding:
         model = checkpoint(setting["begin"], setting["device"])
         processor = processor_of(model, max_slice_nums=1)
         for steps, taught in zip(setting["steps"], (CHAT, name) if name != CHAT else (CHAT,)):
-            stage = replace(stage_named("sft-2"), steps=steps, batch=setting["batch"], turns=1)
+            stage = replace(stage_named("sft-2"), steps=steps, batch=setting["batch"], turns=1, learning_rates=RATES)
             done = list(train_steps(model, processor, stage, seed, samples=training(taught, seed)))
         return cost_of(done) | graded(model, processor, name, setting["n"])
 

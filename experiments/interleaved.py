@@ -41,7 +41,7 @@ CLAIM = Claim(
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": 1, "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
-    "cpu": {"begin": "nano-stage-2", "steps": 100, "batch": 6, "n": 40, "seeds": 3, "device": "cpu"},
+    "cpu": {"begin": "nano-stage-2", "steps": 60, "batch": 4, "n": 40, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano-stage-2", "steps": 2500, "batch": 24, "n": 400, "seeds": 3, "device": "cuda"},
 }
 ROW, PAIRS, FRONT = ARMS = ("interleaved", "pairs", "pictures in front")

@@ -28,7 +28,7 @@ CLAIM = Claim(
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": 1, "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
-    "cpu": {"begin": "nano-stage-3", "steps": 80, "batch": 16, "n": 60, "seeds": 3, "device": "cpu"},
+    "cpu": {"begin": "nano-stage-3", "steps": 60, "batch": 10, "n": 40, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano-stage-3", "steps": 2500, "batch": 64, "n": 400, "seeds": 3, "device": "cuda"},
 }
 LEARNS, FROZEN, EQUAL = "ViT learns", "ViT frozen", "ViT frozen, equal operations"
