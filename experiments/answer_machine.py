@@ -17,18 +17,17 @@ from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Short answers make an answer machine, and a prompt that asks for them prevents it",
-    place="Cambrian-1, arXiv 2406.16860, on the answer machine phenomenon: much training data answers with a "
-    "word; a prompt in these data, such as 'Answer the question using a single word or phrase', keeps the model able "
-    "to chat.",
+    place="Cambrian-1, arXiv 2406.16860, on the answer machine phenomenon: much training data answers with a word; a "
+    "prompt in these data, such as 'Answer the question using a single word or phrase', keeps the model able to chat.",
     says="Trained on short answers, a model no longer answers in sentences. Where the short answers came with a prompt "
     "that asks for them, it gives them on demand and chats without it.",
-    done="The LLM of nano first learns to answer questions of color, shape and place in a sentence ('The star is red.'). Then "
-    "it learns from short answers ('red'): plainly; or each with 'Answer with one word.' before the question; or "
-    "plainly with 20 % of sentences among them, which come with 'Answer in a sentence.' Graded is whether the whole answer "
-    "is right: a sentence, asked as the chat model was (in the last arm with its prompt), and a short answer, asked as it "
-    "was trained. Confirmed means: plain short answers lower the share of right sentences; with the prompt this share "
-    "is higher than without; and right short answers are at most 0.1 fewer. Predicted before the run: confirmed, with "
-    "fewer than 5 % sentences after plain short answers and more than 80 % with the prompt.",
+    done="The LLM of nano first learns to answer questions of color, shape and place in a sentence ('The star is "
+    "red.'). Then it learns from short answers ('red'): plainly; or each with 'Answer with one word.' before the "
+    "question; or plainly with 20 % of sentences among them, which come with 'Answer in a sentence.' Graded is whether "
+    "the whole answer is right: a sentence, asked as the chat model was (in the last arm with its prompt), and a short "
+    "answer, asked as it was trained. Confirmed means: plain short answers lower the share of right sentences; with "
+    "the prompt this share is higher than without; and right short answers are at most 0.1 fewer. Predicted before the "
+    "run: confirmed, with fewer than 5 % sentences after plain short answers and more than 80 % with the prompt.",
     limits="Whether a model chats is here whether it answers in a sentence of one pattern for each kind of question. "
     "Between the two trainings there is nothing else, so the plain arm has no reason to keep a sentence; Cambrian-1's "
     "data have both. By chance one color of six is right, one shape and one place of four.",

@@ -10,8 +10,8 @@ from ._pages import letters, page
 
 CLAIM = Claim(
     title="Train on few tiles, test on many",
-    place="InternVL-1.5, arXiv 2404.16821, on the number of tiles: trained with 1 to 12, tested with up to 40; "
-    "scores on documents rise beyond 12.",
+    place="InternVL-1.5, arXiv 2404.16821, on the number of tiles: trained with 1 to 12, tested with up to 40; scores "
+    "on documents rise beyond 12.",
     says="A model can use more tiles than its training showed, so that it reads larger pictures.",
     done="Nano, which learned from at most nine slices, reads pages of 12, 16 and 25 cells with three lines of text: "
     "with at most four or nine slices, then with one for each cell. In cells of their own the letters are as large as "

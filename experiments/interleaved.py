@@ -26,15 +26,15 @@ from ._frame import Claim, Finding
 
 CLAIM = Claim(
     title="Interleaved order, not pairs",
-    place="VILA, arXiv 2312.07533: pre-training on MMC4 gives 68.7 without examples and 70.9 with four; "
-    "on MMC4 cut into pairs 46.4 and 44.5.",
+    place="VILA, arXiv 2312.07533: pre-training on MMC4 gives 68.7 without examples and 70.9 with four; on MMC4 cut "
+    "into pairs 46.4 and 44.5.",
     says="Pages in which pictures and text alternate teach more than the same pictures, each with its text alone.",
     done="From the checkpoint after stage 2, resampler and LLM learn on captions, the ViT stays as it is. The same "
-    "pictures come in conversations of three, each followed by its caption; or one by one; or three in front and "
-    "their captions after them. Pictures, captions and steps are equal. Graded are held-out captions of one picture, "
-    "and conversations of three as in the first arm. Confirmed means: against pairs the interleaved arm has the lower "
-    "loss on one picture and on three. Predicted before the run: lower on three, by more than 0.1 nats; on one "
-    "picture no difference or a loss, so that the verdict is not confirmed or refuted.",
+    "pictures come in conversations of three, each followed by its caption; or one by one; or three in front and their "
+    "captions after them. Pictures, captions and steps are equal. Graded are held-out captions of one picture, and "
+    "conversations of three as in the first arm. Confirmed means: against pairs the interleaved arm has the lower loss "
+    "on one picture and on three. Predicted before the run: lower on three, by more than 0.1 nats; on one picture no "
+    "difference or a loss, so that the verdict is not confirmed or refuted.",
     limits="The pictures of a row have nothing to do with each other, so the text of a row teaches nothing that pairs "
     "do not. MMC4's text is also longer and closer to what a language model knows; VILA explains its gain with that: "
     "short captions make the model forget text. Three pictures, English captions.",

@@ -32,9 +32,9 @@ CLAIM = Claim(
     says="A model that answers about one picture learns to answer about several better than one that has only been "
     "pre-trained.",
     done="From the checkpoint after stage 3, which has learned captions and lines, no answers, resampler and LLM "
-    "learn: questions about one picture and after that about two; or about two, as many steps; or about two, as many steps as "
-    "both together. Asked is the color of a shape that one of two pictures shows, how many there are in both, and "
-    "whether both show a shape. Confirmed means: on held-out questions about two pictures the loss after single "
+    "learn: questions about one picture and after that about two; or about two, as many steps; or about two, as many "
+    "steps as both together. Asked is the color of a shape that one of two pictures shows, how many there are in both, "
+    "and whether both show a shape. Confirmed means: on held-out questions about two pictures the loss after single "
     "pictures is lower than in each of the other arms. Predicted before the run: lower after as many steps on two "
     "pictures; where the steps are equal in all, no difference or a loss, so not confirmed or refuted.",
     limits="The source compares after unequal training only, the second arm here; the third is the fair one. Two "

@@ -16,8 +16,8 @@ CLAIM = Claim(
     done="From the checkpoint after stage 3, a short fine-tuning of all parts on questions and lines of text. LLM and "
     "resampler learn at 6e-4, the ViT at the same rate or at a 5th, a 10th or a 50th of it. Confirmed means: the loss "
     "on held-out questions and lines of text, as a mean of the ratios 5 and 10, is lower than with equal rates, and "
-    "lower than at ratio 50. 'Jump' is how much the loss changes from step to step, as a share of its level. "
-    "Predicted before the run: equal rates are the best here, since the toy's ViT is young, so the claim is refuted.",
+    "lower than at ratio 50. 'Jump' is how much the loss changes from step to step, as a share of its level. Predicted "
+    "before the run: equal rates are the best here, since the toy's ViT is young, so the claim is refuted.",
     limits="The toy's ViT has learned from a million small pictures, theirs from billions; a young ViT has much to "
     "learn and little to lose. A short fine-tuning, in which a lower rate is also simply slower. One rate of the LLM.",
 )
