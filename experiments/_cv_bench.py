@@ -1,32 +1,33 @@
-"""CV-Bench in small: where things are and how many there are, with the score of a model that is shown no picture.
-
-Cambrian-1's benchmark asks for spatial relation and counting in 2-D, depth order and relative distance in 3-D. The
-world here is flat, so the second half is left out.
-"""
+"""The small CV-Bench of `toy.cv_bench` item by item: with the loss on each answer, as arms are compared."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from minicpmv_ref import Processor
 from minicpmv_ref.learn.evaluate import answers
 from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.toy.cv_bench import TASKS, cv_samples
 from minicpmv_ref.toy.data import blind
 
-from ._arms import held_out, nats, right
+from ._arms import nats, right
 
-TOPICS = {"relation": "side", "counting": "count"}
-SHORT = {"max_new_tokens": 8}  # an answer is one word
+FLAT = ("relation", "counting")  # what captions and questions teach; the other two tasks need samples of their own
+SHORT = {"max_new_tokens": 8}  # an answer is a word or two
 
 
-def cv_bench(model: MiniCPMV, processor: Processor, n: int) -> dict[str, list[float]]:
-    """For n held-out questions of each kind: the loss on the answer, whether it is right, and so without the picture.
+def cv_bench(
+    model: MiniCPMV, processor: Processor, n: int, tasks: Iterable[str] = tuple(TASKS)
+) -> dict[str, list[float]]:
+    """For n held-out questions of each task: the loss on the answer, whether it is right, and so without the picture.
 
-    The answers of a kind are equally likely: 2 of a relation, 4 of a count.
+    The answers of a task are equally likely: 2 of a relation, 4 of a count, 2 of depth and of distance.
     """
     found = {}
-    for kind, topic in TOPICS.items():
-        samples = held_out("question", n, topic=topic)
-        found[f"{kind}, nats"] = nats(model, processor, samples)
-        found[f"{kind}, right"] = right(model, processor, samples, **SHORT)
+    for task in tasks:
+        samples = cv_samples(task, n, "claims")
+        found[f"{task}, nats"] = nats(model, processor, samples)
+        found[f"{task}, right"] = right(model, processor, samples, **SHORT)
         said = answers(model, processor, [blind(sample.prompt) for sample in samples], **SHORT)
-        found[f"{kind}, blind"] = [float(text == sample.answer) for text, sample in zip(said, samples)]
+        found[f"{task}, blind"] = [float(text == sample.answer) for text, sample in zip(said, samples)]
     return found

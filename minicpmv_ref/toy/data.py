@@ -11,6 +11,7 @@ content, never by its seed: a small world repeats itself. Left out: photographs,
     many.py       up to eight scenes in one conversation
     clips.py      short clips: something moves, comes, changes, comes and goes
     boxes.py      shapes and words that stand anywhere, with their boxes
+    depth.py      what is in front of what, and what is nearer to what
     samples.py    what a sample is, and which split it belongs to
 
 This file puts samples together. A new kind of sample is one function (rng, wanted) -> Drawn and its line in KINDS.
@@ -28,6 +29,7 @@ from PIL import Image
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
 from .boxes import draw_layout, draw_one, draw_word, spell_placed
 from .clips import CLIP_TOPICS, LEAST_FRAMES, MOST_FRAMES, Clip, draw_clip, draw_motion
+from .depth import draw_depth, draw_distance
 from .documents import (  # noqa: F401  other files take them from here
     CAP_HEIGHT,
     MARGIN,
@@ -127,7 +129,8 @@ def draw_more(
         kind: "many" (pictures of one or two shapes), "pair" (two of them; each question names one), "clip" (frames;
             the content of the first message holds them as a list), "motion" (something moves: which way?), "box"
             (shapes anywhere: where is each, or what is in a box), "one box" (one shape), "word box" (where is a word
-            of a crop), "read anywhere" or "lookup anywhere" (documents whose lines slice borders may cut).
+            of a crop), "read anywhere" or "lookup anywhere" (documents whose lines slice borders may cut), "depth"
+            (which of two shapes is in front) or "distance" (which of two is closer to a third).
         count: of pictures, 1 to 8; of frames, 3 to 64; of shapes, 1 to 3. None draws it as in training.
         topic: of "many": "named" (a question about "picture 3"), "describe", "unnamed" (only one picture can answer),
             "which" (picture shows it?), "both", "all" (how many in all); of a "clip": "direction", "first", "last",
@@ -271,6 +274,8 @@ MORE_KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {  # these cam
     "word box": draw_word,
     "read anywhere": _read_anywhere,
     "lookup anywhere": _lookup_anywhere,
+    "depth": draw_depth,
+    "distance": draw_distance,
 }
 EVERY_KIND = ChainMap(KINDS, MORE_KINDS)
 MORE_TOPICS = {
