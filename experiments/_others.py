@@ -13,13 +13,8 @@ NOT_RUN = (  # claim, source, what it says
         "576 tokens of SVA beat 2,880 concatenated ones on OCR, 55.5 against 50.1.",
     ),
     (
-        "Interleaved order, not pairs",
-        "VILA, arXiv 2312.07533",
-        "Pre-training on MMC4 gives 68.7 without examples, 70.9 with four; cut into pairs it gives 46.4 and 44.5.",
-    ),
-    (
         "An LLM that learns, too, learns from examples in its context",
-        "VILA",
+        "VILA, arXiv 2312.07533",
         "With four examples 57.6 where the LLM was frozen in pre-training, 68.8 where it was not; without any, equal.",
     ),
     (
@@ -33,11 +28,6 @@ NOT_RUN = (  # claim, source, what it says
         "At equal cost, more pixels bring more than more tokens.",
     ),
     (
-        "The ViT learns 5 to 10 times more slowly than the LLM",
-        "the same blog",
-        "Rates go in pairs, from 2e-5 and 2e-6 to 5e-6 and 5e-7.",
-    ),
-    (
         "A stage on clean data before fine-tuning",
         "the same blog",
         "Re-captioned pictures and documents between the two usual stages raise the scores.",
@@ -48,24 +38,14 @@ NOT_RUN = (  # claim, source, what it says
         "A stage for the connector alone helps, and more data for it helps more; the first part tests MiniCPM-V's.",
     ),
     (
-        "The vision encoder learns, too",
-        "Cambrian-1, finding 4",
-        "Unfreezing helps widely; the released models keep their encoders frozen all the same.",
-    ),
-    (
         "Several encoders, one of them a ConvNet",
         "Cambrian-1",
         "Encoders of different training add up, most of all on vision-centric questions.",
     ),
     (
-        "The answer machine, and three balances of data",
+        "Three balances of data",
         "Cambrian-1",
-        "Trained on short answers only, a model chats no more; a system prompt that asks for them keeps both.",
-    ),
-    (
-        "Train on 12 tiles, test on 40",
-        "InternVL-1.5, arXiv 2404.16821",
-        "Scores on documents still rise with more tiles than training has seen.",
+        "How questions, documents and text are balanced in fine-tuning decides which scores rise; all three are needed.",
     ),
     (
         "From 16 to 56 frames by scaled positions",
@@ -76,16 +56,6 @@ NOT_RUN = (  # claim, source, what it says
         "Mixing pictures in place and in front",
         "LLaVA-NeXT-Interleave, arXiv 2407.07895",
         "Trained on both formats, 57.0 and 56.6; trained on one, 55.4 and 54.3 in its own.",
-    ),
-    (
-        "Begin with the model of single pictures",
-        "LLaVA-NeXT-Interleave",
-        "From stage 2 instead of stage 1: Mantis 45.6 instead of 41.0, NLVR2 67.8 instead of 54.0.",
-    ),
-    (
-        "Few whole frames beat many pooled ones",
-        "LLaVA-NeXT-Interleave",
-        "At equal tokens, 10 or 16 frames without pooling reach 52.9 and 54.4; 40 or 64 pooled ones 52.8 and 52.7.",
     ),
     (
         "DPO on clips with a judge that reads captions",
@@ -103,6 +73,13 @@ MORE = """**Not confirmed from the start.** Three effects are too small for 60 i
 about 0.1 nats. *More tiles, pooled to as many tokens* (LLaVA-NeXT, blog of 25 May 2024): from 2 x 2 to 6 x 6 tiles
 ChartQA goes from 49.2 to 50.1, but DocVQA from 58.8 down to 56.7. *Shuffle against mean* (InternVL-1.5 gives no
 number): both rows stand in the table of connectors. *SVA once more inside the LLM* (Cambrian-1): 0.2 to 0.6 points.
+
+**Pictures in place and in front.** The test needs questions that name one of several pictures ("in picture 2"). nano
+learns what such a name means only after an hour of training, so nine short trainings would compare guesses.
+
+**CV-Bench for all connectors.** The table of connectors has captions and lines of text. To add CV-Bench, its 21
+trainings would have to be made again; relation and counting are tested for three of the connectors in a claim of their
+own, depth order and relative distance in the claim about an encoder that learns.
 
 **Several views of one place.** LLaVA-NeXT-Interleave (arXiv 2407.07895) takes a room from several cameras as several
 pictures in one conversation, with no module for 3-D: one template for pictures, frames, views and tiles, 1,177.6 k

@@ -46,6 +46,7 @@ SETTINGS = {
 }
 ROW, PAIRS, FRONT = ARMS = ("interleaved", "pairs", "pictures in front")
 RATES = {part: stage_named("sft-1").learning_rates[part] for part in ("resampler", "llm")}
+KINDS = ("one picture", "three pictures")
 LENGTH = 3  # pictures of a row
 
 
@@ -72,14 +73,17 @@ def training(arm: str, seed: int):
     return one if arm == PAIRS else row
 
 
-def run(setting: dict, each) -> Finding:
-    n = setting["n"]
+def graded_samples(n: int) -> dict[str, list[Sample]]:
+    """Held-out pictures one by one, and in rows."""
     alone = held_out("caption", LENGTH * n)
     rows = [in_a_row(alone[i : i + LENGTH]) for i in range(0, LENGTH * n, LENGTH)]
-    graded = {"one picture": alone[:n], "three pictures": rows}
+    return dict(zip(KINDS, (alone[:n], rows)))
 
+
+def run(setting: dict, each) -> Finding:
     def arm(item: list) -> dict:
         name, seed = item
+        graded = graded_samples(setting["n"])
         model = checkpoint(setting["begin"], setting["device"])
         processor = processor_of(model, max_slice_nums=1)
         batch = setting["batch"] * (LENGTH if name == PAIRS else 1)
@@ -90,8 +94,8 @@ def run(setting: dict, each) -> Finding:
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in ARMS}
-    one, three = (gains(arms, ROW, PAIRS, f"{kind}, nats") for kind in graded)
-    front = gains(arms, ROW, FRONT, *(f"{kind}, nats" for kind in graded))
+    one, three = (gains(arms, ROW, PAIRS, f"{kind}, nats") for kind in KINDS)
+    front = gains(arms, ROW, FRONT, *(f"{kind}, nats" for kind in KINDS))
     return Finding(
         weakest(verdict(one), verdict(three)),
         f"Against pairs the interleaved rows save {in_words(one)} nats a token on one picture and {in_words(three)} on "
@@ -103,6 +107,6 @@ def run(setting: dict, each) -> Finding:
                 "nats that rows save against pictures in front": front,
             }
         ),
-        table(arms, [f"{kind}, {grade}" for kind in graded for grade in ("nats", "right")]),
+        table(arms, [f"{kind}, {grade}" for kind in KINDS for grade in ("nats", "right")]),
         seeds,
     )

@@ -56,7 +56,6 @@ def two_pictures(seed: str, number: int, split: str = "train") -> Sample:
 
 def run(setting: dict, each) -> Finding:
     n, (single, several) = setting["n"], setting["steps"]
-    graded = {"two pictures": [two_pictures("claims", i, "test") for i in range(n)], "one": held_out("question", n)}
 
     def arm(item: list) -> dict:
         name, seed = item
@@ -73,6 +72,7 @@ def run(setting: dict, each) -> Finding:
                 return two_pictures(f"single first/{seed}", number)
 
             done += train_steps(model, processor, stage, seed, samples=sample)
+        graded = {"two pictures": [two_pictures("claims", i, "test") for i in range(n)], "one": held_out("question", n)}
         found = cost_of(done)
         for kind, samples in graded.items():
             found[f"{kind}, nats"] = nats(model, processor, samples)

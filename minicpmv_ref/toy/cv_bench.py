@@ -36,7 +36,7 @@ def cv_samples(task: str, n: int = 50, seed: int | str = 0) -> list[Sample]:
 
     Example:
         >>> cv_samples("depth", 1)[0].messages[0]["content"][1:]
-        ['Which is in front, the green square or the black circle?']
+        ['Which is in front, the red triangle or the purple circle?']
     """
     kind, topic = TASKS[check_choice("task", task, TASKS)]
     check_int("n", n), check_seed(seed)
@@ -64,7 +64,7 @@ def cv_bench(ask: Callable[[list[list[dict]]], list[str]], n: int = 50, seed: in
     Example:
         >>> grades = cv_bench(lambda prompts: ["yes"] * len(prompts), n=20)
         >>> grades["relation"], grades["depth"], grades["mean"] == grades["mean blind"]
-        (0.5, 0.0, True)
+        (0.4, 0.0, True)
 
     Source: arXiv 2406.16860, section 3.2, the tasks; pictures and questions are this project's.
     """

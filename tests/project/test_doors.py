@@ -37,7 +37,7 @@ from minicpmv_ref.prompt import answer_labels, image_bounds, image_layout, rende
 from minicpmv_ref.scale import lora
 from minicpmv_ref.scale.finetune import in_order, sample_at
 from minicpmv_ref.scale.records import Record
-from minicpmv_ref.toy import claims, data
+from minicpmv_ref.toy import claims, cv_bench, data
 
 IMAGES = ROOT / "data_samples" / "images"
 ROUNDS = 60  # odd calls of each door in the usual run
@@ -658,6 +658,10 @@ DOORS = {
     "toy.data.blind": Door(data.blind, lambda: {"messages": messages(), "instead": None}, words="message"),
     "toy.data.draw": Door(data.draw, lambda: {"seed": 0}, words="kind"),
     "toy.data.draw_more": Door(data.draw_more, lambda: {"seed": 0, "kind": "box"}, words="kind"),
+    "toy.cv_bench.cv_samples": Door(cv_bench.cv_samples, lambda: {"task": "depth", "n": 2, "seed": 0}, words="task"),
+    "toy.cv_bench.cv_bench": Door(
+        lambda n, seed: cv_bench.cv_bench(lambda prompts: ["2"] * len(prompts), n, seed), lambda: {"n": 2, "seed": 0}
+    ),
     "toy.data.spell": Door(data.spell, lambda: {"sample": data.draw(0), "view": 112}),
     "scale.finetune.sample_at": Door(sample_at, lambda: {"index": 5, "n": 3, "seed": 0}, lambda i, n, **_: 0 <= i < n),
     "scale.finetune.in_order": Door(

@@ -28,7 +28,8 @@ NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have 
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
     "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only "
-    "group_frames early_merge zero_shot_clips clip_mixing"
+    "vit_rate vit_frozen answer_machine few_tiles interleaved single_first "
+    "group_frames early_merge zero_shot_clips clip_mixing few_frames"
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
@@ -329,6 +330,10 @@ def made_up(name: str, arm_of, level_of) -> str:
         ("text_only", "30 % text"),
         ("group_frames", "one group"),
         ("clip_mixing", "mixed"),
+        ("vit_frozen", "ViT learns"),
+        ("interleaved", "interleaved"),
+        ("single_first", "one picture, then two"),
+        ("few_frames", "4 frames, 16 tokens"),
     ],
 )
 def test_the_better_arm_wins(name, better):
@@ -350,6 +355,73 @@ def test_a_claim_of_three_in_order_needs_each_step():
     for cost, wanted in ((0.05, CONFIRMED), (0.2, REFUTED)):
         levels = {"one position": 0.6 - cost}
         assert made_up("one_position", itemgetter(0), lambda arm, levels=levels: levels.get(arm, 0.6)) == wanted
+
+
+def test_ratios_of_5_and_10_must_beat_both_ends():
+    for levels, wanted in (
+        ({5: 0.6, 10: 0.6}, CONFIRMED),
+        ({5: 0.7, 10: 0.5}, CONFIRMED),  # their mean counts
+        ({5: 0.6, 10: 0.6, 50: 0.6}, NOT_CONFIRMED),
+        ({1: 0.6}, REFUTED),
+    ):
+        assert made_up("vit_rate", itemgetter(0), lambda arm, levels=levels: levels.get(arm, 0.4)) == wanted
+
+
+def test_an_answer_machine_must_exist_and_be_prevented():
+    module = import_module("experiments.answer_machine")
+    for kept, wanted in (
+        ({module.CHAT: 0.6, module.PROMPTED: 0.6}, CONFIRMED),
+        ({module.CHAT: 0.6}, NOT_CONFIRMED),
+        ({module.CHAT: 0.6, module.PROMPTED: 0.2}, REFUTED),
+    ):
+        assert made_up("answer_machine", itemgetter(0), lambda arm, kept=kept: kept.get(arm, 0.4)) == wanted
+    taught = {arm: [module.training(arm, 0)(number) for number in range(5)] for arm in module.ARMS}
+    said = {arm: [(s.messages[0]["content"][-1], s.answer) for s in samples] for arm, samples in taught.items()}
+    assert [question.startswith(module.SHORTLY) for question, _ in said[module.PROMPTED]] == [True] * 5
+    assert [answer.endswith(".") for _, answer in said[module.MIXED]] == [True, False, False, False, False]
+    assert said[module.MIXED][0][0].startswith(module.AT_LENGTH) and said[module.MIXED][1:] == said[module.PLAIN][1:]
+    sentences = ["The star is blue.", "There is a triangle at the top right.", "The purple star is at the bottom left."]
+    samples = [_arms.draw(1, "question", topic=topic) for topic in module.SENTENCES]
+    assert [module.in_a_sentence(sample) for sample in samples] == sentences
+
+
+def test_more_tiles_must_help_on_every_larger_page():
+    module = import_module("experiments.few_tiles")
+
+    def verdict(**words):
+        def each(items, measure):
+            return [[words.get(f"c{g[0] * g[1]}_{most}", 0.3) + 0.01 * i for i in range(5)] for g, most, _ in items]
+
+        return module.run({**module.SETTINGS["cpu"], "begin": "random"}, each).verdict
+
+    assert verdict(c9_9=0.9, c12_12=0.4, c16_16=0.4, c25_25=0.4) == CONFIRMED
+    assert verdict(c12_12=0.4, c16_16=0.4) == NOT_CONFIRMED and verdict(c25_25=0.2) == REFUTED
+
+
+def test_rows_hold_the_pictures_and_words_of_their_samples():
+    module = import_module("experiments.interleaved")
+    arms = {arm: module.training(arm, 0) for arm in module.ARMS}
+    pairs = [arms[module.PAIRS](number) for number in range(3)]
+    row, front = arms[module.ROW](0), arms[module.FRONT](0)
+    assert [m["content"] for m in row.messages[1::2]] == [sample.answer for sample in pairs]
+    assert [m["content"][0].tobytes() for m in row.messages[::2]] == [sample.image.tobytes() for sample in pairs]
+    assert [image.tobytes() for image in front.images] == [sample.image.tobytes() for sample in pairs]
+    assert front.answer == " ".join(sample.answer for sample in pairs)
+
+
+def test_an_event_of_two_frames_is_seen_by_all_frames_and_by_half_of_the_four():
+    module, seen = import_module("experiments.few_frames"), []
+    for seed in range(12):
+        clips = {arm: module.clip(f"x{seed}", "event", shown) for arm, (shown, _) in module.ARMS.items()}
+        (few, question), (all_frames, again) = (clips[arm].messages[0]["content"] for arm in module.ARMS)
+        pixels = [frame.tobytes() for frame in all_frames]
+        still = max(pixels, key=pixels.count)
+        assert question == again and clips[module.MANY].answer == clips[module.WHOLE].answer
+        assert sum(one != still for one in pixels) == 2 and [frame.tobytes() for frame in few] == pixels[2::4]
+        seen.append(any(frame.tobytes() != still for frame in few))
+    assert 2 <= sum(seen) <= 10
+    model = module.with_queries("random", 4, "cpu")
+    assert len(model.resampler.query) == 4 and model.config.resampler.num_queries == 4
 
 
 def test_an_expert_must_leave_the_text_exactly_as_it_was():

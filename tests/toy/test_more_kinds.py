@@ -1,5 +1,6 @@
 """Several pictures, clips and boxes: true answers, found again from the facts or the pixels; a split without leaks."""
 
+import random
 import re
 from itertools import pairwise
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from minicpmv_ref import Processor
-from minicpmv_ref.toy.boxes import SIZES, STEP, iou, say_box, word_boxes
+from minicpmv_ref.toy.boxes import SIZES, STEP, draw_placed, iou, say_box, word_boxes
+from minicpmv_ref.toy.cv_bench import TASKS, cv_bench, cv_samples
 from minicpmv_ref.toy.data import MORE_KINDS, MORE_TOPICS, draw, draw_more, is_held_out, spell, stream
 from minicpmv_ref.toy.scenes import caption
 from minicpmv_ref.toy.words import ENGLISH, SHAPES
@@ -63,6 +65,62 @@ def test_count_says_how_many(kind):
 def test_a_topic_is_asked_in_every_turn(kind, topic):
     for sample in items(kind, 5, topic=topic, turns=3):
         assert set(sample.topics) == {topic} and len(sample.topics) == len(questions(sample))
+
+
+# ---- depth and distance
+
+
+def test_what_is_in_front_covers_the_other():
+    """Found from the pixels: the named shape is whole, the other one lost a part and still shows one."""
+    for sample in items("depth", 30) + items("depth", 10, split="test"):
+        ((question, answer),), (behind, front) = questions(sample), sample.facts.things
+        assert answer == front.name and all(f"the {thing.name}" in question for thing in (front, behind))
+        both, alone, other = (
+            np.asarray(draw_placed(things, random.Random(0), 112)).astype(int)
+            for things in ((behind, front), (front,), (behind,))
+        )
+        paper = both[0, 0]
+        covers, covered_one = ((abs(image - paper) > 12).any(axis=-1) for image in (alone, other))
+        assert (abs(both - alone)[covers] < 60).all()
+        assert 40 < (covers & covered_one).sum() < 0.9 * covered_one.sum()
+
+
+def test_what_is_nearer_is_so_by_half():
+    for sample in items("distance", 30):
+        ((question, answer),), (first, near, far) = questions(sample), sample.facts.things
+        assert question.startswith(f"Which is closer to the {first.name}, ") and answer == near.name
+        assert f"the {near.name}" in question and f"the {far.name}" in question
+        middles = [np.array([thing.x, thing.y]) for thing in (first, near, far)]
+        assert 1.5 * np.linalg.norm(middles[1] - middles[0]) <= np.linalg.norm(middles[2] - middles[0])
+
+
+def test_a_small_cv_bench_is_asked_with_and_without_pictures():
+    known = {task: [sample.answer for sample in cv_samples(task, 8, "x")] for task in TASKS}
+    asked = []
+
+    def ask(prompts):  # knows the first three tasks, and of these all answers where it sees pictures
+        asked.append([isinstance(prompt[0]["content"], str) for prompt in prompts])
+        task = list(TASKS)[(len(asked) - 1) // 2]
+        return ["a star"] * 8 if any(asked[-1]) or task == "distance" else [f" {text}\n" for text in known[task]]
+
+    grades = cv_bench(ask, 8, "x")
+    assert asked == [[False] * 8, [True] * 8] * len(TASKS)
+    assert grades == {
+        **{task: float(task != "distance") for task in TASKS},
+        **{f"{task} blind": 0.0 for task in TASKS},
+        **{"mean": 0.75, "mean blind": 0.0},
+    }
+    with pytest.raises(ValueError, match="one answer for each of 8"):
+        cv_bench(lambda prompts: ["yes"], 8)
+    with pytest.raises(TypeError, match="ask must be a function"):
+        cv_bench("nano")
+
+
+def test_the_first_of_two_is_right_half_the_time():
+    for task in ("depth", "distance"):
+        first = [re.search(r", the (\w+ \w+) or", s.prompt[0]["content"][-1])[1] for s in cv_samples(task, 100)]
+        share = sum(name == s.answer for name, s in zip(first, cv_samples(task, 100))) / 100
+        assert 0.35 < share < 0.65
 
 
 # ---- several pictures
