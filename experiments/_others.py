@@ -45,7 +45,7 @@ NOT_RUN = (  # claim, source, what it says
     (
         "Three balances of data",
         "Cambrian-1",
-        "How questions, documents and text are balanced in fine-tuning decides which scores rise; all three are needed.",
+        "How questions, documents and text are balanced in fine-tuning decides which scores rise; all are needed.",
     ),
     (
         "From 16 to 56 frames by scaled positions",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..inputs.checks import WrongType, check_choice, check_int, check_list, shown
+from ..inputs.checks import LIMITS, WrongType, check_choice, check_int, check_list, shown
 from .data import Sample, blind, check_seed, draw, draw_more
 
 TASKS = {  # task -> (kind of sample, topic)
@@ -25,21 +25,21 @@ def cv_samples(task: str, n: int = 50, seed: int | str = 0) -> list[Sample]:
     Args:
         task: "relation" (is it left of, right of, above, below?), "counting" (0 to 3 of a shape), "depth" (which of
             two shapes that overlap is in front?) or "distance" (which of two is closer to a third?).
-        n: how many.
+        n: how many, up to 1,000.
         seed: of the questions.
 
     Returns:
         n Samples. Their answers are equally likely: 2 of a relation, 4 of a count, 2 of depth and of distance.
 
     Raises:
-        TypeError, ValueError: an unknown task, n below 1, a seed of another type.
+        TypeError, ValueError: an unknown task, an n or a seed that cannot be.
 
     Example:
         >>> cv_samples("depth", 1)[0].messages[0]["content"][1:]
         ['Which is in front, the red triangle or the purple circle?']
     """
     kind, topic = TASKS[check_choice("task", task, TASKS)]
-    check_int("n", n), check_seed(seed)
+    check_int("n", n, most=LIMITS["turns"]), check_seed(seed)
     if topic:
         return [draw(f"{seed}/{i}", kind, "test", topic=topic) for i in range(n)]
     return [draw_more(f"{seed}/{i}", kind, "test") for i in range(n)]
@@ -51,7 +51,7 @@ def cv_bench(ask: Callable[[list[list[dict]]], list[str]], n: int = 50, seed: in
     Args:
         ask: from a list of conversations that end with the user to their answers, say
             `lambda prompts: answers(model, processor, prompts)` with `learn.evaluate.answers`.
-        n: questions of each task.
+        n: questions of each task, up to 1,000.
         seed: of the questions.
 
     Returns:
@@ -59,7 +59,7 @@ def cv_bench(ask: Callable[[list[list[dict]]], list[str]], n: int = 50, seed: in
         pictures; "mean" and "mean blind" over the tasks.
 
     Raises:
-        TypeError, ValueError: no function, n below 1, a seed of another type; answers that are no list of n texts.
+        TypeError, ValueError: no function, an n or a seed that cannot be; answers that are no list of n texts.
 
     Example:
         >>> grades = cv_bench(lambda prompts: ["yes"] * len(prompts), n=20)
