@@ -4,7 +4,7 @@ A panel is a small subclass. Its controls are named; `draw` and `describe` take 
 
     class Squares(Panel):
         def __init__(self, side=3):
-            super().__init__({"side": slider("Side", side, 1, 9)})
+            super().__init__(side=slider("Side", side, 1, 9))
 
         def draw(self, side):      # -> draw.Canvas, matplotlib Figure, PIL image, PNG or JPEG bytes, SVG or HTML
             ...
@@ -50,7 +50,7 @@ STYLE = """<style>
 .mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px);
   object-fit: contain; object-position: left top; }
 .mcv-spot { cursor: pointer; }
-.mcv-spot[data-how=drag], .mcv-spot[data-how=area] { cursor: crosshair; touch-action: none; }
+.mcv-spot[data-how=drag] { cursor: crosshair; touch-action: none; }
 .mcv-spot:focus { outline: none; }
 .mcv-spot:hover, .mcv-spot:focus-visible { stroke: #0072B2; stroke-width: 3; }
 .mcv-panel.jupyter-widgets-disconnected::before { padding: 4px 10px; border-left: 5px solid #D55E00;
@@ -68,14 +68,14 @@ class Panel(widgets.VBox):
     """Controls, one picture, one status line. Subclasses give `draw` and `describe`.
 
     Args:
-        controls: {name: widget}; each widget has a `value`, and `draw` and `describe` get it as argument `name`.
         extras: widgets that stand below the controls but are no arguments: a player, an upload button.
+        controls: name=widget; each widget has a `value`, and `draw` and `describe` get it as argument `name`.
     """
 
     strict = False  # tests set it: an error is shown and then raised
 
-    def __init__(self, controls: dict, extras=()):
-        self.controls = dict(controls)
+    def __init__(self, extras=(), **controls):
+        self.controls = controls
         self.error = None  # the exception that the panel shows now
         self.spots, self.facts = {}, {}  # of the Canvas that is shown
         self._held = 0
@@ -295,8 +295,9 @@ def toggle(label: str, value: bool = False):
     return widgets.Checkbox(value, description=label, indent=False)
 
 
-def player(control, step: int = 1, interval: int = 100):
-    """Buttons that step a slider by themselves. The link lives in the browser, so the pace does not wait."""
-    play = widgets.Play(value=control.value, min=control.min, max=control.max, step=step, interval=interval)
+def player(control, interval: int = 100):
+    """Buttons that step a slider by themselves. Its value is linked in the browser, so the pace does not wait."""
+    play = widgets.Play(value=control.value, min=control.min, max=control.max, interval=interval)
     widgets.jslink((play, "value"), (control, "value"))
+    widgets.dlink((control, "max"), (play, "max"))
     return play

@@ -110,9 +110,8 @@ def lines(kept: dict) -> list[str]:
     if not name:
         return []
     codes = [code(exercise, name) for exercise in kept.get("solved", [])]
-    guesses = [
-        f"{name}? {question} | {yours} | {truth}" for question, (yours, truth) in kept.get("guesses", {}).items()
-    ]
+    kept_guesses = kept.get("guesses", {}).items()
+    guesses = [f"{name}? {question} | {yours} | {truth}" for question, (yours, truth) in kept_guesses]
     return [f"{name}: {' '.join(codes)}", *guesses] if codes else guesses
 
 

@@ -57,7 +57,7 @@ function render({model, el}) {
     anchor = place(event);
     turn = Date.now();
     tell('touched', last.spot, anchor, anchor);
-    if (spot.dataset.how === 'drag' || spot.dataset.how === 'area') {
+    if (spot.dataset.how === 'drag') {
       held = last.spot;
       el.setPointerCapture(event.pointerId);
     }
@@ -81,8 +81,7 @@ function render({model, el}) {
     spot.dataset.at = JSON.stringify(to);
     last = spot.dataset;
     turn = Date.now();
-    if (how === 'area' && !event.shiftKey) anchor = to;  // Shift makes the area larger
-    tell(arrow && how === 'hover' ? 'pointed' : 'touched', last.spot, how === 'area' ? anchor ?? to : now, to);
+    tell(arrow && how === 'hover' ? 'pointed' : 'touched', last.spot, now, to);
   });
   const typed = event => {  // before the slider reads it: it takes the nearest number that is allowed, without a word
     const box = event.target.closest?.('.widget-readout'), enters = event.type === 'blur' || event.key === 'Enter';

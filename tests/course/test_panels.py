@@ -124,7 +124,7 @@ def test_text_is_large_enough(name):
 
 class Root(Panel):
     def __init__(self, number=4):
-        super().__init__({"number": slider("number", number, -4, 9)})
+        super().__init__(number=slider("number", number, -4, 9))
 
     def draw(self, number):
         return draw.guess(1, math.sqrt(number))
@@ -196,7 +196,11 @@ def test_controls():
             wide = int(style.button_width.removesuffix("px"))
             assert max(draw.text_width(str(label), 16) for label in labels) < wide <= 192, "no label is cut"
     assert toggle("mask", True).value is True
-    assert player(slider("width", 3, 1, 9)).max == 9
+    width = slider("width", 3, 1, 9)
+    play = player(width)
+    assert play.max == 9
+    width.max = 12
+    assert play.max == 12
 
 
 @pytest.mark.parametrize(
@@ -302,7 +306,7 @@ def test_parts_of_many_pictures():
     assert canvas.picture(Image.new("RGB", (40, 10)), (5, 20, 80, 80), "title") == (5, 20, 80, 20)
     assert canvas.stack(5, 50, 10, [(20, draw.BLUE, "a"), (30, draw.RED, None)]) == 55
     canvas.mesh((0, 0, 60, 30), 3, 2, draw.INK)
-    end = canvas.legend(5, 70, [(draw.BLUE, "a"), (draw.RED, "b")])
+    canvas.legend(5, 70, [(draw.BLUE, "a"), (draw.RED, "b")])
     kinds = [kind for kind, _, _ in canvas.shapes]
     assert kinds == ["text", "image", "rect", "rect", *["path"] * 3, "rect", "text", "rect", "text"]
     assert [shape[:4] for kind, shape, _ in canvas.shapes[2:4]] == [(5, 50, 20, 10), (25, 50, 30, 10)]
@@ -311,7 +315,7 @@ def test_parts_of_many_pictures():
         [(40, 0), (40, 30)],
         [(0, 15), (60, 15)],
     ]
-    assert canvas.shapes[-1][1][0] < end
+    assert canvas.shapes[-1][1][:2] == (5 + 34 + draw.text_width("a", 14) + 19, 83)
 
 
 @pytest.mark.parametrize("words", ["one two three", "a", "", "Unterschriftenmappenverzeichnis is a long word"])

@@ -265,7 +265,7 @@ def test_a_training_of_your_own_grows(monkeypatch):
         assert all(32 <= y <= 124 for line in curve for _, y in line)
     assert ends == sorted(ends) and len(ends) == 3, "one point is no line"
     assert panel.values() == {"moment": 3}
-    assert panel.controls["moment"].max == panel._play.max == 3
+    assert panel.controls["moment"].max == 3
     assert [right for right, _ in panel.facts["right"]] == [2, 1, 1]
     left, middle, last = panel.facts["places"]
     assert left < middle < last

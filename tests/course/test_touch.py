@@ -18,7 +18,7 @@ class Boxes(Panel):
 
     def __init__(self):
         self.heard = []
-        super().__init__({"number": slider("number", 40, 0, 90)})
+        super().__init__(number=slider("number", 40, 0, 90))
 
     def touch(self, spot, at, start, before):
         self.heard.append((spot.name, spot.item, at, start, before["number"]))

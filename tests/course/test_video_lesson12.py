@@ -123,7 +123,7 @@ def test_the_clip_canvas(state):
     assert f"“{canvas.facts['said']}”, {'right' if canvas.facts['right'] else 'wrong'}" in panel.status
     assert f"frame {star} gets {canvas.facts['frames'][star - 1]:.0%}" in panel.status
     panel.controls["frames"].value = 1
-    assert (panel.controls["star"].value, panel.controls["shown"].value, panel._play.max) == (1, 1, 1)
+    assert (panel.controls["star"].value, panel.controls["shown"].value, panel.controls["shown"].max) == (1, 1, 1)
 
 
 def test_what_the_lesson_says_of_looks():

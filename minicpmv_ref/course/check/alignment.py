@@ -12,13 +12,8 @@ def answer_logp():
 
     from minicpmv_ref.learn.dpo import sequence_logps
 
-    generator = torch.Generator().manual_seed(8)
-    for labels in (
-        [-100, -100, 3, 1],
-        [-100, 2, 0, -100],
-        [-100, -100, 4, -100, -100, 2, 2],  # two turns
-        [-100, 1, 1, 1, 1, 1],
-    ):
+    generator, two_turns = torch.Generator().manual_seed(8), [-100, -100, 4, -100, -100, 2, 2]
+    for labels in ([-100, -100, 3, 1], [-100, 2, 0, -100], two_turns, [-100, 1, 1, 1, 1, 1]):
         labels = torch.tensor(labels)
         logits = 3 * torch.randn(len(labels), 5, generator=generator, dtype=torch.float64)
         yield Case((logits, labels), sequence_logps(logits[None], labels[None]).item(), tolerance=1e-6)

@@ -125,24 +125,18 @@ def _dtype(array) -> str:
 
 def _suits(got: str, want: str) -> bool:
     """Whether numbers of one dtype may stand for those of another: any two integers, and float32 and float64."""
-    kinds = [
-        "integer" if "int" in name else "float" if name in ("float32", "float64") else name for name in (got, want)
-    ]
-    return kinds[0] == kinds[1]
+    kind = lambda name: "integer" if "int" in name else "float" if name in ("float32", "float64") else name  # noqa: E731
+    return kind(got) == kind(want)
 
 
 def same(got, want, tolerance=None) -> bool:
     """Equal, where lists equal tuples and floats may differ in the last digits. A float is no integer."""
     if isinstance(want, (list, tuple)):
-        return (
-            isinstance(got, (list, tuple))
-            and len(got) == len(want)
-            and all(same(a, b, tolerance) for a, b in zip(got, want))
-        )
+        alike = isinstance(got, (list, tuple)) and len(got) == len(want)
+        return alike and all(same(a, b, tolerance) for a, b in zip(got, want))
     if isinstance(want, dict):
-        return (
-            isinstance(got, dict) and got.keys() == want.keys() and all(same(got[k], want[k], tolerance) for k in want)
-        )
+        alike = isinstance(got, dict) and got.keys() == want.keys()
+        return alike and all(same(got[k], want[k], tolerance) for k in want)
     if isinstance(want, bool) or isinstance(got, bool):
         return isinstance(got, bool) and isinstance(want, bool) and got == want
     if isinstance(want, numbers.Number) and isinstance(got, numbers.Number):

@@ -25,15 +25,9 @@ def smallest_text():
     from minicpmv_ref.config import SliceConfig
     from minicpmv_ref.slicing import plan_slices
 
-    for size, most, least in (
-        ((2480, 3508), 9, 8),
-        ((2480, 3508), 1, 8),
-        ((2480, 3508), 36, 8),
-        ((1920, 1080), 9, 10),
-        ((640, 2560), 9, 12),
-        ((300, 200), 9, 7),
-        ((4032, 3024), 4, 6),
-    ):
+    page = (2480, 3508)
+    cases = (page, 9, 8), (page, 1, 8), (page, 36, 8), ((1920, 1080), 9, 10)
+    for size, most, least in (*cases, ((640, 2560), 9, 12), ((300, 200), 9, 7), ((4032, 3024), 4, 6)):
         plan = plan_slices(size, SliceConfig(max_slice_nums=most))
         high = (plan.refined_size or plan.overview_size)[1]
         yield Case((size, most, least), next(h for h in range(1, size[1]) if h * high >= least * size[1]))

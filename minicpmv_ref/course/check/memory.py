@@ -28,14 +28,8 @@ def overtakes():
 @exercise
 def block_bits():
     """Q8_0, Q5_0, Q4_K, Q5_K and Q6_K, to nine digits."""
-    kinds = {  # weights of a block, bits of a level, small numbers, their bits, float16 numbers
-        "Q8_0": (32, 8, 0, 0, 1),
-        "Q5_0": (32, 5, 0, 0, 1),
-        "Q4_K": (256, 4, 16, 6, 2),
-        "Q5_K": (256, 5, 16, 6, 2),
-        "Q6_K": (256, 6, 16, 8, 1),
-    }
-    for weights, level, small, small_bits, floats in kinds.values():
+    kinds = (32, 8, 0, 0, 1), (32, 5, 0, 0, 1), (256, 4, 16, 6, 2), (256, 5, 16, 6, 2), (256, 6, 16, 8, 1)
+    for weights, level, small, small_bits, floats in kinds:  # of a block, bits, small numbers, their bits, float16s
         bits = (weights * level + small * small_bits + 16 * floats) / weights
         yield Case((weights, level, small, small_bits, floats), bits)
 

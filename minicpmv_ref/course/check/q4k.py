@@ -10,13 +10,9 @@ def bits_per_weight():
     """Q2_K, Q3_K, Q4_K, Q5_K and Q6_K, with the sizes of the gguf package; to nine digits."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    shapes = {  # weights, group, bits of a level, bits of a scale, is there a low?
-        "Q6_K": (256, 16, 6, 8, False),
-        "Q4_K": (256, 32, 4, 6, True),
-        "Q5_K": (256, 32, 5, 6, True),
-        "Q3_K": (256, 16, 3, 6, False),
-        "Q2_K": (256, 16, 2, 4, True),
-    }
+    # weights, group, bits of a level, bits of a scale, is there a low?
+    shapes = {"Q6_K": (256, 16, 6, 8, False), "Q4_K": (256, 32, 4, 6, True), "Q5_K": (256, 32, 5, 6, True)}
+    shapes |= {"Q3_K": (256, 16, 3, 6, False), "Q2_K": (256, 16, 2, 4, True)}
     for kind, shape in shapes.items():
         weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         yield Case(shape, 8 * size / weights)
@@ -55,13 +51,9 @@ def six_bits():
     ramp = [1, 2, 3, 4, 5, 6, 7, 8, 0x21, 0x43, 0x65, 0x87]
     for packed in ([*range(1, 9), 0, 0, 0, 0], ramp, *(rng.integers(0, 256, 12).tolist() for _ in range(4))):
         # With d = dmin = 1 and all levels 0, weights are -m; with all levels 1 they are sc - m.
-        ones = np.ones(2, "<f2").tobytes()
-        zero, one = (
-            dequantize(np.frombuffer(ones + bytes(packed) + bytes([nibbles] * 128), np.uint8)[None], "Q4_K", 256)[
-                0, ::32
-            ]
-            for nibbles in (0x00, 0x11)
-        )
+        start = np.ones(2, "<f2").tobytes() + bytes(packed)
+        blocks = np.stack([np.frombuffer(start + bytes([nibbles] * 128), np.uint8) for nibbles in (0x00, 0x11)])
+        zero, one = dequantize(blocks, "Q4_K", 256)[:, ::32]
         yield Case((packed,), ((one - zero).astype(int).tolist(), (-zero).astype(int).tolist()))
 
 
@@ -71,10 +63,8 @@ def two_sums():
     rng = np.random.default_rng(4)
     ones, nothing, ramp = np.ones(256, int), np.zeros(256, int), np.arange(-128, 128)
     yield Case(([2] + [0] * 7, [0] * 7 + [3], 15 * ones, ones), (2 * 15 * 32, 3 * 32))
-    yield Case(
-        ([1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1], nothing, ramp),
-        (0, int(ramp.reshape(8, 32).sum(axis=1) @ np.arange(8, 0, -1))),
-    )
+    down = int(ramp.reshape(8, 32).sum(axis=1) @ np.arange(8, 0, -1))
+    yield Case(([1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1], nothing, ramp), (0, down))
     for _ in range(4):
         sc, m = rng.integers(0, 64, (2, 8)).tolist()
         levels, x = rng.integers(0, 16, 256), rng.integers(-127, 128, 256)

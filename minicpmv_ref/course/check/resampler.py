@@ -47,11 +47,6 @@ def hides():
     mirror, other_mirror = noise + noise.transpose(0, 1), noise + noise.transpose(0, 1).flip(0, 1)
     nearly = mirror.clone()
     nearly[0, 3, 2] += 1  # one channel of one patch
-    views = [(torch.ones(3, 5, 3), True), (mirror, True), (noise, False), (noise[:3], False), (other_mirror, False)]
-    views += [
-        (nearly, False),
-        (noise[:1, :1], True),
-        (torch.ones(4, 4, 3), True),
-        (torch.arange(12.0).reshape(1, 4, 3), False),
-    ]
-    yield from (Case(view, hidden) for *view, hidden in views)
+    yes = torch.ones(3, 5, 3), mirror, noise[:1, :1], torch.ones(4, 4, 3)
+    no = noise, noise[:3], other_mirror, nearly, torch.arange(12.0).reshape(1, 4, 3)
+    yield from (Case((view,), hidden) for hidden, views in ((True, yes), (False, no)) for view in views)

@@ -57,11 +57,8 @@ def extracted():
 def _gives(w, merged, rank, alpha, pair) -> bool:
     import torch
 
-    if not (
-        isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(each, torch.Tensor) for each in pair)
-    ):
+    if not isinstance(pair, (tuple, list)) or [isinstance(each, torch.Tensor) for each in pair] != [True, True]:
         return False
     a, b = pair
-    if a.dtype != w.dtype or b.dtype != w.dtype or a.shape != (rank, w.shape[1]) or b.shape != (w.shape[0], rank):
-        return False
-    return torch.allclose(w + alpha / rank * b @ a, merged, atol=1e-4)
+    fits = a.dtype == b.dtype == w.dtype and a.shape == (rank, w.shape[1]) and b.shape == (w.shape[0], rank)
+    return fits and torch.allclose(w + alpha / rank * b @ a, merged, atol=1e-4)

@@ -1,11 +1,12 @@
 """The pictures of the course as pure functions: values in, a `Canvas` out. Nothing here needs Jupyter.
 
-canvas.py has what all lessons draw with, predict.py the guesses, model.py the whole model; every other file has the
-pictures of one lesson. Their public names are names of this package: `draw.Canvas`, `draw.playground`. So no two may
-be the same, and none may be the name of a file.
+canvas.py and colors.py have what all lessons draw with, predict.py the guesses, model.py the whole model; every other
+file has the pictures of one lesson. Their public names are names of this package: `draw.Canvas`, `draw.playground`. So
+no two may be the same, and none may be the name of a file.
 """
 
 from .canvas import *  # noqa: F403, I001 (in the order of the lessons)
+from .colors import *  # noqa: F403
 from .predict import *  # noqa: F403
 from .model import *  # noqa: F403
 from .slicing import *  # noqa: F403

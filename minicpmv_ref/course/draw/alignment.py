@@ -7,18 +7,14 @@ from PIL import Image
 
 from minicpmv_ref.inputs.files import read_json
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SAMPLES, SKY, Axes, Canvas, text_width, wrap
+from .canvas import SAMPLES, Axes, Canvas, text_width, wrap
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SKY, rgb
 
 RECORDED = SAMPLES.parent / "alignment.json"  # the summary of `python3 lab.py dpo --profile cpu --run all`
-CHECKERS = {"the labeler": "labeler", "the truth": "truth"}  # (words in a menu, key)
+CHECKERS = {"the labeler": "labeler", "the truth": "truth"}  # words in a menu: key
 BETAS = (0.01, 0.1, 0.3, 1.0)
 RATIO = 20  # nats: how far an answer's log-probability moves at most in `dpo_landscape`
-TRAITS = {  # (words in a menu, key): what a curve can show
-    "false mentions": "mention",
-    "false answers": "response",
-    "recall": "recall",
-    "words": "words",
-}
+TRAITS = {"false mentions": "mention", "false answers": "response", "recall": "recall", "words": "words"}  # menu: key
 ROWS = 4  # claims that fit into the table
 PER_PAGE = 4  # pictures whose descriptions are shown at once
 
@@ -52,22 +48,16 @@ def example(scene: int, checker: str = "labeler") -> dict:
         known[claim] = (claim, p_yes, p_no, valid if checker == "labeler" else true, true)
     claims = [[known[claim] for claim in split_claims(answer)] for answer in shown["answers"]]
     scores = [score_response([verdict for *_, verdict, _ in own]) if own else None for own in claims]
-    return {
-        "sample": draw(shown["seed"]),
-        "answers": shown["answers"],
-        "claims": claims,
-        "scores": scores,
-        "pairs": build_pairs(scores, max_pairs=len(scores) ** 2),
-        "drawn": build_pairs(scores, seed=shown["seed"].removeprefix("align-")),
-    }
+    pairs, drawn = build_pairs(scores, max_pairs=len(scores) ** 2), build_pairs(scores, seed=shown["seed"][6:])
+    sample, answers = draw(shown["seed"]), shown["answers"]
+    return dict(sample=sample, answers=answers, claims=claims, scores=scores, pairs=pairs, drawn=drawn)
 
 
 def claim_ladder(answer: int, scene: int, checker: str) -> Canvas:
     """One answer with its claims, and the pairs that it enters. `answer` and `scene` count from 1."""
     canvas, shown = Canvas(), example(scene, checker)
     chosen, claims = answer - 1, shown["claims"][answer - 1]
-    canvas.image(8, 8, 132, 132, shown["sample"].image, smooth=False)
-    canvas.rect(8, 8, 132, 132, stroke=INK)
+    canvas.image(8, 8, 132, 132, shown["sample"].image, smooth=False, frame=INK)
     canvas.text(154, 22, f"answer {answer}, score {_signed(shown['scores'][chosen])}", bold=True)
     canvas.facts = {"claims": claims[:ROWS], "score": shown["scores"][chosen]}
     canvas.lines(154, 42, wrap(shown["answers"][chosen] or "(empty)", 478, 14)[:2], 18, 14)
@@ -95,9 +85,7 @@ def claim_ladder(answer: int, scene: int, checker: str) -> Canvas:
 def _ladder(canvas, shown, chosen, checker):
     scores, drawn = shown["scores"], shown["drawn"]
     lowest = min([-1, *(score for score in scores if score is not None)])
-    spots = {}
-    for number, score in enumerate(scores):
-        spots[number] = (60 + 58 * number, 258 + 84 * (score if score is not None else 0) / lowest)
+    spots = {number: (60 + 58 * number, 258 + 84 * (score or 0) / lowest) for number, score in enumerate(scores)}
     canvas.text(8, 236, f"scores of answers 1 to 10 by the {checker}; a line is a pair", bold=True)
     levels = range(0, lowest - 1, -1) if lowest > -5 else (0, lowest)
     for level in levels:
@@ -116,7 +104,7 @@ def _ladder(canvas, shown, chosen, checker):
 
 
 def _signed(score) -> str:
-    return "none" if score is None else f"{score}".replace("-", "\N{MINUS SIGN}")
+    return "none" if score is None else f"{score}".replace("-", "−")
 
 
 # ---- the loss
@@ -154,15 +142,9 @@ def dpo_landscape(chosen: int, rejected: int, beta: float, moment: int) -> Canva
     def number(value):
         return f"({_signed(value)})" if value < 0 else f"{value}"
 
-    lines = (
-        f"margin = \N{GREEK SMALL LETTER BETA} (chosen \N{MINUS SIGN} rejected) = "
-        f"{beta:g} \N{MULTIPLICATION SIGN} ({_signed(chosen)} \N{MINUS SIGN} {number(rejected)}) = "
-        + _signed(f"{margin:.3g}"),
-        f"loss = \N{MINUS SIGN}log \N{GREEK SMALL LETTER SIGMA}(margin) = {loss:.4g}",
-        f"gradient weight = \N{GREEK SMALL LETTER BETA} \N{GREEK SMALL LETTER SIGMA}(\N{MINUS SIGN}margin) = "
-        f"{weight:.3g}",
-    )
-    canvas.lines(44, 294, lines, 26)
+    numbers = f"{beta:g} × ({_signed(chosen)} − {number(rejected)}) = {_signed(f'{margin:.3g}')}"
+    formulas = f"loss = −log σ(margin) = {loss:.4g}", f"gradient weight = β σ(−margin) = {weight:.3g}"
+    canvas.lines(44, 294, (f"margin = β (chosen − rejected) = {numbers}", *formulas), 26)
     canvas.text(44, 372, "right: blue is below log 2; orange is above, the pair is in the wrong order", 14, GRAY)
     return canvas
 
@@ -187,15 +169,14 @@ def _draw_loss_curve(canvas, x, beta):
     canvas.spot("curve", None, axes.box, "click or drag: another difference", "drag", axes.at(x, loss), (4, 0))
     for value, align in ((-most, "left"), (0, "middle"), (most, "right")):
         axes.under(value, _signed(value), align)
-    axes.under(0, "chosen \N{MINUS SIGN} rejected, in nats", row=1)
+    axes.under(0, "chosen − rejected, in nats", row=1)
 
 
 def _draw_loss_surface(canvas, chosen, rejected, beta):
     box, ends = (424, 34, 200, 200), (-RATIO, RATIO)
     axes = Axes(canvas, box, ends, ends)
     canvas.text(404, 20, "loss over both log-ratios", 14, bold=True)
-    canvas.image(*box, _surface(beta), smooth=False)
-    canvas.rect(*box, stroke=INK)
+    canvas.image(*box, _surface(beta), smooth=False, frame=INK)
     for better, worse in canvas.facts["pairs"]:
         axes.dot(worse, better, 3, GREEN)
     axes.dot(rejected, chosen, color=RED)
@@ -214,7 +195,7 @@ def _surface(beta, cells=100):
 
     steps = ((np.arange(cells) + 0.5) / cells * 2 - 1) * RATIO
     loss = np.logaddexp(0, -beta * (steps[::-1, None] - steps[None, :]))
-    blue, orange = (np.array(list(bytes.fromhex(color[1:])), float) for color in (BLUE, ORANGE))
+    blue, orange = (np.array(rgb(color), float) for color in (BLUE, ORANGE))
     share = np.where(loss < math.log(2), 1 - loss / math.log(2), np.minimum(1, (loss - math.log(2)) / 2))[..., None]
     colors = 255 + share * (np.where((loss < math.log(2))[..., None], blue, orange) - 255)
     return Image.fromarray(colors.round().astype(np.uint8))
@@ -279,11 +260,8 @@ def _draw_run(canvas, left, title, run, what, moment, as_text):
 def _draw_all_runs(canvas, run):
     """Recall against false mentions after each run, before all runs, and of the careful model."""
     after = {name: each["after"] for name, each in recorded()["runs"].items()}
-    others = {"before": recorded()["runs"]["main"]["before"], "nano": recorded()["careful"]}
-    points = {
-        name: [figures["greedy"][key]["all"] for key in ("mention", "recall")]
-        for name, figures in (after | others).items()
-    }
+    every = after | {"before": recorded()["runs"]["main"]["before"], "nano": recorded()["careful"]}
+    points = {name: [each["greedy"][key]["all"] for key in ("mention", "recall")] for name, each in every.items()}
     canvas.facts["runs"] = {name: (x[0], y[0]) for name, (x, y) in points.items()}
     xs, ys = zip(*canvas.facts["runs"].values())
     axes = Axes(canvas, (478, 30, 150, 110), (0, 1.04 * max(xs)), (min(ys) - 0.01, 1.01))
@@ -322,8 +300,7 @@ def _draw_said(canvas, said, page):
         named = {(meaning.color, meaning.shape) for claim, _ in claims if (meaning := read_claim(claim))}
         left_out = [f"{t.color} {t.shape}" for t in sample.facts.things if (t.color, t.shape) not in named]
         canvas.facts["claims"][first + place], canvas.facts["left_out"][first + place] = claims, left_out
-        canvas.image(x, y, 78, 78, sample.image, smooth=False)
-        canvas.rect(x, y, 78, 78, stroke=INK)
+        canvas.image(x, y, 78, 78, sample.image, smooth=False, frame=INK)
         lines = [(claim, INK if true else RED) for claim, true in claims] + [(thing, GRAY) for thing in left_out]
         for line, (words, color) in enumerate(lines[:5]):
             canvas.text(x + 86, y + 13 + 16 * line, wrap(words, 226, 14)[0], 14, color)

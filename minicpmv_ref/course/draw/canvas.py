@@ -1,8 +1,7 @@
-"""What all lessons draw with: colors, the `Canvas` and sample pictures.
+"""What all lessons draw with: the `Canvas` and sample pictures.
 
 A `Canvas` is a list of shapes that can be written in two ways: as SVG for the live panel (sharp on every
 projector, built in a millisecond) and as PNG or JPEG by Pillow for readers without a kernel.
-Colors are Okabe-Ito's, which color-blind people can tell apart.
 """
 
 import io
@@ -18,15 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from minicpmv_ref.inputs.pictures import load_image
 
+from .colors import GRAY, INK, PALE
+
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = ROOT / "data_samples" / "images"
 RESULTS = ROOT / "experiments" / "results"  # of the claims that were tested, as JSON
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    *("#000000", "#E69F00", "#56B4E9", "#009E73"),
-    *("#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
-)
-INK, GRAY, PALE = "#222222", "#767676", "#E6E6E6"
 WIDTH, HEIGHT = 640, 380  # of a panel's picture; shown one to one at 1280 x 720, larger on larger screens
 TEXT = 16
 
@@ -85,49 +81,38 @@ class Canvas:
     def rect(self, x, y, w, h, fill="none", stroke="none", line=1, title=None):
         """A rectangle; `title` appears when the mouse rests on it."""
         hint = f"<title>{escape(title)}</title>" if title else ""
-        self._add(
-            ("rect", (x, y, w, h, fill, stroke, line)),
-            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{fill}" stroke="{stroke}" '
-            f'stroke-width="{line:g}">{hint}</rect>',
-        )
+        svg = f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{fill}" stroke="{stroke}" '
+        self._add("rect", (x, y, w, h, fill, stroke, line), svg + f'stroke-width="{line:g}">{hint}</rect>')
 
     def path(self, points, color=INK, line=2):
         """A line through points [(x, y), ...]."""
         listed = " ".join(f"{x:.6g},{y:.6g}" for x, y in points)
-        self._add(
-            ("path", (points, color, line)),
-            f'<polyline points="{listed}" fill="none" stroke="{color}" stroke-width="{line:g}" '
-            'stroke-linejoin="round"/>',
-        )
+        svg = f'<polyline points="{listed}" fill="none" stroke="{color}" stroke-width="{line:g}" '
+        self._add("path", (points, color, line), svg + 'stroke-linejoin="round"/>')
 
     def dot(self, x, y, r=6, fill=INK, stroke="white"):
-        self._add(
-            ("dot", (x, y, r, fill, stroke)),
-            f'<circle cx="{x:g}" cy="{y:g}" r="{r:g}" fill="{fill}" stroke="{stroke}" stroke-width="2"/>',
-        )
+        svg = f'<circle cx="{x:g}" cy="{y:g}" r="{r:g}" fill="{fill}" stroke="{stroke}" stroke-width="2"/>'
+        self._add("dot", (x, y, r, fill, stroke), svg)
 
     def text(self, x, y, text, size=TEXT, color=INK, align="left", bold=False):
         """One line of text; y is its base line; align is left, middle or right of x."""
         anchor = {"left": "start", "middle": "middle", "right": "end"}[align]
         weight = ' font-weight="bold"' if bold else ""
-        self._add(
-            ("text", (x, y, str(text), size, color, align, bold)),
-            f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{color}" text-anchor="{anchor}"{weight}>'
-            f"{escape(str(text), quote=False)}</text>",
-        )
+        svg = f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{color}" text-anchor="{anchor}"{weight}>'
+        svg += f"{escape(str(text), quote=False)}</text>"
+        self._add("text", (x, y, str(text), size, color, align, bold), svg)
 
-    def image(self, x, y, w, h, image: Image.Image, smooth=True):
-        """A PIL image stretched into a rectangle; smooth=False keeps its pixels square."""
+    def image(self, x, y, w, h, image: Image.Image, smooth=True, frame=None):
+        """A PIL image stretched into a rectangle; smooth=False keeps its pixels square; `frame` is a color."""
         style = "" if smooth else ' style="image-rendering:pixelated"'
-        self._add(
-            ("image", (x, y, w, h, image, smooth)),
-            f'<image x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" preserveAspectRatio="none"{style} '
-            f'href="{data_address(image, photo=smooth)}"/>',
-        )
+        svg = f'<image x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" preserveAspectRatio="none"{style} '
+        self._add("image", (x, y, w, h, image, smooth), svg + f'href="{data_address(image, photo=smooth)}"/>')
+        if frame:
+            self.rect(x, y, w, h, stroke=frame)
 
     def svg_only(self, svg: str):
         """A piece of SVG that pixels leave out."""
-        self._add(("nothing", ()), svg)
+        self._add("nothing", (), svg)
 
     def spot(self, name, item, box, words, how="click", at=None, step=None, chosen=False):
         """A part that can be touched; it is drawn on top of all shapes, and nothing of it is seen at rest.
@@ -137,8 +122,7 @@ class Canvas:
             item: which one of its kind, None if there is only one.
             box: (x, y, w, h).
             words: what a click does, for the mouse at rest and for screen readers.
-            how: "click"; "drag" from where the mouse goes down; "area" between there and the mouse; "hover", which
-                already follows the mouse.
+            how: "click"; "drag" from where the mouse goes down; "hover", which already follows the mouse.
             at: (x, y), where it stands for the arrow keys; None is its center.
             step: (x, y), how far an arrow key moves in it; 0 or None: it goes to the next spot of its kind.
             chosen: the Tab key goes to this one of its kind; else to the first.
@@ -148,8 +132,8 @@ class Canvas:
         new = Spot(name, item, tuple(map(float, box)), words, how, rounded, step, chosen)
         self.spots[new.key] = new
 
-    def _add(self, shape, svg):
-        self.shapes.append((*shape, svg))
+    def _add(self, *shape):
+        self.shapes.append(shape)
 
     # -- what many pictures have
 
@@ -158,12 +142,8 @@ class Canvas:
         for number, text in enumerate(texts):
             self.text(x, y + step * number, text, size, **style)
 
-    def legend(self, x, y, meanings, step=0, border=GRAY) -> float:
-        """Colored squares with their meanings [(color, words), ...]: in a row, or `step` pixels under each other.
-
-        Returns:
-            x after the last word of a row.
-        """
+    def legend(self, x, y, meanings, step=0, border=GRAY):
+        """Colored squares with their meanings [(color, words), ...]: in a row, or `step` pixels under each other."""
         for color, words in meanings:
             self.rect(x, y, 14, 14, color, border)
             self.text(x + 19, y + 13, words, 14)
@@ -171,7 +151,6 @@ class Canvas:
                 y += step
             else:
                 x += 34 + text_width(words, 14)
-        return x
 
     def arrow(self, start, end, color=INK):
         self.path([start, end], color, 2)
@@ -195,34 +174,26 @@ class Canvas:
         for row in range(1 - more, rows + more):
             self.path([(x, y + h * row / rows), (x + w, y + h * row / rows)], color, line)
 
-    def picture(self, image, box, title="", size=None, smooth=True):
-        """An image as large as fits into the upper left of a box, undistorted, or in the shape of `size`.
-
-        Returns:
-            Where it is: (x, y, w, h).
-        """
+    def picture(self, image, box, title="", size=None, smooth=True, frame=None):
+        """An image in the upper left of a box, undistorted or in the shape of `size`. Returns where: (x, y, w, h)."""
         box = (*box[:2], *fit(size or image.size, box)[2:])
         if title:
             self.text(box[0], box[1] - 10, title, bold=True)
-        self.image(*box, image, smooth)
+        self.image(*box, image, smooth, frame)
         return box
 
     def svg(self) -> str:
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-            'preserveAspectRatio="xMinYMin meet" font-family="DejaVu Sans,Verdana,sans-serif">'
-            f'<rect width="{self.width}" height="{self.height}" fill="white"/>'
-            + "".join(svg for _, _, svg in self.shapes)
-            + self._spots_svg()
-            + "</svg>"
-        )
-
-    def _spots_svg(self):
-        stops = {}
+        stops = {}  # {name of a kind of spots: where the Tab key stops}
         for spot in self.spots.values():
             if spot.chosen or spot.name not in stops:
                 stops[spot.name] = spot.key
-        return "".join(spot.svg(stops[spot.name] == spot.key) for spot in self.spots.values())
+        parts = [svg for *_, svg in self.shapes]
+        parts += [spot.svg(stops[spot.name] == spot.key) for spot in self.spots.values()]
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
+            'preserveAspectRatio="xMinYMin meet" font-family="DejaVu Sans,Verdana,sans-serif">'
+            f'<rect width="{self.width}" height="{self.height}" fill="white"/>{"".join(parts)}</svg>'
+        )
 
     def with_words(self, words: str, note: str) -> "Canvas":
         """A copy with its words below it, and a note in gray."""
@@ -396,10 +367,7 @@ def preview(image: Image.Image, most: int = 800) -> Image.Image:
 def data_address(image: Image.Image, photo: bool = True) -> str:
     """A picture as an address that needs no server."""
     file = io.BytesIO()
-    if photo:
-        image.save(file, format="JPEG", quality=85)  # 4 ms where PNG takes 54
-    else:
-        image.save(file, format="PNG")
+    image.save(file, **(dict(format="JPEG", quality=85) if photo else dict(format="PNG")))  # 4 ms where PNG takes 54
     return f"data:image/{'jpeg' if photo else 'png'};base64,{b64encode(file.getvalue()).decode()}"
 
 

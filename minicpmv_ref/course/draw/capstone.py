@@ -5,7 +5,8 @@ from datetime import date
 from itertools import pairwise
 from typing import NamedTuple
 
-from .canvas import BLUE, GRAY, INK, PALE, SKY, Axes, Canvas
+from .canvas import Axes, Canvas
+from .colors import BLUE, GRAY, INK, PALE, SKY
 
 GPT_4V = 63.5  # OpenCompass, mean of 8 benchmarks, as printed in OpenBMB's tables
 

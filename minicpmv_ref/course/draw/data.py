@@ -8,13 +8,11 @@ from PIL import Image, ImageChops, ImageDraw
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, GRAY, PALE, RED, Canvas, _font, fit
+from .canvas import Canvas, _font, fit
+from .colors import BLUE, GRAY, PALE, RED
 
-PAPERS = {  # (words in a menu: (width, height) in pixels)
-    "page, 300 dpi": (2480, 3508),
-    "page, 150 dpi": (1240, 1754),
-    "screen": (1920, 1080),
-    "receipt": (640, 2560),
+PAPERS = {  # words in a menu: (width, height) in pixels
+    **{"page, 300 dpi": (2480, 3508), "page, 150 dpi": (1240, 1754), "screen": (1920, 1080), "receipt": (640, 2560)}
 }
 PAPER_DATA = {  # millions of samples, None where the paper gives no number; its section 4, tables 1 and 2
     "start-text": {},
@@ -46,8 +44,8 @@ def view_scales(size, max_slice_nums: int = 9) -> tuple:
 @lru_cache(maxsize=64)
 def text_in_view(text: str, digits: int, scale: tuple) -> Image.Image:
     """A line of text whose digits are so many pixels high in the picture, as a view of this scale shows it."""
-    font = _font(round(digits / DIGIT))
-    wide, margin = math.ceil(font.getlength(text)), digits // 2
+    font, margin = _font(round(digits / DIGIT)), digits // 2
+    wide = math.ceil(font.getlength(text))
     sheet = Image.new("L", (wide + 2 * margin, 2 * digits + margin), 255)
     ImageDraw.Draw(sheet).text((margin, digits + margin), text, 0, font, "ls")
     size = tuple(max(1, round(side * factor)) for side, factor in zip(sheet.size, scale))
@@ -63,13 +61,7 @@ def contrast(digits: int, scale: tuple, pair: str = "38") -> float:
 def small_text(paper: str = "page, 300 dpi", digits: int = 21, max_slice_nums: int = 9) -> Canvas:
     """A line of small text, as the overview shows it and as a slice does, both enlarged.
 
-    Args:
-        paper: a key of PAPERS.
-        digits: height of a digit in the picture, in pixels.
-        max_slice_nums: see `SliceConfig`.
-
-    Returns:
-        A Canvas. Its facts: "heights" {"overview": pixels, "slice": pixels or None}, "contrast" of a 3 and an 8 there.
+    Its facts: "heights" {"overview": pixels, "slice": pixels or None}, "contrast" of a 3 and an 8 there.
     """
     canvas, size = Canvas(height=300), PAPERS[paper]
     canvas.facts = {"heights": {}, "contrast": {}}
@@ -83,6 +75,5 @@ def small_text(paper: str = "page, 300 dpi", digits: int = 21, max_slice_nums: i
         words = f"in the {name}: {digits * scale[1]:.1f} pixels"
         canvas.text(8, y + 14, words, color=BLUE if name == "slice" else RED)
         box = fit(text_in_view(LINE, digits, scale).size, (8, y + 22, 624, 88))
-        canvas.image(*box, text_in_view(LINE, digits, scale).convert("RGB"), smooth=False)
-        canvas.rect(*box, stroke=PALE)
+        canvas.image(*box, text_in_view(LINE, digits, scale).convert("RGB"), smooth=False, frame=PALE)
     return canvas

@@ -6,22 +6,8 @@ from PIL import Image
 
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import (
-    BLUE,
-    GRAY,
-    GREEN,
-    INK,
-    ORANGE,
-    PALE,
-    PURPLE,
-    RED,
-    WIDTH,
-    YELLOW,
-    Canvas,
-    load_sample,
-    preview,
-    text_width,
-)
+from .canvas import WIDTH, Canvas, load_sample, preview, text_width
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW
 
 COVER = (128, 128, 128)  # gray, which the processor turns into zeros
 STRIP_SLOTS = 4  # per view in the token strip, where 64 or 96 would not fit
@@ -46,15 +32,10 @@ def nano_tokenizer():
 
 @lru_cache(maxsize=64)
 def strip_tokens(pictures: tuple, version: str, question: str = "What is this?"):
-    """The user's part of a prompt, tokenized with nano's tokenizer, STRIP_SLOTS slots for each view.
+    """The user's part of a prompt with nano's tokenizer, STRIP_SLOTS slots for each view: (cells, views).
 
-    Args:
-        pictures: file names of data_samples/images.
-        version: "2.0", "2.5" or "2.6".
-
-    Returns:
-        (cells, views): cells [(kind, text), ...], one for each token; views [(picture, number of the image, number of
-        the view, start, end), ...], the slots of every view as positions in cells.
+    cells [(kind, text), ...], one for each token; views [(picture, number of the image, number of the view, start,
+    end), ...], the slots of every view as positions in cells.
     """
     from minicpmv_ref.prompt import image_bounds, image_layout
 
@@ -261,13 +242,8 @@ def _overlap(coarse, fine):
 def answer_attention(picture: str, token: int, layer: int = 0, covered: tuple = (), name: str = "nano") -> Canvas:
     """An answer, where one of its tokens looks in each layer, and the answer when parts of the picture are covered.
 
-    Args:
-        picture, token, layer, name: as for `look`.
-        covered: cells (row, col) that are under gray.
-
-    Returns:
-        A Canvas. Its facts: "cells" as of `look`, "chances" of the whole picture's tokens now, "words" now, "box" of
-        the picture and its "grid". Its spots: "token", "layer", and "cell", to click or to drag over.
+    Its facts: "cells" as of `look`, "chances" of the whole picture's tokens now, "words" now, "box" of the picture and
+    its "grid". Its spots: "token", "layer", and "cell", to click or to drag over.
     """
     canvas, whole = Canvas(), watch_answer(picture, name=name)
     now, grid = watch_answer(picture, tuple(covered), name), cell_grid(picture, name)
@@ -316,7 +292,7 @@ def _light(image, cells, least=0.12):
 def _draw_answer(canvas, y, title, words, chances, token, before=None):
     """An answer's tokens in two lines, as many as fit, the chosen one framed; those that are not `before`'s in red.
 
-    Below each token a bar as long as its chance. Returns how many there are.
+    Below each token a bar as long as its chance.
     """
     canvas.text(8, y + 18, title, bold=True)
     x, second = 76, False
@@ -324,8 +300,7 @@ def _draw_answer(canvas, y, title, words, chances, token, before=None):
         wide = text_width(word) + 10
         if x + wide > WIDTH - 4 - 18 * (second and number + 1 < len(words)):
             if second:
-                canvas.text(x, y + 18, "…", color=GRAY)
-                return number
+                return canvas.text(x, y + 18, "…", color=GRAY)
             x, y, second = 76, y + 33, True
         here, changed = number + 1 == token, before is not None and [word] != before[number : number + 1]
         canvas.rect(x, y, wide, 24, YELLOW if here else PALE, INK if here else "none", 2)
@@ -334,4 +309,3 @@ def _draw_answer(canvas, y, title, words, chances, token, before=None):
             canvas.rect(x, y + 26, wide * chances[number], 4, BLUE)
             canvas.spot("token", number + 1, (x, y, wide, 31), f"look at “{word}”", chosen=here)
         x += wide + 4
-    return len(words)

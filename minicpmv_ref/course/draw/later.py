@@ -11,22 +11,8 @@ from minicpmv_ref.counts import Workload, flops_by_part
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups
 
-from .canvas import (
-    BLUE,
-    GRAY,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
-    RED,
-    RESULTS,
-    SKY,
-    WIDTH,
-    YELLOW,
-    Canvas,
-    load_sample,
-    preview,
-)
+from .canvas import RESULTS, WIDTH, Canvas, load_sample, preview
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW
 
 VERSIONS = ("2.0", "2.5", "2.6", "4.5", "4.6", "4.6, 4x")
 WITH_QUERIES = {  # 4.5: the vision side of 2.6 for an LLM as wide as that of 2.5
@@ -95,9 +81,7 @@ def _merged_flops(lengths, early: bool) -> int:
         return _vit_flops(lengths, 27) + _merger_flops(lengths, d)
     quarter, patches = [n // 4 for n in lengths], sum(lengths)
     layer = _vit_flops(quarter, 2) - _vit_flops(quarter, 1)
-    attention = (
-        patches * 4 * d * d + 4 * patches * 2 * d
-    )  # four projections; each patch looks at the four of its window
+    attention = patches * 4 * d * d + 4 * patches * 2 * d  # projections; each patch looks at the four of its window
     expand = patches // 4 * (4 * d * 4 * mlp + 4 * mlp * d)
     return _vit_flops(lengths, 7) + 2 * (attention + expand) + 20 * layer + _merger_flops(quarter, d)
 
@@ -283,10 +267,8 @@ def tried_here() -> Canvas:
     """
     group, merge = (read_json(RESULTS / f"{name}.json") for name in ("group_frames", "early_merge"))
     canvas = Canvas(WIDTH, 332)
-    canvas.facts |= {
-        "time": _arm_means(group, "time, nats"),
-        "merger": _arm_means(merge, "caption, nats", "crop, nats"),
-    }
+    canvas.facts["time"] = _arm_means(group, "time, nats")
+    canvas.facts["merger"] = _arm_means(merge, "caption, nats", "crop, nats")
     canvas.text(8, 20, "4.5: which color came first? nats a token, 16 tokens a clip", bold=True)
     _loss_bars(canvas, 34, canvas.facts["time"], BLUE)
     # An answer is two tokens, the color and the end; whoever guesses one of the two colors knows the end.

@@ -11,31 +11,11 @@ from PIL import Image, ImageDraw
 from minicpmv_ref.inputs.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
 
-from .canvas import (
-    BLUE,
-    GRAY,
-    GREEN,
-    INK,
-    ORANGE,
-    PALE,
-    RED,
-    SAMPLES,
-    SKY,
-    Axes,
-    Canvas,
-    fit,
-    preview,
-    text_width,
-    wrap,
-)
+from .canvas import SAMPLES, Axes, Canvas, fit, preview, text_width, wrap
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SKY
 from .language import watched_model
 
-WORLD_KINDS = {  # (words in a menu, key)
-    "caption": "caption",
-    "question": "question",
-    "crop": "crop",
-    "document": "read",
-}
+WORLD_KINDS = {"caption": "caption", "question": "question", "crop": "crop", "document": "read"}  # words in a menu: key
 SCENES = ("caption", "question")  # the kinds that show one
 PART_NAMES = {"vpm": "ViT", "resampler": "resampler", "llm": "LLM"}
 MEANINGS = {
@@ -51,13 +31,7 @@ MEANINGS = {
 
 
 def draw_said(canvas: Canvas, x: float, y: float, width: float, said: str, truth: str, most: int = 4):
-    """What a model said, word by word; a word that is not the truth's in its place is red.
-
-    Args:
-        x, y: where the first line begins, on its base line.
-        width: of the lines in pixels.
-        most: lines; what does not fit ends in an ellipsis.
-    """
+    """What a model said, from (x, y) in at most `most` lines of this width; words that are not the truth's are red."""
     words, right, start = said.split() or ["(nothing)"], [*truth.replace(",", "").split(), *[""] * 99], x
     for place, word in enumerate(words):
         word = wrap(word, width, 14)[-1]
@@ -112,14 +86,8 @@ def world_sample(
 ) -> Canvas:
     """One sample: the whole picture, one of its views or for a scene what to draw with, and what is said about it.
 
-    Args:
-        kind, seed, things: as for `world_item`.
-        view: number of the view at the right, from 1: the overview, then the slices row by row.
-        words: show the view spelled in words, one cell for each of the 16 visual tokens.
-        brush: (color, shape), what a click puts into a scene.
-
-    Returns:
-        A Canvas. Of a scene: its fact "said", what nano answers, and its spots: "place" of the board, and "brush".
+    What the arguments mean: `World`. Of a scene, its fact "said" is what nano answers, and its spots are "place" of the
+    board and "brush".
     """
     from minicpmv_ref.config import nano
 
@@ -252,14 +220,10 @@ def show_pictures(model, processor) -> tuple:
 
 
 def stage_losses(metrics=None) -> dict:
-    """Learning curves.
+    """Learning curves {stage: [(step, loss), ...]}.
 
-    Args:
-        metrics: {stage: [(step, loss), ...]}; or the path of the metrics.jsonl of a training run; or None: those of
-            the shipped checkpoints, if they are there.
-
-    Returns:
-        {stage: [(step, loss), ...]}.
+    `metrics` are such curves; or the path of the metrics.jsonl of a training run; or None: the curves of the shipped
+    checkpoints, if they are there.
     """
     if isinstance(metrics, dict):
         return metrics
@@ -297,11 +261,9 @@ def words_right(story: Story, number: int) -> list | None:
     from minicpmv_ref.learn.evaluate import share_of_words
 
     said = story.moments[number - 1].said
-    truths = [sample.answer for sample in shown_samples()]
-    counts = [len(truth.split()) for truth in truths]
-    return said and [
-        (round(share_of_words([text], [truth]) * count), count) for text, truth, count in zip(said, truths, counts)
-    ]
+    pairs = [([text], [sample.answer]) for text, sample in zip(said or (), shown_samples())]
+    counts = [len(truth.split()) for _, (truth,) in pairs]
+    return said and [(round(share_of_words(*pair) * count), count) for pair, count in zip(pairs, counts)]
 
 
 @cache
@@ -318,14 +280,10 @@ def part_sizes() -> dict:
 
 
 def stage_story(story: Story, number: int) -> Canvas:
-    """A training up to one of its moments: the loss, what learns in each stage, and what the model says there.
+    """A training up to moment `number` (from 1): the loss, what learns in each stage, and what the model says there.
 
-    Args:
-        number: of the moment, from 1.
-
-    Returns:
-        A Canvas. Its facts: "parts" {stage: {part: "learns", "frozen" or "not in use"}}, "right" as of `words_right`,
-        "places" [x of each moment]. Its spots: "moment", each from the one before.
+    Its facts: "parts" {stage: {part: "learns", "frozen" or "not in use"}}, "right" as of `words_right`, "places" [x of
+    each moment]. Its spots: "moment", each from the one before.
     """
     canvas, moment = Canvas(), story.moments[number - 1]
     canvas.text(8, 20, f"{moment.stage}: {MEANINGS[moment.stage]}", bold=True)
@@ -399,8 +357,8 @@ def _draw_answers(canvas, moment, right):
         score = f": {right[place][0]} of {right[place][1]} right" if right else ""
         canvas.text(x, 246, name + score, 14, bold=True)
         w, h = map(round, fit(sample.image.size, (x, 254, 64, 118))[2:])
-        canvas.image(x, 254, w, h, sample.image.resize((2 * w, 2 * h), Image.Resampling.BICUBIC), smooth=False)
-        canvas.rect(x, 254, w, h, stroke=GRAY)
+        small = sample.image.resize((2 * w, 2 * h), Image.Resampling.BICUBIC)
+        canvas.image(x, 254, w, h, small, smooth=False, frame=GRAY)
         if right:
             draw_said(canvas, x + w + 8, 266, 192 - w, moment.said[place], sample.answer, 7)
         else:

@@ -3,7 +3,8 @@
 from minicpmv_ref.config import PRESETS
 from minicpmv_ref.deploy.memory import DEVICES, DTYPES, estimate, fits, parameters
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, WIDTH, YELLOW, Canvas, text_width
+from .canvas import WIDTH, Canvas, text_width
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW
 
 MEMORY_COLORS = {  # from the ground up: what is always there comes first
     "weights": BLUE,
@@ -17,28 +18,16 @@ BAR_LEFT, BAR_RIGHT = 106, WIDTH - 16  # where the bars begin and end
 
 
 def plan_memory(preset: str, weights: str, training: bool, recompute: bool, batch: int, slices: int, text: int):
-    """What the panel's controls mean: (Estimate, arguments of `estimate` that were used).
+    """What the controls of `MemoryPanel` mean: (Estimate, arguments of `estimate` that were used).
 
-    Args:
-        preset: a name of PRESETS.
-        weights: a dtype, or a mixture. Quantized weights cannot be trained: then 16 bits are taken.
-        training: a step of AdamW instead of an answer.
-        recompute: activation checkpointing.
-        batch: samples.
-        slices: of the one picture of each.
-        text: tokens of text and answer; fewer where the model has no more positions.
+    Quantized weights cannot be trained: then 16 bits are taken. There is less text where a model has no more positions.
     """
     config = PRESETS[preset]
     quantized = weights not in DTYPES
-    given = {
-        "training": training,
-        "dtype": "bfloat16" if quantized else weights,
-        "batch": batch,
-        "slices": slices,
-        "tokens": min((1 + slices) * config.resampler.num_queries + text, config.llm.max_position_embeddings),
-        "mixture": weights if quantized and not training else None,
-        "checkpointing": training and recompute,
-    }
+    tokens = min((1 + slices) * config.resampler.num_queries + text, config.llm.max_position_embeddings)
+    given = dict(training=training, batch=batch, slices=slices, tokens=tokens, checkpointing=training and recompute)
+    given["dtype"] = "bfloat16" if quantized else weights
+    given["mixture"] = weights if quantized and not training else None
     return estimate(config, **given), given
 
 
@@ -83,21 +72,18 @@ def memory_bars(preset: str, own: int, part: tuple | None = None, **controls) ->
         y = 52 + 40 * place
         full = moment == need.fullest
         canvas.text(BAR_LEFT - 8, y + 20, moment, align="right", bold=full)
-        bars = [
-            (parts[part] * scale, color, f"{moment}, {_plain(part)}: {in_bytes(parts[part])}")
-            for part, color in MEMORY_COLORS.items()
-            if part in parts
-        ]
+        parts = {each: parts[each] for each in MEMORY_COLORS if each in parts}
+        hints = (f"{moment}, {_plain(each)}: {in_bytes(size)}" for each, size in parts.items())
+        bars = [(size * scale, MEMORY_COLORS[each], hint) for (each, size), hint in zip(parts.items(), hints)]
         x = canvas.stack(BAR_LEFT, y, 30, bars)
         canvas.rect(BAR_LEFT, y, x - BAR_LEFT, 30, stroke=INK if full else GRAY, line=2 if full else 1)
         x = BAR_LEFT
-        for each in MEMORY_COLORS:
-            if each in parts:
-                box, chosen = (x, y, max(parts[each] * scale, 6), 30), (moment, each) == part
-                canvas.spot("part", (moment, each), box, f"formula of {moment}, {_plain(each)}", chosen=chosen)
-                if chosen:
-                    canvas.rect(*box, stroke=RED, line=4)
-                x += parts[each] * scale
+        for each, size in parts.items():
+            box, chosen = (x, y, max(size * scale, 6), 30), (moment, each) == part
+            canvas.spot("part", (moment, each), box, f"formula of {moment}, {_plain(each)}", chosen=chosen)
+            if chosen:
+                canvas.rect(*box, stroke=RED, line=4)
+            x += size * scale
     x = BAR_LEFT + own_bytes(own) * scale
     if x <= BAR_RIGHT:
         canvas.path([(x, 47), (x, low)], RED, 3)
@@ -168,11 +154,8 @@ def _weights(config, need, given):
 def _part_formula(preset, need, given, moment, part):
     """Where the bytes of one part in one moment come from."""
     config, size = PRESETS[preset], DTYPES[given["dtype"]]
-    count, views, rows = (
-        need.moments[moment][part],
-        given["batch"] * (1 + given["slices"]),
-        given["batch"] * given["tokens"],
-    )
+    count, views = need.moments[moment][part], given["batch"] * (1 + given["slices"])
+    rows = given["batch"] * given["tokens"]
     yield f"“{moment}”, {_plain(part)}: {in_bytes(count)}"
     if part == "weights":
         yield _weights(config, need, given)
@@ -183,31 +166,26 @@ def _part_formula(preset, need, given, moment, part):
         yield f"x {given['batch']} x {given['tokens']:,} tokens x {size} B"
     elif part == "vision":
         yield f"{views} views x {count // views // size:,} numbers x {size} B"
-        kept = (
-            "all that the backward pass will need, of every layer" if given["training"] else "one layer’s, the largest"
-        )
-        yield f"of a view: {kept}"
+        every = "all that the backward pass will need, of every layer"
+        yield f"of a view: {every if given['training'] else 'one layer’s, the largest'}"
     elif part == "activations" and moment == "update":
         yield f"AdamW takes one tensor at a time: 2 x {count // 2 // size:,} numbers x {size} B"
         yield "the largest tensor, twice"
     elif part == "activations":
         yield f"{given['batch']} x {given['tokens']:,} tokens x {count // rows:,} B"
-        yield {
-            "read": "of a token: one layer’s, the largest moment of it",
-            "forward": "of a token: each layer’s input, and one layer or the head"
-            if given["checkpointing"]
-            else f"of a token: {config.llm.num_hidden_layers} layers, and the head with its logits in 32 bits",
-            "backward": "of a token: the one layer through which the gradient goes",
-        }[moment]
+        kept = f"{config.llm.num_hidden_layers} layers, and the head with its logits in 32 bits"
+        kept = "each layer’s input, and one layer or the head" if given["checkpointing"] else kept
+        one = {"read": "one layer’s, the largest moment of it"}
+        one["backward"] = "the one layer through which the gradient goes"
+        yield f"of a token: {one.get(moment, kept)}"
     else:
         numbers = count // size
         yield f"{numbers:,} numbers x {size} B"
         if part == "optimizer":
             yield "of each parameter, the mean of its gradients and that of their squares"
         else:
-            yield "one for each parameter" + " of the LLM; the ViT’s come when the LLM’s are done" * (
-                moment == "backward"
-            )
+            later = " of the LLM; the ViT’s come when the LLM’s are done"
+            yield f"one for each parameter{later if moment == 'backward' else ''}"
 
 
 def _formulas(preset, need, given):

@@ -6,7 +6,8 @@ Lesson 00's panel is the same drawing (one_picture.py).
 from minicpmv_ref.config import MiniCPMVConfig, v2_6
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, WIDTH, YELLOW, Canvas, load_sample, preview, wrap
+from .canvas import WIDTH, Canvas, load_sample, preview, wrap
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, YELLOW
 
 MODEL_PARTS = {  # part: (words on it, where it is explained, its place: x, y, w, h)
     "slicing": ("slicing", "01", (104, 36, 74, 48)),
@@ -80,7 +81,7 @@ def _draw_picture_side(canvas, sizes, config, image):
     canvas.arrow((180, 60), (191, 60))
 
     canvas.text(194, 20, "views", 14)
-    canvas.rect(*canvas.picture(small, (194, 48, 32, 28), smooth=False), stroke=PALE)
+    canvas.picture(small, (194, 48, 32, 28), smooth=False, frame=PALE)
     if plan.grid:
         cut = canvas.picture(small, (230, 42, 50, 48), smooth=False)
         canvas.mesh(cut, *plan.grid, "white", 4)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from .canvas import BLUE, GRAY, ORANGE, WIDTH, Canvas, load_sample, preview, text_width, wrap
+from .canvas import WIDTH, Canvas, load_sample, preview, text_width, wrap
+from .colors import BLUE, GRAY, ORANGE, rgb
 from .language import watched_model
 from .model import whole_model
 
@@ -153,12 +154,12 @@ def _draw_link(canvas, lesson):
 
 
 def _draw_picture(canvas, box, seen):
-    canvas.rect(*canvas.picture(seen["picture"], box, smooth=False), stroke=GRAY)
+    canvas.picture(seen["picture"], box, smooth=False, frame=GRAY)
 
 
 def _draw_views(canvas, box, seen):
     x, y, w, h = box
-    canvas.rect(*canvas.picture(seen["views"][0], (x, y, 0.3 * w, h), smooth=False), stroke=GRAY)
+    canvas.picture(seen["views"][0], (x, y, 0.3 * w, h), smooth=False, frame=GRAY)
     cut = canvas.picture(seen["picture"], (x + 0.36 * w, y, 0.64 * w, h), smooth=False)
     canvas.mesh(cut, *seen["plan"].grid, "white", 5)
     canvas.mesh(cut, *seen["plan"].grid, GRAY, 1, border=True)
@@ -172,11 +173,10 @@ def _matrix(name):
         x, y, w, h = box
         if name == "row":
             kinds = Image.new("RGB", (1, len(numbers)), GRAY)
-            kinds.putdata([_rgb(ORANGE if slot else GRAY) for slot in seen["slots"]])
+            kinds.putdata([rgb(ORANGE if slot else GRAY) for slot in seen["slots"]])
             canvas.image(x, y, 10, h, kinds, smooth=False)
             x, w = x + 14, w - 14
-        canvas.image(x, y, w, h, _in_colors(numbers, LIMITS[name]), smooth=False)
-        canvas.rect(x, y, w, h, stroke=GRAY)
+        canvas.image(x, y, w, h, _in_colors(numbers, LIMITS[name]), smooth=False, frame=GRAY)
 
     return draw
 
@@ -194,16 +194,12 @@ _GROUND = "#F8F8F8"
 _THINGS = (_draw_picture, _draw_views, *map(_matrix, LIMITS), _draw_scores)
 
 
-def _rgb(color):
-    return tuple(bytes.fromhex(color[1:]))
-
-
 def _in_colors(numbers, most):
     """(rows, cols) as one pixel each: BLUE at -most and below, white at 0, ORANGE at most and above."""
     import numpy as np
 
     part = np.linspace(-1, 1, 255)[:, None]
-    palette = 255 + (np.where(part < 0, _rgb(BLUE), _rgb(ORANGE)) - 255) * abs(part)
+    palette = 255 + (np.where(part < 0, rgb(BLUE), rgb(ORANGE)) - 255) * abs(part)
     image = Image.fromarray(np.rint(127 + 127 * np.clip(numbers / most, -1, 1)).astype(np.uint8))
     image.putpalette(palette.astype(np.uint8).tobytes())
     return image

@@ -9,20 +9,12 @@ from PIL import Image
 
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, GRAY, INK, PALE, RED, SKY, Axes, Canvas
+from .canvas import Axes, Canvas
+from .colors import BLUE, GRAY, INK, PALE, RED, SKY, rgb
 
-SAMPLE_KINDS = {  # (words in a menu, key)
-    "captions": "captions",
-    "pictures": "pictures",
-    "text only": "text",
-    "all equal": "equal",
-}
-STRATEGIES = {  # (words in a menu, key)
-    "one sample a row": "padded",
-    "first fit": "first_fit",
-    "best fit, longest first": "pack",
-    "truncate (the paper)": "truncate",
-}
+SAMPLE_KINDS = {"captions": "captions", "pictures": "pictures", "text only": "text", "all equal": "equal"}  # menu: key
+STRATEGIES = {"one sample a row": "padded", "first fit": "first_fit"}
+STRATEGIES |= {"best fit, longest first": "pack", "truncate (the paper)": "truncate"}
 MANY = 40  # samples to place
 LONGEST = 768  # tokens of a sample at most, so that every one fits into the smallest row
 EVERYDAY = [(448, 448), (640, 480), (800, 600), (1024, 768), (1280, 720), (1080, 1920), (1240, 1754), (4032, 3024)]
@@ -89,12 +81,7 @@ def some_samples(kind: str, seed: int) -> list:
 
 @lru_cache(maxsize=64)
 def place_samples(kind: str, strategy: str, capacity: int, seed: int) -> Placed:
-    """Place `some_samples` in rows.
-
-    Args:
-        kind, strategy: values of SAMPLE_KINDS and STRATEGIES.
-        capacity: tokens of a row, at least LONGEST. Without packing a row is as wide as the longest sample.
-    """
+    """Place `some_samples` in rows of `capacity` tokens, or without packing as wide as the longest sample."""
     from minicpmv_ref.learn.packing import first_fit, pack, pack_truncate
 
     samples = some_samples(kind, seed)
@@ -160,8 +147,7 @@ def packed_rows(placed: Placed, row: int, at=None) -> Canvas:
 
     box = (424, 30, 208, 208)
     canvas.text(424, 20, f"mask of row {row}", bold=True)
-    canvas.image(*box, _pairs_image(chosen, placed.width), smooth=False)
-    canvas.rect(*box, stroke=INK)
+    canvas.image(*box, _pairs_image(chosen, placed.width), smooth=False, frame=INK)
     if at:
         x, y = (min(max(place, low), low + 207.9) for place, low in zip(at, box))
         canvas.path([(424, y), (x, y), (x, 30)], RED, 2)
@@ -192,10 +178,8 @@ def _draw_rows(canvas, placed, row):
             canvas.path([(x, y), (x, y + bar)], "white", 2)
             if placed.numbers:
                 hint = f"{picture} + {words} tokens: drag to another row, or press the up or down arrow"
-                canvas.spot(
-                    *("sample", placed.numbers[number - 1][place], (start, y, x - start, bar), hint, "drag"),
-                    step=(0, step),
-                )
+                item, box = placed.numbers[number - 1][place], (start, y, x - start, bar)
+                canvas.spot("sample", item, box, hint, "drag", step=(0, step))
         if number == row:
             canvas.rect(left - 1, y - 1, wide + 2, bar + 2, stroke=INK, line=2)
     canvas.facts["row_at"] = lambda x, y: int(min(max((y - top) / step, 0), len(placed.rows) - 1))
@@ -231,5 +215,5 @@ def _pairs_image(row, width, cells=208):
         (mine & picture, BLUE),
         (mine & ~picture, SKY),
     ):
-        colors[where] = tuple(bytes.fromhex(color[1:]))
+        colors[where] = rgb(color)
     return Image.fromarray(colors)

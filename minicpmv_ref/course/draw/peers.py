@@ -10,31 +10,10 @@ from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import SYSTEMS, Plan, plan
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import (
-    BLUE,
-    GRAY,
-    GREEN,
-    INK,
-    ORANGE,
-    PALE,
-    PURPLE,
-    RED,
-    RESULTS,
-    SKY,
-    WIDTH,
-    YELLOW,
-    Canvas,
-    fit,
-    load_sample,
-    preview,
-    wrap,
-)
+from .canvas import RESULTS, WIDTH, Canvas, fit, load_sample, preview, wrap
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW
 
-ASKED = {  # words in a menu: (pictures, frames)
-    "1 picture": (1, 0),
-    "2 pictures": (2, 0),
-    "16 frames": (1, 16),
-}
+ASKED = {"1 picture": (1, 0), "2 pictures": (2, 0), "16 frames": (1, 16)}  # words in a menu: (pictures, frames)
 SIDES = {  # of the square that the encoder gets, in pixels; MiniCPM-V has none. Cambrian-1: of the largest of four
     **{"llava-1.5": 336, "llava-next": 336, "llava-next-video": 336, "llava-next-interleave": 384},
     **{"llava-onevision": 384, "internvl-1.0": 224, "internvl-1.5": 448, "vila-1.5": 384, "cogvlm2": 1344},
@@ -280,12 +259,10 @@ def token_places(system: str, token: int, image: Image.Image) -> Canvas:
         zeros = len(patches) - len(there)
         spans = f"rows {rows}", f"columns {cols}", f"{zeros} of zeros" if zeros else ""
         canvas.lines(x, 212, ("its patches:", *spans), 20, 14, color=color)
-    canvas.lines(
-        322, 306, wrap("Above: all tokens in the order in which the language model gets them.", 300, 14), 18, 14
-    )
-    canvas.text(
-        8, 352, f"token {token} of {across**2}: row {token // across}, column {token % across} of the tokens", 14
-    )
+    words = "Above: all tokens in the order in which the language model gets them."
+    canvas.lines(322, 306, wrap(words, 300, 14), 18, 14)
+    words = f"token {token} of {across**2}: row {token // across}, column {token % across} of the tokens"
+    canvas.text(8, 352, words, 14)
     canvas.words = f"{system}, token {token}: " + "; ".join(f"{order}: {p}" for order, p in canvas.facts.items())
     return canvas
 
@@ -350,9 +327,8 @@ def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
             canvas.text(x + wide / 2, y, text, 14, GRAY if y == 248 else INK, "middle")
     meanings = (ORANGE, "vision expert"), (GREEN, "language expert"), (PURPLE, "the same position as before")
     canvas.legend(4, 274, meanings)
-    canvas.text(
-        4, 22, f"CogVLM2, {'one picture' if pictures == 1 else 'two pictures'} of {patches} image tokens", bold=True
-    )
+    many = "one picture" if pictures == 1 else "two pictures"
+    canvas.text(4, 22, f"CogVLM2, {many} of {patches} image tokens", bold=True)
     return canvas
 
 
@@ -379,16 +355,12 @@ def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
                 to_query = col < queries
                 color = (SKY if to_query else GREEN) if allowed else "white"
                 canvas.rect(x + cell * col, 32 + cell * row, cell, cell, color, "#C8C8C8")
-        for line in (
-            [(x + cell * queries, 32), (x + cell * queries, 228)],
-            [(x, 32 + cell * queries), (x + 196, 32 + cell * queries)],
-        ):
-            canvas.path(line, INK, 2)
+        canvas.path([(x + cell * queries, 32), (x + cell * queries, 228)], INK, 2)
+        canvas.path([(x, 32 + cell * queries), (x + 196, 32 + cell * queries)], INK, 2)
     canvas.text(8, 250, f"down: who looks, {queries} queries, then {text} text tokens; across: at whom", 14)
     canvas.legend(8, 262, ((SKY, "looks at a query"), (GREEN, "looks at a text token"), ("white", "may not look")))
-    canvas.words = "; ".join(
-        f"{task}: {sum(map(sum, mask))} of {len(mask) ** 2} pairs" for task, mask in canvas.facts.items()
-    )
+    pairs = {task: f"{sum(map(sum, mask))} of {len(mask) ** 2}" for task, mask in canvas.facts.items()}
+    canvas.words = "; ".join(f"{task}: {count} pairs" for task, count in pairs.items())
     return canvas
 
 

@@ -7,17 +7,14 @@ from typing import NamedTuple
 from minicpmv_ref.config import PRESETS
 from minicpmv_ref.deploy.memory import Estimate, estimate
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, SKY, WIDTH, YELLOW, Canvas, text_width
+from .canvas import WIDTH, Canvas, text_width
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, SKY, YELLOW
 from .memory import in_bytes
 
 SHIPPED = ("F16", "Q8_0", "Q4_K_M")  # mixtures of the language model; vision is in 16 bits
 WAYS = {"together": False, "in turns": True}  # (words in a menu, key)
 PART_COLORS = {"LLM": BLUE, "vision part": GREEN, "working memory": YELLOW, "KV cache": PURPLE}
-MEASURED = (
-    1.3,
-    3.2,
-    8.2,
-)  # tokens a second of 2.5 in Q4_K_M on a Xiaomi 14 Pro: llama.cpp, compiled, tuned (section 5)
+MEASURED = (1.3, 3.2, 8.2)  # tokens/s of 2.5 in Q4_K_M on a Xiaomi 14 Pro: llama.cpp, compiled, tuned (section 5)
 SERIES_COLORS = (ORANGE, BLUE, GREEN, SKY)
 
 
@@ -63,14 +60,7 @@ class Deployed(NamedTuple):
 
 @cache
 def deploy(preset: str, mixture: str, slices: int, text: int) -> Deployed:
-    """Plan an answer about one picture.
-
-    Args:
-        preset: a name of PRESETS.
-        mixture: one of SHIPPED.
-        slices: of the picture, without the overview.
-        text: tokens of the prompt besides the visual ones.
-    """
+    """Plan an answer about one picture. What the arguments mean: `Deployment`."""
     from minicpmv_ref.deploy.gguf import plan_mixture, plan_vision
     from minicpmv_ref.deploy.tune import CHIPS, answer_work, roofline
 
@@ -101,15 +91,13 @@ def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool
     "bandwidth", a function from x to that of your chip. Its spots: "file" of each mixture, and "own".
     """
     plan, canvas = deploy(preset, mixture, slices, text), Canvas(WIDTH, 380)
-    canvas.facts = {
-        "files": {name: sum(parts) for name, parts in plan.files.items()},
-        "moments": plan.moments(mixture, in_turns),
-        "first_token": {chip: plan.first_token(chip) for chip in plan.bounds},
-        "speed": {chip: plan.speed(chip) for chip in plan.bounds},
-    }
+    measured = MEASURED if (preset, mixture) == ("v2_5", "Q4_K_M") else ()
+    canvas.facts = {"moments": plan.moments(mixture, in_turns), "measured": measured}
+    canvas.facts["files"] = {name: sum(parts) for name, parts in plan.files.items()}
+    canvas.facts["first_token"] = {chip: plan.first_token(chip) for chip in plan.bounds}
+    canvas.facts["speed"] = {chip: plan.speed(chip) for chip in plan.bounds}
     _draw_files(canvas, plan, mixture)
     _draw_moments(canvas, plan, mixture, in_turns)
-    canvas.facts["measured"] = MEASURED if (preset, mixture) == ("v2_5", "Q4_K_M") else ()
     _draw_chips(canvas, plan, own)
     return canvas
 
@@ -184,9 +172,8 @@ def _draw_chips(canvas, plan, own):
             canvas.text(left - 14, y + 14, f"≥ {in_seconds(plan.first_token(chip))}", 14, align="right")
         else:
             step = (room / most * math.log10((own + 1) / own), 0)
-            canvas.spot(
-                "own", None, (left, y, end - left + 8, 16), "drag: another bandwidth", "drag", (end, y + 8), step
-            )
+            box = (left, y, end - left + 8, 16)
+            canvas.spot("own", None, box, "drag: another bandwidth", "drag", (end, y + 8), step)
         for measured in canvas.facts["measured"] if chip == "phone" else ():
             canvas.dot(at(measured), y + 8, 5, ORANGE)
 

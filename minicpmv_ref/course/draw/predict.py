@@ -11,7 +11,8 @@ from collections import Counter
 from html import escape
 
 from ..progress import guessed
-from .canvas import BLUE, GRAY, ORANGE, WIDTH, Canvas, text_width
+from .canvas import WIDTH, Canvas, text_width
+from .colors import BLUE, GRAY, ORANGE
 
 CALL = "draw.guess("  # a cell with this text holds its prints back
 BAR = 40  # characters of the longest bar in text

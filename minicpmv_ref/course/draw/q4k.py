@@ -6,14 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .canvas import BLACK, BLUE, GRAY, GREEN, ORANGE, PALE, RED, SKY, YELLOW, Axes, Canvas
+from .canvas import Axes, Canvas
+from .colors import BLACK, BLUE, GRAY, GREEN, ORANGE, PALE, RED, SKY, YELLOW
 
-WEIGHT_KINDS = {  # (words in a menu, key)
-    "bell": "bell",
-    "heavy tails": "heavy",
-    "below zero": "below",
-    "above zero": "above",
-}
+WEIGHT_KINDS = {"bell": "bell", "heavy tails": "heavy", "below zero": "below", "above zero": "above"}  # menu: key
 OUTLIER = 100, 0.5  # which of the 256 weights, and its value: 25 times the usual size
 FACTORS = range(50, 151)  # percent
 NONE = frozenset()

@@ -10,7 +10,8 @@ from PIL import Image, ImageChops
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import BLUE, HEIGHT, ORANGE, PALE, WIDTH, Canvas, fit, load_sample, text_width, wrap
+from .canvas import HEIGHT, WIDTH, Canvas, fit, load_sample, text_width, wrap
+from .colors import BLUE, ORANGE, PALE
 
 READERS = {  # whose attention a picture shows
     "places": "built by hand to look at places",
@@ -208,10 +209,7 @@ def readers_of(patch, ceiling) -> str:
 def mark_readers(scope: str, patch, spot, place) -> str:
     """Style rules that color the queries by their weight on one patch, the largest brightest, and frame the patch.
 
-    Args:
-        scope: class of the panel.
-        patch: see `readers_of`.
-        spot, place: the view's spot, and (row, column) of the patch in it.
+    `scope` is the class of the panel, `place` (row, column) of the patch in its view's spot.
     """
     look = f".{scope} .mcv-look"
     colors = _glow(patch[None], float(patch.max()) or 1).convert("RGB")
@@ -261,9 +259,8 @@ def _looked_at(image, plan, weights, head):
     width_in = lambda boxes: fit(plan.refined_size, boxes[1])[2]  # noqa: E731
     small, large = max(beside, stacked, key=width_in)
     cols, rows = plan.grid
-    mosaic = np.concatenate(
-        [np.concatenate(maps[1 + cols * row : 1 + cols * (row + 1)], axis=-1) for row in range(rows)], axis=-2
-    )
+    in_rows = [np.concatenate(maps[1 + cols * row : 1 + cols * (row + 1)], axis=-1) for row in range(rows)]
+    mosaic = np.concatenate(in_rows, axis=-2)
     named = ("overview", small, plan.overview_size, maps[0]), (f"slices {cols} x {rows}", large, None, mosaic)
     for title, place, size, shown in named:
         box = fit(size or plan.refined_size, place)

@@ -9,7 +9,8 @@ from PIL import Image
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 
-from .canvas import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, TEXT, YELLOW, Axes, Canvas, fit
+from .canvas import TEXT, Axes, Canvas, fit
+from .colors import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW, rgb
 
 
 def plan_with(size, cfg: SliceConfig, grid=None):
@@ -24,12 +25,9 @@ def plan_with(size, cfg: SliceConfig, grid=None):
 def playground(size, cfg: SliceConfig, image: Image.Image, grid=None) -> Canvas:
     """A picture cut into slices, the score of every candidate grid, and the formula with this size's numbers.
 
-    Args:
-        grid: the candidate to show; None is the winner.
-
-    Returns:
-        A Canvas. Its facts: "scores" {grid: score} of the candidates, "grid", the winner or None, and "plan", what is
-        shown. Its spots: "corner", to drag, whose item is the size of the picture as drawn; and "grid" of each grid.
+    `grid` is the candidate to show; None: the winner. Its facts: "scores" {grid: score} of the candidates, "grid", the
+    winner or None, and "plan", what is shown. Its spots: "corner", to drag, whose item is the size of the picture as
+    drawn; and "grid" of each grid.
     """
     plan, canvas = plan_with(size, cfg, grid), Canvas()
     canvas.facts["plan"] = plan
@@ -216,8 +214,7 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
     axes, case = Axes(canvas, box, ends, ends, TEXT, INK), compare_grids((width, height), cfg)
     grids = {"paper": paper_grid((width, height), cfg), "code": best_grid((width, height), cfg) or (1, 1)}
     canvas.facts = {"case": case, **grids, "axes": axes}
-    canvas.image(*box, _map_image(cfg), smooth=False)
-    canvas.rect(*box, stroke=INK)
+    canvas.image(*box, _map_image(cfg), smooth=False, frame=INK)
     for pixels in (100, 448, 1000, 4000):
         axes.under(math.log(pixels), pixels, tick=6)
         axes.beside(math.log(pixels), pixels)
@@ -250,5 +247,5 @@ def _map_image(cfg, cells=120):
     for col, width in enumerate(sides):
         for row, height in enumerate(sides):
             color = CASES[compare_grids((width, height), cfg)][1]
-            image.putpixel((col, cells - 1 - row), tuple(bytes.fromhex(color[1:])))
+            image.putpixel((col, cells - 1 - row), rgb(color))
     return image

@@ -11,7 +11,8 @@ from minicpmv_ref.counts import kv_cache_numbers
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups, plan
 
-from .canvas import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, RESULTS, YELLOW, Axes, Canvas, text_width, wrap
+from .canvas import RESULTS, Axes, Canvas, text_width, wrap
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW
 from .language import _as_word, watched_model
 from .memory import in_bytes
 
@@ -52,10 +53,8 @@ def clip_costs(width: int, height: int, seconds: int, slices: int, rate: int) ->
     canvas, size = Canvas(), (width, height)
     costs = {system: clip_cost(system, size, seconds, slices, rate) for system in CLIP_SYSTEMS}
     canvas.facts["costs"] = costs
-    every = {
-        system: [clip_cost(system, size, s, slices, rate).tokens for s in range(1, SECONDS + 1)]
-        for system in CLIP_SYSTEMS
-    }
+    tokens_of = lambda system: [clip_cost(system, size, s, slices, rate).tokens for s in range(1, SECONDS + 1)]  # noqa: E731
+    every = {system: tokens_of(system) for system in CLIP_SYSTEMS}
     most = 1.05 * max(map(max, every.values()))
     axes = Axes(canvas, (64, 30, 560, 176), (0, SECONDS), (0, most))
     canvas.text(8, 18, "visual tokens over minutes", 14, bold=True)
@@ -197,17 +196,9 @@ def look_at_clip(frames: int, star: int, token: int, layer: int, ids: bool = Fal
 def clip_look(
     frames: int, star: int, shown: int, token: int, layer: int, ids: bool = False, name: str = "nano"
 ) -> Canvas:
-    """A clip, a frame of it, and how much of the attention of one token goes to each frame.
+    """A clip, a frame of it, and how much of the attention of one token goes to each frame. Arguments: `ClipLook`.
 
-    Args:
-        frames: of the clip; frame `star` shows the star. shown: the frame that is drawn large. All from 1.
-        token: of the question and the answer, from 1.
-        layer: of the LLM, from 1; 0 is the mean over all.
-        ids: frames with `<image_id>` in place of a video.
-        name: "nano" or another checkpoint.
-
-    Returns:
-        A Canvas. Facts: "word", "said", "right", "share", "frames" (parts that add to 1).
+    Facts: "word", "said", "right", "share", "frames" (parts that add to 1).
     """
     canvas, watched = Canvas(), watch_clip(frames, star, ids, name)
     pictures, _ = star_clip(frames, star)
@@ -315,8 +306,7 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
         left, top, right, bottom = (0.364 * edge for edge in box)
         return 8 + left, 8 + top, right - left, bottom - top
 
-    canvas.image(8, 8, 364, 364, image)
-    canvas.rect(8, 8, 364, 364, stroke=GRAY)
+    canvas.image(8, 8, 364, 364, image, frame=GRAY)
     for box, color in ((true, BLUE), (said, RED)):
         if box:
             canvas.rect(*at(box), stroke="white", line=6)

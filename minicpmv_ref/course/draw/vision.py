@@ -5,13 +5,10 @@ from functools import lru_cache
 
 from PIL import Image
 
-from .canvas import BLACK, BLUE, INK, ORANGE, PALE, RED, SKY, WIDTH, YELLOW, Canvas, fit, text_width
+from .canvas import WIDTH, Canvas, fit, text_width
+from .colors import BLACK, BLUE, INK, ORANGE, PALE, RED, SKY, YELLOW, rgb
 
-LOOK_UPS = {  # how a patch finds its position: (words in a menu, key)
-    "buckets (2.6)": "bucket",
-    "buckets, exact": "exact",
-    "interpolation (2.0)": "interpolate",
-}
+LOOK_UPS = {"buckets (2.6)": "bucket", "buckets, exact": "exact", "interpolation (2.0)": "interpolate"}  # menu: key
 WORST = 0.25  # where the colors of the error map end
 
 
@@ -93,29 +90,21 @@ def linked_words(pointed, rows: int, cols: int, method: str, side: int = 70) -> 
 def position_explorer(rows: int, cols: int, method: str, side: int = 70, pointed=None) -> Canvas:
     """The table's cells that a patch grid reads, a corner with the patches laid over it, and each patch's error.
 
-    Args:
-        pointed: see `linked`; its cell and its patches are framed.
-
-    Returns:
-        A Canvas. Its spots: "table", "corner" and "patches", whose items are grids; facts: "frames", the framed boxes.
+    The cell and the patches that are `linked` to `pointed` are framed. Its spots: "table", "corner" and "patches", with
+    grids as items; facts: "frames", the framed boxes.
     """
     canvas, size, top, near = Canvas(WIDTH, 330), 198, 30, side // 5
     reads, errors = look_up(rows, cols, method, side)
     cells = _cells_image(reads, side)
     for x, title in ((8, f"table, {side} x {side} cells"), (221, "its corner, enlarged"), (434, "error of each patch")):
         canvas.text(x, 20, title, bold=True)
-    canvas.image(8, top, size, size, cells, smooth=False)
-    canvas.rect(8, top, size, size, stroke=INK)
+    canvas.image(8, top, size, size, cells, smooth=False, frame=INK)
     canvas.rect(8, top, size * near / side, size * near / side, stroke=RED, line=2)
     _draw_corner(canvas, (221, top, size), cells.crop((0, 0, near, near)), rows * near / side, cols * near / side)
     w, h = fit((cols, rows), (0, 0, size, size))[2:]
-    canvas.image(434, top, w, h, _error_image(errors), smooth=False)
-    canvas.rect(434, top, w, h, stroke=INK)
-    grids = {
-        "table": ((8, top, size, size), (side, side)),
-        "corner": ((221, top, size, size), (near, near)),
-        "patches": ((434, top, w, h), (rows, cols)),
-    }
+    canvas.image(434, top, w, h, _error_image(errors), smooth=False, frame=INK)
+    grids = {"table": ((8, top, size, size), (side, side)), "corner": ((221, top, size, size), (near, near))}
+    grids["patches"] = (434, top, w, h), (rows, cols)
     _draw_links(canvas, grids, pointed and linked(pointed, rows, cols, method, side))
 
     legend = [(SKY, "mixed into several patches")]
@@ -170,7 +159,7 @@ def _cells_image(reads, side):
     """One pixel per cell of the table."""
     image = Image.new("RGB", (side, side), SKY)
     if reads is not None:
-        colors = [tuple(bytes.fromhex(color[1:])) for color in (PALE, BLUE, ORANGE)]
+        colors = [rgb(color) for color in (PALE, BLUE, ORANGE)]
         image.putdata([colors[min(count, 2)] for count in reads.ravel().tolist()])
     return image
 
@@ -209,8 +198,7 @@ def tables(counts: dict, side: int = 70) -> Canvas:
         reads = np.bincount(np.asarray(ids), minlength=side * side).reshape(side, side)
         x, used = 8 + (wide + 12) * place, int((reads > 0).sum())
         canvas.text(x, 22, title, bold=True)
-        canvas.image(x, 34, wide, wide, _cells_image(np.minimum(reads, 1), side), smooth=False)
-        canvas.rect(x, 34, wide, wide, stroke=INK)
+        canvas.image(x, 34, wide, wide, _cells_image(np.minimum(reads, 1), side), smooth=False, frame=INK)
         canvas.text(x, wide + 56, f"{used:,} of {side * side:,} cells")
         words.append(f"{title}: {used} of {side * side} cells are read")
     canvas.words = "; ".join(words)

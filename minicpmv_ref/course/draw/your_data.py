@@ -1,6 +1,7 @@
 """Lesson 07b: one record as the training loop sees it, and what a model says to it before and after."""
 
-from .canvas import GRAY, GREEN, INK, PALE, RED, YELLOW, Canvas, preview, text_width
+from .canvas import Canvas, preview, text_width
+from .colors import GRAY, GREEN, INK, PALE, RED, YELLOW
 
 
 def record_tokens(record, processor) -> list[tuple[str, bool, int]]:
@@ -28,17 +29,10 @@ def words_in_place(said: str, wanted: str) -> list[tuple[str, bool]]:
 
 
 def record_card(image, tokens: list, wanted: str, answers: dict, chosen: int | None = None) -> Canvas:
-    """A record's picture and tokens, and answers against the wanted one.
+    """A record's picture and `record_tokens`, and `answers` {name: what a model says} against the wanted one.
 
-    Args:
-        image: its picture.
-        tokens: from `record_tokens`.
-        wanted: its answer.
-        answers: {name: what a model says}.
-        chosen: the number of a token, from 0.
-
-    Returns:
-        A Canvas. Its facts: "supervised", how many tokens, and "right" {name: words in place}. Its spots: "token".
+    `chosen` is the number of a token, from 0. Its facts: "supervised", how many tokens, and "right" {name: words in
+    place}. Its spots: "token".
     """
     canvas = Canvas()
     canvas.text(8, 20, "picture", bold=True)

@@ -16,13 +16,10 @@ class ClaimsToPairs(Panel):
     def __init__(self, answer=1, scene=1, checker="labeler"):
         scenes = draw.recorded()["examples"]
         super().__init__(
-            {
-                "answer": slider("answer", answer, 1, len(scenes[0]["answers"])),
-                "scene": slider("picture", scene, 1, len(scenes)),
-                "checker": choice("who checks", draw.CHECKERS.items(), checker),
-            }
+            answer=slider("answer", answer, 1, len(scenes[0]["answers"])),
+            scene=slider("picture", scene, 1, len(scenes)),
+            checker=choice("who checks", draw.CHECKERS.items(), checker),
         )
-        self.controls["checker"].style.button_width = "94px"
 
     def draw(self, **state):
         return draw.claim_ladder(**state)
@@ -55,12 +52,10 @@ class PreferenceLoss(Panel):
 
     def __init__(self, chosen=-2, rejected=-7, beta=0.1, moment=8):
         super().__init__(
-            {
-                "chosen": slider("chosen log-ratio", chosen, -draw.RATIO, draw.RATIO),
-                "rejected": slider("rejected log-ratio", rejected, -draw.RATIO, draw.RATIO),
-                "beta": choice("beta", draw.BETAS, beta),
-                "moment": slider("recorded moment", moment, 0, draw.last_moment("main")),
-            }
+            chosen=slider("chosen log-ratio", chosen, -draw.RATIO, draw.RATIO),
+            rejected=slider("rejected log-ratio", rejected, -draw.RATIO, draw.RATIO),
+            beta=choice("beta", draw.BETAS, beta),
+            moment=slider("recorded moment", moment, 0, draw.last_moment("main")),
         )
 
     def touch(self, spot, at, start, before):
@@ -99,19 +94,14 @@ class AlignmentRuns(Panel):
     """
 
     def __init__(self, point=0, run="main", trait="mention", page=1):
-        last, pages = (
-            draw.last_moment(run),
-            len(draw.recorded()["runs"]["main"]["watched"][0][0]["said"]) // draw.PER_PAGE,
-        )
+        last, runs = draw.last_moment(run), draw.recorded()["runs"]
+        pages = len(runs["main"]["watched"][0][0]["said"]) // draw.PER_PAGE
         super().__init__(
-            {
-                "point": slider("moment", min(point, last), 0, last),
-                "page": slider("pictures", page, 1, pages),
-                "run": choice("run", draw.recorded()["runs"], run),
-                "trait": choice("what", draw.TRAITS.items(), trait),
-            }
+            point=slider("moment", min(point, last), 0, last),
+            page=slider("pictures", page, 1, pages),
+            run=choice("run", runs, run),
+            trait=choice("what", draw.TRAITS.items(), trait),
         )
-        self.controls["trait"].style.button_width = "192px"
 
     def changed(self, name):
         with self.hold():

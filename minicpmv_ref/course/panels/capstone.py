@@ -12,7 +12,7 @@ class SizesOverYears(Panel):
     """
 
     def __init__(self, score=64):
-        super().__init__({"score": slider("score, at least", score, 50, 80)})
+        super().__init__(score=slider("score, at least", score, 50, 80))
 
     def draw(self, score):
         return draw.sizes_over_years(score)

@@ -15,22 +15,19 @@ class SmallText(Panel):
 
     def __init__(self, paper="page, 300 dpi", digits=21, max_slice_nums=9):
         super().__init__(
-            {
-                "paper": choice("picture", draw.PAPERS, paper),
-                "digits": slider("height of a digit", digits, 6, 60),
-                "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 36),
-            }
+            paper=choice("picture", draw.PAPERS, paper),
+            digits=slider("height of a digit", digits, 6, 60),
+            max_slice_nums=slider("max_slice_nums", max_slice_nums, 1, 36),
         )
 
     def draw(self, **state):
         return draw.small_text(**state)
 
-    def describe(self, **state):
-        facts = draw.small_text(**state).facts
+    def describe(self, paper, digits, max_slice_nums):
         said = [
             f"{height:.1f} pixels high in the {name}, where a 3 and an 8 differ by at most "
-            f"{facts['contrast'][name]:.0%} of black"
-            for name, height in facts["heights"].items()
+            f"{self.facts['contrast'][name]:.0%} of black"
+            for name, height in self.facts["heights"].items()
             if height
         ]
-        return f"Digits of {state['digits']} pixels are {'; and '.join(said)}."
+        return f"Digits of {digits} pixels are {'; and '.join(said)}."

@@ -1,11 +1,9 @@
 """Lesson 04: into the language model."""
 
-import ipywidgets as widgets
-
 from minicpmv_ref.slicing import plan_slices
 
 from .. import draw
-from ..panel import Panel, choice, player, slider
+from ..panel import Panel, button, choice, player, slider
 
 
 class TokenStrip(Panel):
@@ -27,19 +25,17 @@ class TokenStrip(Panel):
             named.append((f"{name}, " + ("{} x {}".format(*grid) if grid else "not cut"), name))
         _, views = draw.strip_tokens((picture, *draw.STRIP_COMPANY[: images - 1]), version)
         step = slider("view", view, 1, len(views))
-        controls = {
-            "view": step,
-            "images": slider("images", images, 1, 1 + len(draw.STRIP_COMPANY)),
-            "picture": choice("picture", named, picture),
-            "version": choice("version", ["2.0", "2.5", "2.6"], version),
-        }
-        self._play = player(step, interval=600)
-        super().__init__(controls, extras=[self._play])
+        super().__init__(
+            view=step,
+            images=slider("images", images, 1, 1 + len(draw.STRIP_COMPANY)),
+            picture=choice("picture", named, picture),
+            version=choice("version", ["2.0", "2.5", "2.6"], version),
+            extras=[player(step, interval=600)],
+        )
 
     def changed(self, name):
         with self.hold():
-            views = len(self._tokens(**self.values())[1])
-            self.controls["view"].max = self._play.max = views
+            self.controls["view"].max = len(self._tokens(**self.values())[1])
 
     def _pictures(self, picture, images):
         return (picture, *draw.STRIP_COMPANY[: images - 1])
@@ -82,15 +78,11 @@ class AnswerAttention(Panel):
         self._model, self._covered = model, tuple(covered)
         watched = draw.watch_answer(picture, name=model)
         layers = [("mean of all", 0), *((f"layer {n}", n) for n in range(1, 1 + len(watched["slots"])))]
-        clear = widgets.Button(description="uncover all")
-        clear.on_click(lambda button: self.guarded(lambda: self.cover(())))
         super().__init__(
-            {
-                "token": slider("token of the answer", token, 1, len(watched["chances"])),
-                "picture": choice("picture", dict.fromkeys([*self.pictures, picture]), picture),
-                "layer": choice("layer", layers, layer),
-            },
-            extras=[clear],
+            token=slider("token of the answer", token, 1, len(watched["chances"])),
+            picture=choice("picture", dict.fromkeys([*self.pictures, picture]), picture),
+            layer=choice("layer", layers, layer),
+            extras=[button("uncover all", self.cover)],
         )
 
     def values(self):
@@ -103,7 +95,7 @@ class AnswerAttention(Panel):
             watched = draw.watch_answer(self.controls["picture"].value, name=self._model)
             self.controls["token"].max = len(watched["chances"])
 
-    def cover(self, cells):
+    def cover(self, cells=()):
         self._covered = tuple(sorted(cells))
         self.redraw()
 

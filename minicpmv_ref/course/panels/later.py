@@ -14,11 +14,9 @@ class Versions(Panel):
 
     def __init__(self, width=1920, height=1080, seconds=0):
         super().__init__(
-            {
-                "width": slider("width", width, 100, 4000, 20),
-                "height": slider("height", height, 100, 4000, 20),
-                "seconds": slider("seconds (0: a picture)", seconds, 0, 600),
-            }
+            width=slider("width", width, 100, 4000, 20),
+            height=slider("height", height, 100, 4000, 20),
+            seconds=slider("seconds (0: a picture)", seconds, 0, 600),
         )
 
     def draw(self, **state):
@@ -47,12 +45,10 @@ class CanvasPositions(Panel):
 
     def __init__(self, picture="document.png", most=9, view=2, overview=True):
         super().__init__(
-            {
-                "picture": choice("picture", draw.PICTURES, picture),
-                "most": slider("max_slice_nums", most, 1, 9),
-                "view": slider("view (0: overview)", view, 0, 9),
-                "overview": toggle("with the overview", overview),
-            }
+            picture=choice("picture", draw.PICTURES, picture),
+            most=slider("max_slice_nums", most, 1, 9),
+            view=slider("view (0: overview)", view, 0, 9),
+            overview=toggle("with the overview", overview),
         )
 
     def draw(self, **state):

@@ -1,9 +1,7 @@
 """Lesson 07: the world, and learning in stages."""
 
-import ipywidgets as widgets
-
 from .. import draw
-from ..panel import Panel, choice, player, slider, toggle
+from ..panel import Panel, button, choice, player, slider, toggle
 
 
 class World(Panel):
@@ -22,16 +20,12 @@ class World(Panel):
 
     def __init__(self, kind="caption", seed=17, view=1, words=False, things=None, brush=("red", "star")):
         self._things, self._brush = things, brush
-        undo = widgets.Button(description="the seed's own scene")
-        undo.on_click(lambda button: self.guarded(self.undo))
         super().__init__(
-            {
-                "kind": choice("sample", draw.WORLD_KINDS.items(), kind),
-                "seed": slider("seed", seed, 0, 99),
-                "view": slider("view", view, 1, len(draw.world_item(kind, seed, things)[1])),
-                "words": toggle("in words", words),
-            },
-            extras=[undo],
+            kind=choice("sample", draw.WORLD_KINDS.items(), kind),
+            seed=slider("seed", seed, 0, 99),
+            view=slider("view", view, 1, len(draw.world_item(kind, seed, things)[1])),
+            words=toggle("in words", words),
+            extras=[button("the seed's own scene", self.undo)],
         )
         self.changed("kind")
 
@@ -87,8 +81,7 @@ class Stages(Panel):
         self.story = draw.own_story(own) if own else draw.shipped_story()
         last = len(self.story.moments)
         moments = slider("moment", min(moment, last), 1, last)
-        self._play = player(moments, interval=1500)
-        super().__init__({"moment": moments}, extras=[self._play])
+        super().__init__(moment=moments, extras=[player(moments, interval=1500)])
 
     def follow(self, stage: str, step: int, loss: float, model, processor):
         """The curve grows by a step; in the middle and at the end of a stage the model is shown the pictures."""
@@ -97,7 +90,7 @@ class Stages(Panel):
             return self.redraw()
         self.story.moments.append(draw.Moment(stage, step, draw.show_pictures(model, processor)))
         with self.hold():
-            self.controls["moment"].max = self._play.max = len(self.story.moments)
+            self.controls["moment"].max = len(self.story.moments)
             self.controls["moment"].value = len(self.story.moments)
 
     def touch(self, spot, at, start, before):

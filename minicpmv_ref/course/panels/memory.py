@@ -28,16 +28,14 @@ class MemoryPanel(Panel):
         models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
         most = min(config.slicing.max_slice_nums for config in PRESETS.values())
         super().__init__(
-            {
-                "preset": choice("model", models, preset),
-                "weights": choice("weights", ["float32", "bfloat16", "float16", "Q8_0", "Q4_K_M"], weights),
-                "training": toggle("training", training),
-                "recompute": toggle("checkpointing", recompute),
-                "batch": slider("batch", batch, 1, 16),
-                "slices": slider("slices", slices, 0, most),
-                "text": slider("text tokens", text, 64, 3072, 64),
-                "own": slider("own GPU, GB", own, 1, 320),
-            }
+            preset=choice("model", models, preset),
+            weights=choice("weights", ["float32", "bfloat16", "float16", "Q8_0", "Q4_K_M"], weights),
+            training=toggle("training", training),
+            recompute=toggle("checkpointing", recompute),
+            batch=slider("batch", batch, 1, 16),
+            slices=slider("slices", slices, 0, most),
+            text=slider("text tokens", text, 64, 3072, 64),
+            own=slider("own GPU, GB", own, 1, 320),
         )
 
     def changed(self, name):
@@ -65,16 +63,13 @@ class MemoryPanel(Panel):
         places = [f"{kind}s from {names[0].removesuffix(f' {kind}')}" for kind, names in enough.items() if names]
         where = f"It fits {' and '.join(places)}." if places else "It fits none of these devices."
         where += f" Your {own} GB: {'enough' if need.total <= draw.own_bytes(own) else 'too little'}."
-        remark = ""
+        remark, queries = "", PRESETS[controls["preset"]].resampler.num_queries
         if self._part:
             moment, part = self._part
             share = need.moments[moment][part] / sum(need.moments[moment].values())
             remark = f" The chosen part is {share:.0%} of “{moment}”."
         if weights != controls["weights"]:
             remark += " Quantized weights cannot be trained, so 16 bits are shown."
-        elif (
-            given["tokens"]
-            < (1 + given["slices"]) * PRESETS[controls["preset"]].resampler.num_queries + controls["text"]
-        ):
+        elif given["tokens"] < (1 + given["slices"]) * queries + controls["text"]:
             remark += " The model has no more positions, so the text is cut."
         return f"{what} takes {draw.in_bytes(need.total)}, most in “{need.fullest}”. {where}{remark}"

@@ -15,10 +15,10 @@ class WholeModel(Panel):
 
     def __init__(self, picture="shapes.png", question="Describe the picture.", stage=1):
         step = slider("stage", stage, 1, len(draw.STAGES))
-        questions = choice("question", draw.QUESTIONS.items(), question)
-        questions.style.button_width = "192px"  # one below the other
         super().__init__(
-            {"stage": step, "picture": choice("picture", draw.sample_names(), picture), "question": questions},
+            stage=step,
+            picture=choice("picture", draw.sample_names(), picture),
+            question=choice("question", draw.QUESTIONS.items(), question),
             extras=[player(step, interval=2500)],
         )
 

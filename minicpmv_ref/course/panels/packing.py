@@ -21,18 +21,12 @@ class PackingPlan(Panel):
         self._plan = draw.place_samples(kind, strategy, capacity, seed)
         self._start = 0, self._plan  # (turn, plan) of the drag
         self._at, self._note = None, ""
-        rows = len(self._plan.rows)
-        strategies = choice("strategy", draw.STRATEGIES.items(), strategy)
-        kinds = choice("samples", draw.SAMPLE_KINDS.items(), kind)
-        strategies.style.button_width, kinds.style.button_width = "192px", "92px"
         super().__init__(
-            {
-                "strategy": strategies,
-                "kind": kinds,
-                "row": slider("row", row, 1, rows),
-                "capacity": slider("capacity", capacity, draw.LONGEST, 2048, 64),
-                "seed": slider("seed", seed, 0, 50),
-            }
+            strategy=choice("strategy", draw.STRATEGIES.items(), strategy),
+            kind=choice("samples", draw.SAMPLE_KINDS.items(), kind),
+            row=slider("row", row, 1, len(self._plan.rows)),
+            capacity=slider("capacity", capacity, draw.LONGEST, 2048, 64),
+            seed=slider("seed", seed, 0, 50),
         )
 
     def changed(self, name):
@@ -65,9 +59,8 @@ class PackingPlan(Panel):
                 self.controls["row"].value = row + 1
             size = sum(self._plan.samples[spot.item])
             room = self._plan.width - sum(map(sum, self._plan.rows[row]))
-            self._note = (
-                "" if moved else f"No room: {size} tokens do not fit into row {row + 1}, which has {room} left. "
-            )
+            full = f"No room: {size} tokens do not fit into row {row + 1}, which has {room} left. "
+            self._note = "" if moved else full
 
     def point(self, spot, at):
         self._at = at if spot else None

@@ -21,18 +21,14 @@ class AllSystems(SlicingPlayground):
 
     def __init__(self, picture="coffee.jpg", width=640, height=480, show="all", asked="1 picture"):
         own_size = self._begin_with(picture)
-        kinds = choice("how many", draw.ASKED, asked)
-        kinds.style.button_width = "92px"
         systems = [("all systems", "all"), *((draw.NAMES[system], system) for system in SYSTEMS)]
         Panel.__init__(
             self,
-            {
-                "picture": choice("picture", draw.sample_names(), picture),
-                "width": slider("width", width or own_size[0], **SIZES),
-                "height": slider("height", height or own_size[1], **SIZES),
-                "show": choice("show", systems, show),
-                "asked": kinds,
-            },
+            picture=choice("picture", draw.sample_names(), picture),
+            width=slider("width", width or own_size[0], **SIZES),
+            height=slider("height", height or own_size[1], **SIZES),
+            show=choice("show", systems, show),
+            asked=choice("how many", draw.ASKED, asked),
             extras=[self._upload],
         )
         self.on(self._upload, self._take_upload)
@@ -73,14 +69,10 @@ class TokenPlaces(Panel):
     """
 
     def __init__(self, system="internvl-1.5", token=19, picture="astronaut.jpg"):
-        systems = choice("system", [(draw.NAMES[name], name) for name in draw.ORDERS], system)
-        systems.style.button_width = "192px"
         super().__init__(
-            {
-                "system": systems,
-                "token": slider("token", token, 0, _tokens(system) - 1),
-                "picture": choice("picture", draw.sample_names(), picture),
-            }
+            system=choice("system", [(draw.NAMES[name], name) for name in draw.ORDERS], system),
+            token=slider("token", token, 0, _tokens(system) - 1),
+            picture=choice("picture", draw.sample_names(), picture),
         )
 
     def changed(self, name):
@@ -119,11 +111,9 @@ class ExpertStrip(Panel):
 
     def __init__(self, pictures=2, patches=3, words=2):
         super().__init__(
-            {
-                "pictures": choice("pictures", [1, 2], pictures),
-                "patches": slider("image tokens", patches, 0, 4),
-                "words": slider("text between", words, 0, 3),
-            }
+            pictures=choice("pictures", [1, 2], pictures),
+            patches=slider("image tokens", patches, 0, 4),
+            words=slider("text between", words, 0, 3),
         )
 
     def draw(self, pictures, patches, words):

@@ -22,14 +22,12 @@ class Deployment(Panel):
         models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
         most = min(config.slicing.max_slice_nums for config in PRESETS.values())
         super().__init__(
-            {
-                "slices": slider("slices", slices, 0, most),
-                "text": slider("text tokens", text, 64, 1024, 64),
-                "preset": choice("model", models, preset),
-                "mixture": choice("LLM in", draw.SHIPPED, mixture),
-                "in_turns": choice("loading", draw.WAYS.items(), in_turns),
-                "own": slider("own bandwidth, GB/s", own, 5, 2000),
-            }
+            slices=slider("slices", slices, 0, most),
+            text=slider("text tokens", text, 64, 1024, 64),
+            preset=choice("model", models, preset),
+            mixture=choice("LLM in", draw.SHIPPED, mixture),
+            in_turns=choice("loading", draw.WAYS.items(), in_turns),
+            own=slider("own bandwidth, GB/s", own, 5, 2000),
         )
 
     def touch(self, spot, at, start, before):
@@ -44,9 +42,8 @@ class Deployment(Panel):
     def describe(self, slices, text, preset, mixture, in_turns, own):
         plan = draw.deploy(preset, mixture, slices, text)
         way = "in turns" if in_turns else "together"
-        measured = ""
-        if (preset, mixture) == ("v2_5", "Q4_K_M"):
-            measured = " (the paper measured {}, then {}, and tuned {})".format(*draw.MEASURED)
+        there = self.facts["measured"]
+        measured = " (the paper measured {}, then {}, and tuned {})".format(*there) if there else ""
         first, speed = draw.in_seconds(plan.first_token("phone")), draw.at_most(plan.speed("phone"))
         return (
             f"Files of {draw.in_bytes(sum(plan.files[mixture]))}; loaded {way}, they take at most "

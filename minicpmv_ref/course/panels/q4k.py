@@ -1,10 +1,9 @@
 """Lesson 09: Q4_K, bit by bit."""
 
-import ipywidgets as widgets
 import numpy as np
 
 from .. import draw
-from ..panel import Panel, choice, slider, toggle
+from ..panel import Panel, button, choice, slider, toggle
 
 
 class Q4KMicroscope(Panel):
@@ -19,17 +18,13 @@ class Q4KMicroscope(Panel):
 
     def __init__(self, scale=100, low=100, group=3, kind="bell", outlier=False):
         self._flipped = {}  # {bit: None}, the last one last
-        undo = widgets.Button(description="flip all bits back")
-        undo.on_click(lambda button: self.guarded(self.flip_back))
         super().__init__(
-            {
-                "scale": slider("scale, %", scale, draw.FACTORS[0], draw.FACTORS[-1]),
-                "low": slider("low, %", low, draw.FACTORS[0], draw.FACTORS[-1]),
-                "group": slider("sub-block", group, 0, 7),
-                "kind": choice("weights", draw.WEIGHT_KINDS.items(), kind),
-                "outlier": toggle(f"weight {draw.OUTLIER[0]} is {draw.OUTLIER[1]}", outlier),
-            },
-            extras=[undo],
+            scale=slider("scale, %", scale, draw.FACTORS[0], draw.FACTORS[-1]),
+            low=slider("low, %", low, draw.FACTORS[0], draw.FACTORS[-1]),
+            group=slider("sub-block", group, 0, 7),
+            kind=choice("weights", draw.WEIGHT_KINDS.items(), kind),
+            outlier=toggle(f"weight {draw.OUTLIER[0]} is {draw.OUTLIER[1]}", outlier),
+            extras=[button("flip all bits back", self.flip_back)],
         )
 
     def changed(self, name):

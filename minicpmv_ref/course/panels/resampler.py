@@ -20,14 +20,10 @@ class AttentionByHover(Panel):
         self._query, self._patch, self._marks = query, None, widgets.HTML()
         self._marks.layout.display = "none"
         labels = [("places (by hand)", "places"), ("stripes (by hand)", "stripes"), ("nano model", "nano")]
-        readers = choice("resampler", labels, reader)
-        readers.style.button_width = "192px"  # one below the other
         super().__init__(
-            {
-                "picture": choice("picture", draw.sample_names(), picture),
-                "reader": readers,
-                "head": choice("head", ["mean", 0, 1], head),
-            },
+            picture=choice("picture", draw.sample_names(), picture),
+            reader=choice("resampler", labels, reader),
+            head=choice("head", ["mean", 0, 1], head),
             extras=[self._marks],
         )
         self.add_class(f"mcv-{id(self)}")

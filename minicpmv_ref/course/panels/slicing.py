@@ -36,13 +36,11 @@ class SlicingPlayground(Panel):
         own_size = self._begin_with(picture)
         self._grid = None  # the clicked one; None: the winner
         super().__init__(
-            {
-                "picture": choice("picture", draw.sample_names(), picture),
-                "width": slider("width", width or own_size[0], **SIZES),
-                "height": slider("height", height or own_size[1], **SIZES),
-                "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
-                "scale_resolution": slider("scale_resolution", scale_resolution, 112, 980, 14),
-            },
+            picture=choice("picture", draw.sample_names(), picture),
+            width=slider("width", width or own_size[0], **SIZES),
+            height=slider("height", height or own_size[1], **SIZES),
+            max_slice_nums=slider("max_slice_nums", max_slice_nums, 1, 16),
+            scale_resolution=slider("scale_resolution", scale_resolution, 112, 980, 14),
             extras=[self._upload],
         )
         self.on(self._upload, self._take_upload)
@@ -119,14 +117,13 @@ class OnePixelCliff(Panel):
 
     def __init__(self, width=448, height=448, num_queries=64, max_slice_nums=9):
         across = slider("width", width, 1, self.widest)
-        controls = {
-            "width": across,
-            "height": slider("height", height, 1, self.widest),
-            "num_queries": choice("queries per view", [64, 96], num_queries),
-            "max_slice_nums": slider("max_slice_nums", max_slice_nums, 1, 16),
-        }
-        jump = button("walk to the next jump", self.walk)
-        super().__init__(controls, extras=[player(across, interval=60), jump])
+        super().__init__(
+            width=across,
+            height=slider("height", height, 1, self.widest),
+            num_queries=choice("queries per view", [64, 96], num_queries),
+            max_slice_nums=slider("max_slice_nums", max_slice_nums, 1, 16),
+            extras=[player(across, interval=60), button("walk to the next jump", self.walk)],
+        )
 
     def walk(self):
         now = self.values()
@@ -152,7 +149,7 @@ class PaperAgainstCode(Panel):
     def __init__(self, width=640, height=480):
         sides = {"width": width, "height": height}
         controls = {name: slider(name, side, draw.SMALLEST, draw.LARGEST) for name, side in sides.items()}
-        super().__init__(controls, extras=[button("walk to the next border", self.walk)])
+        super().__init__(**controls, extras=[button("walk to the next border", self.walk)])
 
     def walk(self):
         self.controls["width"].value = draw.next_border(**self.values())

@@ -15,15 +15,11 @@ class ClipCosts(Panel):
     """
 
     def __init__(self, seconds=61, size="720p", slices=2, rate=3):
-        sizes = choice("frame", list(draw.FRAME_SIZES.items()), draw.FRAME_SIZES[size])
-        sizes.style.button_width = "94px"
         super().__init__(
-            {
-                "seconds": slider("seconds", seconds, 1, draw.SECONDS),
-                "slices": choice("max_slice_nums of 2.6", [1, 2], slices),
-                "size": sizes,
-                "rate": slider("4.5: frames a second", rate, 1, 10),
-            }
+            seconds=slider("seconds", seconds, 1, draw.SECONDS),
+            slices=choice("max_slice_nums of 2.6", [1, 2], slices),
+            size=choice("frame", draw.FRAME_SIZES.items(), draw.FRAME_SIZES[size]),
+            rate=slider("4.5: frames a second", rate, 1, 10),
         )
 
     def __repr__(self):
@@ -35,11 +31,10 @@ class ClipCosts(Panel):
         return draw.clip_costs(*size, seconds, slices, rate)
 
     def describe(self, seconds, size, slices, rate):
-        costs = draw.clip_costs(*size, seconds, slices, rate).facts["costs"]
         said = (
             f"{cost.frames} frames, {cost.tokens:,} tokens and {draw.in_bytes(cost.cache)} in "
             f"{draw.CLIP_SYSTEMS[system][0]}"
-            for system, cost in costs.items()
+            for system, cost in self.facts["costs"].items()
         )
         return f"A clip of {seconds} s, {size[0]} x {size[1]}: {'; '.join(said)}."
 
@@ -60,18 +55,15 @@ class ClipLook(Panel):
     def __init__(self, frames=6, star=4, shown=4, token=6, layer=2, ids=False, model="nano"):
         self._model = model
         layers = len(draw.watch_clip(frames, star, ids, model)["slots"])
-        play = slider("frame shown", shown, 1, frames)
-        self._play = player(play, interval=600)
+        step = slider("frame shown", shown, 1, frames)
         super().__init__(
-            {
-                "star": slider("star in frame", star, 1, frames),
-                "frames": slider("frames", frames, 1, 8),
-                "shown": play,
-                "token": slider("token", token, 1, self._words(frames, star, ids)),
-                "layer": choice("layer", [("mean", 0), *((f"{n}", n) for n in range(1, 1 + layers))], layer),
-                "ids": toggle("with <image_id>", ids),
-            },
-            extras=[self._play],
+            star=slider("star in frame", star, 1, frames),
+            frames=slider("frames", frames, 1, 8),
+            shown=step,
+            token=slider("token", token, 1, self._words(frames, star, ids)),
+            layer=choice("layer", [("mean", 0), *((f"{n}", n) for n in range(1, 1 + layers))], layer),
+            ids=toggle("with <image_id>", ids),
+            extras=[player(step, interval=600)],
         )
 
     def _words(self, frames, star, ids):
@@ -80,8 +72,7 @@ class ClipLook(Panel):
     def changed(self, name):
         with self.hold():
             frames = self.controls["frames"].value
-            for control in (self.controls["star"], self.controls["shown"], self._play):
-                control.max = frames
+            self.controls["star"].max = self.controls["shown"].max = frames
             star, ids = (self.controls[name].value for name in ("star", "ids"))
             self.controls["token"].max = self._words(frames, star, ids)
 
@@ -111,11 +102,9 @@ class Boxes(Panel):
     def __init__(self, x=480, y=500, size="large", model="nano"):
         self._model = model
         super().__init__(
-            {
-                "x": slider("x", x, 200, 800, 20),
-                "y": slider("y", y, 200, 800, 20),
-                "size": choice("size", ["small", "middle", "large"], size),
-            }
+            x=slider("x", x, 200, 800, 20),
+            y=slider("y", y, 200, 800, 20),
+            size=choice("size", ["small", "middle", "large"], size),
         )
 
     def draw(self, x, y, size):

@@ -17,15 +17,11 @@ class PositionExplorer(Panel):
 
     def __init__(self, rows=24, cols=43, method="bucket", side=70):
         self._place = None  # (kind, row, column), see draw.linked
-        look_up = choice("method", draw.LOOK_UPS.items(), method)
-        look_up.style.button_width = "192px"  # one below the other: their words are long
         super().__init__(
-            {
-                "rows": slider("rows of patches", rows, 1, self.most),
-                "cols": slider("columns of patches", cols, 1, self.most),
-                "method": look_up,
-                "side": choice("side of the table", [70, 27], side),
-            }
+            rows=slider("rows of patches", rows, 1, self.most),
+            cols=slider("columns of patches", cols, 1, self.most),
+            method=choice("method", draw.LOOK_UPS.items(), method),
+            side=choice("side of the table", [70, 27], side),
         )
 
     def changed(self, name):

@@ -19,7 +19,7 @@ class YourRecords(Panel):
     def __init__(self, records, processor, answers=None, record=1):
         self._records, self._answers, self._token = records, answers or {}, None
         self._tokens = [draw.record_tokens(each, processor) for each in records]
-        super().__init__({"record": slider("record", record, 1, len(records))})
+        super().__init__(record=slider("record", record, 1, len(records)))
 
     def changed(self, name):
         self._token = None
@@ -32,26 +32,16 @@ class YourRecords(Panel):
     def draw(self, record):
         one = self._records[record - 1]
         image = load_image(next(iter(one.images.values())))
-        return draw.record_card(image, self._tokens[record - 1], one.turns[1][1], self._said(record), self._token)
-
-    def _said(self, record):
-        return {name: texts[record - 1] for name, texts in self._answers.items()}
+        said = {name: texts[record - 1] for name, texts in self._answers.items()}
+        return draw.record_card(image, self._tokens[record - 1], one.turns[1][1], said, self._token)
 
     def describe(self, record):
-        tokens, wanted = self._tokens[record - 1], self._records[record - 1].turns[1][1]
+        tokens = self._tokens[record - 1]
         if self._token is not None:
             text, supervised, position = tokens[self._token]
             why = "the model learns to predict it from all before it" if supervised else "it is given, not learned"
             return f"“{text.strip() or 'newline'}” at position {position}: {why}."
-        words = len(draw.words_in_place(wanted, wanted))
-        said = (
-            f"{name}, {sum(right for _, right in draw.words_in_place(text, wanted))} of {words} words are in place"
-            for name, text in self._said(record).items()
-        )
-        counted = sum(supervised for _, supervised, _ in tokens)
-        return (
-            "; ".join(
-                [f"Record {record} of {len(self._records)}: {tokens[-1][2] + 1} tokens, {counted} supervised", *said]
-            )
-            + "."
-        )
+        right, counted = self.facts["right"], self.facts["supervised"]
+        said = [f"Record {record} of {len(self._records)}: {tokens[-1][2] + 1} tokens, {counted} supervised"]
+        said += [f"{name}, {right[name]} of {right['wanted']} words are in place" for name in self._answers]
+        return f"{'; '.join(said)}."
