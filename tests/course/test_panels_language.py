@@ -61,35 +61,47 @@ def test_the_strip_is_the_tokenized_layout(pictures, version):
 @pytest.mark.parametrize(("name", "images", "version"), STRIPS)
 def test_visual_tokens_go_to_their_slots(name, images, version):
     panel = panels.TokenStrip(name, images, version, 1)
-    cells, views = panel._tokens(**panel.values())
+    _, views = panel._tokens(**panel.values())
     assert panel.controls["view"].max == len(views)
     for number in {1, 2 if len(views) > 1 else 1, len(views)}:
         panel.controls["view"].value = number
-        _, image, view, start, end = views[number - 1]
-        assert f"positions {start} to {end - 1}" in panel.status
+        _, image, view, *_ = views[number - 1]
         assert f"image {image}, " + (f"slice {view}" if view else "overview") in texts(panel)
-        assert f"{len(cells)} tokens" in texts(panel)
         slots = [r.attrib for r in shapes(panel, "rect") if r.attrib["fill"] in (draw.ORANGE, "white")]
         slots = [r for r in slots if r.get("stroke") in (draw.ORANGE, draw.RED) and float(r["y"]) < 250]
         assert len(slots) == draw.STRIP_SLOTS * len(views)
         filled = [r["fill"] == draw.ORANGE for r in slots]
         assert filled == [slot < draw.STRIP_SLOTS * number for slot in range(len(slots))]
-        here = [float(r["x"]) + float(r["width"]) / 2 for r in slots if r["stroke"] == draw.RED]
-        tips = [
-            line.attrib["points"].split() for line in shapes(panel, "polyline") if line.attrib["stroke"] == draw.RED
-        ]
-        tips = [float(points[1].split(",")[0]) for points in tips if len(points) == 2]
-        assert tips == pytest.approx(here, abs=1.5)
+        here = [r for r in slots if r["stroke"] == draw.RED]
+        lens = [line.get("points").split() for line in shapes(panel, "polyline") if line.get("stroke") == draw.RED]
+        sides = [float(points[0].split(",")[0]) for points in lens]
+        assert sides == pytest.approx([float(here[0]["x"]), float(here[-1]["x"]) + float(here[-1]["width"])], abs=1.5)
         assert list(outside(panel.draw(**panel.values()))) == []
 
 
-@pytest.mark.parametrize(("version", "queries"), [("2.0", 64), ("2.5", 96), ("2.6", 64)])
-def test_the_status_counts_the_real_tokens(version, queries):
-    panel = panels.TokenStrip("chart.png", 1, version)
-    plan = plan_slices(draw.load_sample("chart.png").size)
-    text = image_layout(plan, queries, version).removesuffix("\n") + "\nWhat is this?"
-    count = len(draw.nano_tokenizer()(text, add_special_tokens=False)["input_ids"])
-    assert f"has {count:,} tokens, {plan.visual_tokens(queries):,} of them visual" in panel.status
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("pictures", PROMPTS)
+def test_the_slots_are_those_of_the_real_prompt(pictures, version):
+    plans, queries = [plan_slices(draw.load_sample(name).size) for name in pictures], 96 if version == "2.5" else 64
+    layouts = [image_layout(plan, queries, version, i) for i, plan in enumerate(plans)]
+    text = "".join(layout.removesuffix("\n") + "\n" for layout in layouts) + "What is this?"
+    ids = draw.nano_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    bounds = image_bounds(ids, draw.nano_tokenizer(), version).tolist()
+    panel = panels.TokenStrip(pictures[0], len(pictures), version, 1)
+    assert f"has {len(ids):,} tokens, {ids.count(ids[bounds[0][0]]):,} of them visual" in panel.status
+    for number, (start, end) in enumerate(bounds, 1):
+        touch(panel, f"view {number}")
+        assert panel.values()["view"] == number and panel.facts == {"slots": range(start, end), "tokens": len(ids)}
+        assert f"positions {start} to {end - 1}." in panel.status
+    grid = panel.spots["slots"]
+    for slot in (0, 17, queries - 1):
+        row, col = divmod(slot, 16)
+        x, y, w, h = grid.box
+        touch(panel, grid.key, (x + w * (col + 0.5) / 16, y + h * (row + 0.5) / (queries // 16)), trait="pointed")
+        assert panel.status.endswith(f"its visual token {slot} goes to position {start + slot} of the message.")
+        assert sum(shape[4] == draw.RED for shape in canvas_shapes(panel.draw(**panel.values()), "rect")) == 1
+    touch(panel, "", (0, 0), trait="pointed")
+    assert f"positions {start} to {end - 1}." in panel.status
 
 
 def test_fewer_views_move_the_slider_back():

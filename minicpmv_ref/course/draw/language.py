@@ -11,6 +11,7 @@ from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW
 
 COVER = (128, 128, 128)  # gray, which the processor turns into zeros
 STRIP_SLOTS = 4  # per view in the token strip, where 64 or 96 would not fit
+QUERIES = {"2.0": 64, "2.5": 96, "2.6": 64}  # the real ones
 STRIP_KINDS = {  # kind of token: (color of its cell, words)
     "text": (PALE, "text"),
     "slot": (ORANGE, "slots"),
@@ -54,37 +55,64 @@ def strip_tokens(pictures: tuple, version: str, question: str = "What is this?")
     return cells, [(*name, *bound) for name, bound in zip(names, bounds, strict=True)]
 
 
-def token_strip(pictures: tuple, version: str, view: int) -> Canvas:
-    """A prompt token by token; the visual tokens of view number `view` (from 1) on their way into their slots."""
-    canvas, (cells, views) = Canvas(), strip_tokens(pictures, version)
+def token_strip(pictures: tuple, version: str, view: int, slot: int | None = None) -> Canvas:
+    """A prompt token by token; below it view number `view` (from 1) and all slots that it has in the real prompt.
+
+    `slot` of the view, from 0, is marked. Facts: "slots", their positions in the real prompt, and "tokens", how many
+    there are. Its spots: "view" of each view, and "slots", whose item is a grid.
+    """
+    canvas, (cells, views), queries = Canvas(), strip_tokens(pictures, version), QUERIES[version]
     name, image, number, start, end = views[view - 1]
+    more = queries - STRIP_SLOTS  # of each view that are not drawn in the strip
+    slots = range(start + more * (view - 1), end + more * view)
+    canvas.facts = {"slots": slots, "tokens": len(cells) + more * len(views)}
     places = _draw_cells(canvas, cells, start, end)
-    plan = plan_slices(load_sample(name).size)
+    for each, (_, its_image, its_number, first, last) in enumerate(views, 1):
+        row = [place for place in places[first:last] if place[1] == places[first][1]]
+        box = (*row[0][:2], row[-1][0] + row[-1][2] - row[0][0], row[0][3])
+        canvas.spot("view", each, box, f"show {view_words(its_image, its_number)}", chosen=each == view)
 
     top = 268
-    canvas.text(8, top - 10, f"image {image}, " + (f"slice {number}" if number else "overview"), 14, bold=True)
-    seen = _crop_view(preview(load_sample(name), 400), plan, number)
+    canvas.text(8, top - 10, view_words(image, number), 14, bold=True)
+    seen = _crop_view(preview(load_sample(name), 400), plan_slices(load_sample(name).size), number)
     w = canvas.picture(seen, (8, top, 116, 104))[2]
-    middle = top + 52
-    canvas.arrow((14 + w, middle), (206, middle), INK)
-    canvas.text(max(134, (w + 220) / 2), middle - 24, "ViT", 14, align="middle")
-    canvas.text(max(134, (w + 220) / 2), middle - 8, "resampler", 14, align="middle")
-    for token in range(end - start):
-        column = 214 + 24 * token
-        left, upper, width, height = places[start + token]
-        canvas.arrow((column + 9, top + 8), (left + width / 2, upper + height + 1), RED)
-        canvas.rect(column, top + 10, 18, 82, ORANGE, RED, 2)
-    canvas.text(214, top + 110, "visual tokens", 14)
+    canvas.arrow((14 + w, top + 42), (204, top + 42), INK)
+    for line, part in enumerate(("ViT", "resampler")):
+        canvas.text(max(132, (w + 216) / 2), top + 18 + 16 * line, part, 14, align="middle")
+    _draw_slots(canvas, (212, top, 152, 84), queries, slot, [places[start], places[end - 1]])
+    shown = f"{queries} slots, {slots[0]} to {slots[-1]}" if slot is None else f"slot {slot}: position {slots[slot]}"
+    canvas.text(212, top + 102, shown, 14)
 
     counts = {kind: sum(cell[0] == kind for cell in cells) for kind in STRIP_KINDS}
-    lines = [(kind, count) for kind, count in counts.items() if count]
-    canvas.text(376, top - 10, f"{len(cells)} tokens", 14, bold=True)
-    for line, (kind, count) in enumerate(lines):
+    counts["slot"] = queries * len(views)
+    canvas.text(384, top - 10, f"{canvas.facts['tokens']:,} tokens", 14, bold=True)
+    for line, (kind, count) in enumerate((kind, count) for kind, count in counts.items() if count):
         color, words = STRIP_KINDS[kind]
-        canvas.rect(376, top + 18 * line, 13, 13, color)
-        canvas.text(424, top + 12 + 18 * line, count, 14, align="right")
-        canvas.text(432, top + 12 + 18 * line, words, 14)
+        canvas.rect(384, top + 18 * line, 13, 13, color)
+        canvas.text(440, top + 12 + 18 * line, f"{count:,}", 14, align="right")
+        canvas.text(448, top + 12 + 18 * line, words, 14)
     return canvas
+
+
+def view_words(image: int, number: int) -> str:
+    """What view `number` of an image is."""
+    return f"image {image}, " + (f"slice {number}" if number else "overview")
+
+
+def _draw_slots(canvas, box, queries, slot, ends):
+    """All slots of a view, 16 in a row, as if the cells between `ends` in the strip were under a lens."""
+    (x, y, w, h), grid = box, (queries // 16, 16)
+    wide, high = w / grid[1], h / grid[0]
+    for (left, upper, width, height), corner, side in zip(ends, (x, x + w), (0, 1)):
+        canvas.path([(left + side * width, upper + height), (corner, y)], RED, 1)
+    for each in range(queries):
+        row, col = divmod(each, 16)
+        fill = RED if each == slot else ORANGE
+        canvas.rect(x + 1 + wide * col, y + 1 + high * row, wide - 2, high - 2, fill)
+    canvas.rect(*box, stroke=RED, line=2)
+    row, col = divmod(slot or 0, 16)
+    at = (x + wide * (col + 0.5), y + high * (row + 0.5))
+    canvas.spot("slots", grid, box, "the position of a slot", "hover", at, (wide, high))
 
 
 def _draw_cells(canvas, cells, start, end):

@@ -13,8 +13,10 @@ from .canvas import Axes, Canvas
 from .colors import BLUE, GRAY, INK, PALE, RED, SKY, rgb
 
 SAMPLE_KINDS = {"captions": "captions", "pictures": "pictures", "text only": "text", "all equal": "equal"}  # menu: key
-STRATEGIES = {"one sample a row": "padded", "first fit": "first_fit"}
-STRATEGIES |= {"best fit, longest first": "pack", "truncate (the paper)": "truncate"}
+STRATEGIES = {
+    **{"one sample a row": "padded", "first fit": "first_fit", "best fit, longest first": "pack"},
+    "truncate (the paper)": "truncate",
+}
 MANY = 40  # samples to place
 LONGEST = 768  # tokens of a sample at most, so that every one fits into the smallest row
 EVERYDAY = [(448, 448), (640, 480), (800, 600), (1024, 768), (1280, 720), (1080, 1920), (1240, 1754), (4032, 3024)]

@@ -9,17 +9,19 @@ from ..panel import Panel, button, choice, player, slider
 class TokenStrip(Panel):
     """A prompt token by token: text, markers, slots, and the visual tokens that are written into the slots.
 
+    A click on a view in the strip shows it with all its slots; pointing at one of these tells its position.
+
     Args:
         picture: a file name of data_samples/images; the first image of the prompt.
         images: how many images the prompt has.
         version: "2.0", "2.5" or "2.6".
-        view: which view's visual tokens are on their way.
+        view: which view's visual tokens are on their way, from 1.
     """
 
     pictures = ("cat.jpg", "coffee.jpg", "galaxies.jpg", "chart.png", "chinese_page.png", "receipt.png", "retina.jpg")
 
     def __init__(self, picture="coffee.jpg", images=1, version="2.6", view=2):
-        named = []
+        self._slot, named = None, []  # _slot: the one that is pointed at
         for name in dict.fromkeys([*self.pictures, picture]):
             grid = plan_slices(draw.load_sample(name).size).grid
             named.append((f"{name}, " + ("{} x {}".format(*grid) if grid else "not cut"), name))
@@ -34,8 +36,20 @@ class TokenStrip(Panel):
         )
 
     def changed(self, name):
+        self._slot = None
         with self.hold():
             self.controls["view"].max = len(self._tokens(**self.values())[1])
+
+    def touch(self, spot, at, start, before):
+        if spot.name == "view":
+            self.controls["view"].value = spot.item
+
+    def point(self, spot, at):
+        row, col = spot.cell(at) if spot else (0, None)
+        slot = None if col is None else 16 * row + col
+        if slot != self._slot:
+            self._slot = slot
+            self.redraw()
 
     def _pictures(self, picture, images):
         return (picture, *draw.STRIP_COMPANY[: images - 1])
@@ -44,18 +58,17 @@ class TokenStrip(Panel):
         return draw.strip_tokens(self._pictures(picture, images), version)
 
     def draw(self, picture, images, version, view):
-        return draw.token_strip(self._pictures(picture, images), version, view)
+        return draw.token_strip(self._pictures(picture, images), version, view, self._slot)
 
     def describe(self, picture, images, version, view):
-        cells, views = self._tokens(picture, images, version, view)
-        _, image, number, start, end = views[view - 1]
-        queries = 96 if version == "2.5" else 64
-        real = len(cells) + len(views) * (queries - draw.STRIP_SLOTS)
-        what = f"slice {number}" if number else "the overview"
+        views, slots = self._tokens(picture, images, version, view)[1], self.facts["slots"]
+        what = f"View {view} of {len(views)}, {draw.view_words(*views[view - 1][1:3])}"
+        if self._slot is not None:
+            return f"{what}: its visual token {self._slot} goes to position {slots[self._slot]} of the message."
         return (
-            f"View {view} of {len(views)}, {what} of image {image}: its visual tokens go to positions {start} to "
-            f"{end - 1}. Drawn are {draw.STRIP_SLOTS} slots a view; with the {queries} of version {version} the "
-            f"message has {real:,} tokens, {queries * len(views):,} of them visual."
+            f"{what}: its visual tokens go to positions {slots[0]} to {slots[-1]}. With the {len(slots)} queries of "
+            f"version {version} the message has {self.facts['tokens']:,} tokens, {len(slots) * len(views):,} of them "
+            f"visual. The strip shows {draw.STRIP_SLOTS} slots a view."
         )
 
 
