@@ -89,11 +89,12 @@ def test_the_slots_are_those_of_the_real_prompt(pictures, version):
     bounds = image_bounds(ids, draw.nano_tokenizer(), version).tolist()
     panel = panels.TokenStrip(pictures[0], len(pictures), version, 1)
     assert f"has {len(ids):,} tokens, {ids.count(ids[bounds[0][0]]):,} of them visual" in panel.status
-    for number, (start, end) in enumerate(bounds, 1):
+    for number in sorted({1, 2 if len(bounds) > 1 else 1, len(bounds)}):
+        start, end = bounds[number - 1]
         touch(panel, f"view {number}")
         assert panel.values()["view"] == number and panel.facts == {"slots": range(start, end), "tokens": len(ids)}
         assert f"positions {start} to {end - 1}." in panel.status
-    grid = panel.spots["slots"]
+    grid = panel.spots[f"slots {(queries // 16, 16)}"]
     for slot in (0, 17, queries - 1):
         row, col = divmod(slot, 16)
         x, y, w, h = grid.box

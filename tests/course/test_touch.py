@@ -153,6 +153,8 @@ def test_a_walk_in_the_map():
         seen.append(panel.values()["width"])
     cases = [draw.compare_grids((width, 480)) for width in range(300, 680)]
     assert seen == [300 + i for i in range(1, 380) if cases[i] != cases[i - 1]]
+    labels = [each.description for each in panel.children[1].children[0].children if hasattr(each, "on_click")]
+    assert len(labels) == 1 and draw.text_width(labels[0], 16) <= 176, "the label is not cut"
 
 
 def test_a_click_in_the_map():

@@ -144,7 +144,7 @@ def dpo_landscape(chosen: int, rejected: int, beta: float, moment: int) -> Canva
 
     numbers = f"{beta:g} × ({_signed(chosen)} − {number(rejected)}) = {_signed(f'{margin:.3g}')}"
     formulas = f"loss = −log σ(margin) = {loss:.4g}", f"gradient weight = β σ(−margin) = {weight:.3g}"
-    canvas.lines(44, 294, (f"margin = β (chosen − rejected) = {numbers}", *formulas), 26)
+    canvas.lines(44, 299, (f"margin = β (chosen − rejected) = {numbers}", *formulas), 24)
     canvas.text(44, 372, "right: blue is below log 2; orange is above, the pair is in the wrong order", 14, GRAY)
     return canvas
 

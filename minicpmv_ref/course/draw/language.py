@@ -6,7 +6,7 @@ from PIL import Image
 
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import WIDTH, Canvas, load_sample, preview, text_width
+from .canvas import WIDTH, Canvas, load_preview, load_sample, text_width
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW
 
 COVER = (128, 128, 128)  # gray, which the processor turns into zeros
@@ -74,7 +74,7 @@ def token_strip(pictures: tuple, version: str, view: int, slot: int | None = Non
 
     top = 268
     canvas.text(8, top - 10, view_words(image, number), 14, bold=True)
-    seen = _crop_view(preview(load_sample(name), 400), plan_slices(load_sample(name).size), number)
+    seen = _crop_view(load_preview(name, 400), plan_slices(load_sample(name).size), number)
     w = canvas.picture(seen, (8, top, 116, 104))[2]
     canvas.arrow((14 + w, top + 42), (204, top + 42), INK)
     for line, part in enumerate(("ViT", "resampler")):
@@ -275,7 +275,7 @@ def answer_attention(picture: str, token: int, layer: int = 0, covered: tuple = 
     """
     canvas, whole = Canvas(), watch_answer(picture, name=name)
     now, grid = watch_answer(picture, tuple(covered), name), cell_grid(picture, name)
-    image = preview(load_sample(picture), 400)
+    image = load_preview(picture, 400)
     _draw_answer(canvas, 6, "answer", whole["words"], now["chances"], token)
     if covered:
         _draw_answer(canvas, 74, "now", now["words"], [], 0, whole["words"])

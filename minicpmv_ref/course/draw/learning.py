@@ -196,11 +196,8 @@ class Story:
 
 SHOWN = (("scene", "caption", 3), ("lines of text", "crop", 3), ("document", "read", 4))  # (name, kind, seed)
 AFTER = {  # stage: the shipped checkpoint that it ends with
-    "start-vit": "nano-start",
-    "stage-1": "nano-stage-1",
-    "stage-2": "nano-stage-2",
-    "stage-3": "nano-stage-3",
-    "sft-2": "nano",
+    **{stage: f"nano-{stage}" for stage in ("stage-1", "stage-2", "stage-3")},
+    **{"start-vit": "nano-start", "sft-2": "nano"},
 }
 
 
@@ -417,9 +414,8 @@ def _draw_band(canvas, box, stage, facts):
     axes = Axes(canvas, box, (math.log10(4), math.log10(stage.steps)), (0, most * 1.05))
     canvas.text(x, y - 8, stage.name, bold=True)
     for middle, low, high in facts["band"]:
-        (left, top), (right, bottom) = (
-            axes.at(math.log10(max(step, 4)), loss) for step, loss in ((middle - 5, high), (middle + 5, low))
-        )
+        corners = (middle - 5, high), (middle + 5, low)
+        (left, top), (right, bottom) = (axes.at(math.log10(max(step, 4)), loss) for step, loss in corners)
         canvas.rect(left, top, right - left, bottom - top, SKY)
     canvas.path([(x, y), (x, y + h), (x + w, y + h)], GRAY, 1)
     curves = [(facts["shipped"], GRAY, 2), *((run, INK, 1) for run in facts["runs"]), (facts["mine"], RED, 2)]

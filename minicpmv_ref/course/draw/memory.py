@@ -7,12 +7,8 @@ from .canvas import WIDTH, Canvas, text_width
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW
 
 MEMORY_COLORS = {  # from the ground up: what is always there comes first
-    "weights": BLUE,
-    "optimizer": SKY,
-    "gradients": ORANGE,
-    "vision": GREEN,
-    "activations": YELLOW,
-    "kv_cache": PURPLE,
+    **{"weights": BLUE, "optimizer": SKY, "gradients": ORANGE},
+    **{"vision": GREEN, "activations": YELLOW, "kv_cache": PURPLE},
 }
 BAR_LEFT, BAR_RIGHT = 106, WIDTH - 16  # where the bars begin and end
 

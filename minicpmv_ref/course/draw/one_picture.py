@@ -116,12 +116,9 @@ def course_map(stage: int, picture: str, question: str) -> Canvas:
     Its facts: "in", "out" and "numbers", the words of `stage_words`; "lesson", the file that the link opens. Its spots:
     "stage" of each stage, from 1.
     """
-    from minicpmv_ref.config import nano
-
     seen, (name, parts, _, does, lesson) = follow(picture, question), STAGES[stage - 1]
-    model = whole_model(parts, nano, load_sample(picture), question)
     canvas = Canvas(WIDTH, 430)
-    canvas.shapes = model.shapes
+    canvas.shapes += _lit_model(parts, picture, question)
     for number, other in enumerate(STAGES, 1):
         canvas.spot("stage", number, other.box, f"stage {number}: {other.name}", chosen=number == stage)
 
@@ -137,6 +134,13 @@ def course_map(stage: int, picture: str, question: str) -> Canvas:
     lines = wrap(numbers, WIDTH - 368, 14)
     canvas.lines(360, 340, lines[:5] + ["…"] * (len(lines) > 5), 17, 14)
     return canvas
+
+
+@lru_cache(maxsize=32)
+def _lit_model(parts, picture, question):
+    from minicpmv_ref.config import nano
+
+    return whole_model(parts, nano, load_sample(picture), question).shapes
 
 
 def _draw_link(canvas, lesson):

@@ -48,11 +48,10 @@ class Placed(NamedTuple):
 
     def moved(self, number: int, row: int) -> "Placed | None":
         """The plan with this sample at the end of this row, from 0; None if it does not fit."""
-        numbers = [
-            [n for n in own if n != number] + [number] * (place == row) for place, own in enumerate(self.numbers)
-        ]
         if number in self.numbers[row]:
             return self
+        numbers = [[n for n in own if n != number] for own in self.numbers]
+        numbers[row].append(number)
         rows = [[self.samples[n] for n in own] for own in numbers]
         fits = sum(map(sum, rows[row])) <= self.width
         return self._replace(rows=rows, numbers=numbers) if fits else None
@@ -109,11 +108,8 @@ def pairs_used(row) -> float:
 
 def tokens_of(row) -> list:
     """(number of the sample in its row, from 1; is it of a picture?; position) of each token of a row."""
-    return [
-        (number, position < picture, position)
-        for number, (picture, words) in enumerate(row, 1)
-        for position in range(picture + words)
-    ]
+    samples = enumerate(row, 1)
+    return [(n, place < picture, place) for n, (picture, words) in samples for place in range(picture + words)]
 
 
 def who_sees_whom(row, query: int, key: int) -> str:

@@ -24,8 +24,12 @@ def record_tokens(record, processor) -> list[tuple[str, bool, int]]:
 
 def words_in_place(said: str, wanted: str) -> list[tuple[str, bool]]:
     """The words of an answer, and whether each is the wanted one at its place, as `share_of_words` counts them."""
-    words = wanted.replace(",", "").split()
-    return [(word, words[place : place + 1] == [word]) for place, word in enumerate(said.replace(",", "").split())]
+    words, found, place = wanted.replace(",", "").split(), [], 0
+    for word in said.split():
+        plain = word.replace(",", "")  # nothing is left of a comma that stands alone
+        found.append((word, words[place : place + 1] == [plain]))
+        place += bool(plain)
+    return found
 
 
 def record_card(image, tokens: list, wanted: str, answers: dict, chosen: int | None = None) -> Canvas:

@@ -29,9 +29,8 @@ class ClaimsToPairs(Panel):
         claims, score = shown["claims"][answer - 1], shown["scores"][answer - 1]
         if score is None:
             return f"Answer {answer} of 10 makes no claim, so it has no score and enters no pair."
-        roles = [
-            sum(pair[side] == answer - 1 for pair in shown[kind]) for kind in ("pairs", "drawn") for side in (0, 1)
-        ]
+        sides = [(shown[kind], side) for kind in ("pairs", "drawn") for side in (0, 1)]
+        roles = [sum(pair[side] == answer - 1 for pair in pairs) for pairs, side in sides]
         return (
             f"Answer {answer} of 10 makes {_count(len(claims), 'claim')}, {-score} of them rejected: score {score}. "
             f"It could be chosen in {_count(roles[0], 'pair')} and rejected in {roles[1]}; of the "

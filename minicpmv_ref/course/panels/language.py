@@ -116,11 +116,7 @@ class AnswerAttention(Panel):
         if spot.name != "cell":
             self.controls[spot.name].value = spot.item
             return
-        (x, y, w, h), (rows, cols) = self.facts["box"], self.facts["grid"]
-        ends = [
-            (min(max(int((py - y) / h * rows), 0), rows - 1), min(max(int((px - x) / w * cols), 0), cols - 1))
-            for px, py in (start, at)
-        ]
+        ends = [draw.cell_at(self.facts["box"], self.facts["grid"], end) for end in (start, at)]
         (top, bottom), (left, right) = map(sorted, zip(*ends))
         cells = {(row, col) for row in range(top, bottom + 1) for col in range(left, right + 1)}
         old = set(before["covered"])

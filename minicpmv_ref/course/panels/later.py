@@ -23,7 +23,7 @@ class Versions(Panel):
         return draw.versions(**state)
 
     def describe(self, width, height, seconds):
-        costs = {name: draw.version_cost(name, (width, height), seconds) for name in ("2.6", "4.5", "4.6")}
+        costs = {name: self.facts["costs"][name] for name in ("2.6", "4.5", "4.6")}
         what = f"A clip of {seconds} s, {width} x {height}" if seconds else f"A picture of {width} x {height}"
         frames = (lambda cost: f" of {cost.frames} frames") if seconds else lambda cost: ""
         said = (

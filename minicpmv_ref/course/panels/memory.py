@@ -57,9 +57,7 @@ class MemoryPanel(Panel):
         need, given = draw.plan_memory(**controls)
         weights = given["mixture"] or given["dtype"]
         what = f"{'A training step' if given['training'] else 'An answer'} in {weights}"
-        enough = {
-            kind: [name for name in DEVICES if fits(need, name) and name.endswith(kind)] for kind in ("phone", "GPU")
-        }
+        enough = {kind: [n for n in DEVICES if fits(need, n) and n.endswith(kind)] for kind in ("phone", "GPU")}
         places = [f"{kind}s from {names[0].removesuffix(f' {kind}')}" for kind, names in enough.items() if names]
         where = f"It fits {' and '.join(places)}." if places else "It fits none of these devices."
         where += f" Your {own} GB: {'enough' if need.total <= draw.own_bytes(own) else 'too little'}."

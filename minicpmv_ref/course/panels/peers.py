@@ -1,7 +1,5 @@
 """Lesson 11: the other systems."""
 
-from functools import lru_cache
-
 from minicpmv_ref.peers.sizes import SYSTEMS
 
 from .. import draw
@@ -80,7 +78,7 @@ class TokenPlaces(Panel):
             self.controls["token"].max = _tokens(self.controls["system"].value) - 1
 
     def draw(self, system, token, picture):
-        return draw.token_places(system, token, _preview(picture))
+        return draw.token_places(system, token, draw.load_preview(picture))
 
     def describe(self, system, token, picture):
         orders = [order for order, _ in draw.ORDERS[system][1:]]
@@ -89,11 +87,6 @@ class TokenPlaces(Panel):
         words = f"{draw.NAMES[system]}, token {token}: its first patch is in row {at[0][0]}, column {at[0][1]} "
         words += f"({orders[0]}); in row {at[1][0]}, column {at[1][1]} ({orders[1]})."
         return words + (" This token is the same in both." if first == second else "")
-
-
-@lru_cache(maxsize=4)
-def _preview(name):
-    return draw.preview(draw.load_sample(name))
 
 
 def _tokens(system):

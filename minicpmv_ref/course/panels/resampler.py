@@ -44,10 +44,10 @@ class AttentionByHover(Panel):
         self.say(self.status)
 
     def draw(self, picture, reader, head):
-        return draw.attention_hover(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
+        return draw.attention_hover(draw.load_preview(picture), *draw.attention_of(picture, reader), head, self._query)
 
     def snapshot(self, picture, reader, head):
-        return draw.attention(self._preview(picture), *draw.attention_of(picture, reader), head, self._query)
+        return draw.attention(draw.load_preview(picture), *draw.attention_of(picture, reader), head, self._query)
 
     def describe(self, picture, reader, head):
         if self._patch:
@@ -62,6 +62,3 @@ class AttentionByHover(Panel):
             + f"Resampler {whose}; {heads}. Its queries spread over {min(seen):.0f} to {max(seen):.0f} patches"
             + (" of the overview." if cut else ".")
         )
-
-    def _preview(self, picture):
-        return draw.preview(draw.load_sample(picture))

@@ -17,8 +17,7 @@ SIZES = dict(low=1, high=4096)
 
 
 def _open_sample(name):
-    image = draw.load_sample(name)
-    return image.size, draw.preview(image)
+    return draw.load_sample(name).size, draw.load_preview(name)
 
 
 class SlicingPlayground(Panel):
@@ -122,7 +121,7 @@ class OnePixelCliff(Panel):
             height=slider("height", height, 1, self.widest),
             num_queries=choice("queries per view", [64, 96], num_queries),
             max_slice_nums=slider("max_slice_nums", max_slice_nums, 1, 16),
-            extras=[player(across, interval=60), button("walk to the next jump", self.walk)],
+            extras=[player(across, interval=60), button("to the next jump", self.walk)],
         )
 
     def walk(self):
@@ -149,7 +148,7 @@ class PaperAgainstCode(Panel):
     def __init__(self, width=640, height=480):
         sides = {"width": width, "height": height}
         controls = {name: slider(name, side, draw.SMALLEST, draw.LARGEST) for name, side in sides.items()}
-        super().__init__(**controls, extras=[button("walk to the next border", self.walk)])
+        super().__init__(**controls, extras=[button("to the next border", self.walk)])
 
     def walk(self):
         self.controls["width"].value = draw.next_border(**self.values())
