@@ -1,6 +1,6 @@
 """What JupyterHub starts for a learner: a server in the learner's own copy of the course, which is made once.
 
-The course itself is read only and belongs to whoever set it up. The copy has all but the packages, about 30 MB, so that
+The course itself is read only and belongs to whoever set it up. The copy has all but the packages, about 40 MB, so that
 everything works as on a laptop: links, solved exercises, what a lesson trains and saves.
 """
 

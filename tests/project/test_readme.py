@@ -46,8 +46,13 @@ def test_commands_exist():
 
 
 def test_every_lesson_is_listed():
-    listed = set(re.findall(r"\]\(notebooks/([\w.]+\.ipynb)\)", README))
-    assert listed == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    lessons = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert set(re.findall(r"\]\(notebooks/([\w.]+\.ipynb)\)", README)) == set(lessons)
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \w+ \[.*\]\(notebooks/([\w.]+\.ipynb)\)", chinese, re.MULTILINE) == lessons
+    online = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    assert re.findall(r"colab\.research\.google\.com/\S+/notebooks/([\w.]+\.ipynb)\)", online) == lessons
+    assert re.findall(r"mybinder\.org/\S+/notebooks/([\w.]+\.ipynb)\)", online) == lessons
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,7 @@ def test_every_lesson_is_listed():
         "README.zh.md",
         "CONTRIBUTING.md",
         "docs/glossary.md",
+        "docs/server.md",
         "notebooks/INSTRUCTOR.md",
         "benchmarks/README.md",
         "tools/README.md",
