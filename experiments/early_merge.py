@@ -65,7 +65,7 @@ class MergingViT(VisionTransformer):
     def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         grids, count = [self._patch_grid(image) for image in images], len(images)
         patches = torch.cat([self._patchify(image) for image in images])
-        x = self.embeddings.patches(patches) + self.embeddings.positions(*grids[0]).repeat(count, 1)
+        x = self.embeddings.patches(patches) + self.embeddings.positions(grids[:1]).repeat(count, 1)
         for number, layer in enumerate(self.encoder["layers"], start=1):
             x = layer(x, [(len(x) // count, count)])
             if number == self.after:

@@ -71,7 +71,7 @@ class VisionTransformer(nn.Module):
             order = sorted(range(len(images)), key=lambda i: grids[i][0] * grids[i][1])
             lengths = [grids[i][0] * grids[i][1] for i in order]
             patches = torch.cat([self._patchify(images[i]) for i in order])
-            positions = torch.cat([self.embeddings.positions(*grids[i]) for i in order])
+            positions = self.embeddings.positions([grids[i] for i in order])
 
         x = self.embeddings.patches(patches) + positions  # (N, D)
         runs = [(length, len(list(same))) for length, same in groupby(lengths)]
@@ -107,7 +107,7 @@ class VisionTransformer(nn.Module):
         """
         longest = max(rows * cols for rows, cols in grids)
         patches = [F.pad(p, (0, 0, 0, longest - len(p))) for p in map(self._patchify, images)]
-        positions = self.embeddings.positions(1, longest)
+        positions = self.embeddings.positions([(1, longest)])
         return torch.cat(patches), positions.repeat(len(images), 1), [longest] * len(images)
 
 
@@ -128,14 +128,17 @@ class _Embeddings(nn.Module):
         squares = rearrange(patches, "n (c p q) -> n c p q", c=3, p=self.cfg.patch_size)
         return self.patch_embedding(squares).flatten(1)  # (N, D, 1, 1) -> (N, D)
 
-    def positions(self, rows: int, cols: int) -> torch.Tensor:
-        device = next(self.parameters()).device
-        if self.cfg.position != "interpolate":
-            return self.position_embedding(bucket_position_ids(rows, cols, self.cfg.table_side).to(device))
-        if is_plain(self.position_embedding, nn.Embedding):
-            return interpolate_position_table(self.position_embedding.weight, rows, cols)
-        whole = self.position_embedding(torch.arange(self.cfg.table_side**2, device=device))
-        return interpolate_position_table(whole, rows, cols)
+    def positions(self, grids: list[tuple[int, int]]) -> torch.Tensor:
+        """(N, D), slice after slice."""
+        cfg, table, device = self.cfg, self.position_embedding, next(self.parameters()).device
+        if cfg.position != "interpolate":
+            # One look-up: each has a gradient as large as the table. Backwards, the order in which autograd adds them.
+            ids = [bucket_position_ids(*grid, cfg.table_side) for grid in reversed(grids)]
+            rows = table(torch.cat(ids).to(device)).split([len(own) for own in ids])
+            return torch.cat(rows[::-1])
+        plain = is_plain(table, nn.Embedding)
+        whole = table.weight if plain else table(torch.arange(cfg.table_side**2, device=device))
+        return torch.cat([interpolate_position_table(whole, *grid) for grid in grids])
 
 
 class _Layer(nn.Module):
@@ -159,12 +162,11 @@ class _Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, runs: list[tuple[int, int]]) -> torch.Tensor:
         """x (N, D); `runs` says which neighbors form a slice: [(L, how many slices of that length), ...]."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        outs, start = [], 0
-        for length, count in runs:
-            part = slice(start, start := start + length * count)
-            q_, k_, v_ = (rearrange(t[part], "(b l) (h k) -> b h l k", b=count, h=self.heads) for t in (q, k, v))
-            out = F.scaled_dot_product_attention(q_, k_, v_)  # no mask: a slice sees itself and nothing else
+        sizes, outs = [length * count for length, count in runs], []
+        # Split, never slice: the gradient of each slice would be a tensor of all N patches, nearly all of them zero.
+        for (_, count), *qkv in zip(runs, *(proj(x).split(sizes) for proj in (self.q_proj, self.k_proj, self.v_proj))):
+            q, k, v = (rearrange(t, "(b l) (h k) -> b h l k", b=count, h=self.heads) for t in qkv)
+            out = F.scaled_dot_product_attention(q, k, v)  # no mask: a slice sees itself and nothing else
             outs.append(rearrange(out, "b h l k -> (b l) (h k)"))
         return self.out_proj(torch.cat(outs))
 

@@ -19,11 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..config import LLMConfig, MiniCPMVConfig
 from ..inputs.checks import check_choice, check_type
 from ..linear import linear
 from ..model import MiniCPMV
+from ..resampler import Resampler
+from ..vision import VisionTransformer
 from .gguf import CHUNK, encode, weights_of
 from .gguf_plan import llm_tensors, plan_mixture
 from .kquant import FORMATS, dequantize
@@ -61,7 +64,7 @@ class Runtime(MiniCPMV):
         if isinstance(model, Runtime):
             raise TypeError("model is a Runtime already: give the MiniCPMV, whose weights are still whole")
         if not isinstance(model, MiniCPMV):
-            model = MiniCPMV.from_pretrained(model)
+            model = _Unbuilt.from_pretrained(model)
         self.config, self.vpm, self.resampler = model.config, model.vpm, model.resampler
         self.llm = Decoder(model.llm, model.config, mixture, activations)
         self.eval()
@@ -69,6 +72,50 @@ class Runtime(MiniCPMV):
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """A Runtime is made from a checkpoint and is none. Raises a TypeError."""
         raise TypeError("a Runtime cannot be saved: save the MiniCPMV, or export it to GGUF")
+
+
+class _Unbuilt(MiniCPMV):
+    """A model whose LLM is nothing but weights: without `transformers`' classes, which take two seconds to import."""
+
+    def __init__(self, config: MiniCPMVConfig):
+        nn.Module.__init__(self)
+        self.config, self.llm = config, _Weights(config.llm)
+        self.vpm, self.resampler = VisionTransformer(config.vision), Resampler(config.resampler)
+
+    @classmethod
+    def without_memory(cls, config: MiniCPMVConfig) -> _Unbuilt:
+        with torch.device("meta"), _NotNormal():
+            return cls(config)
+
+
+class _Weights(nn.Module):
+    """The weights of an LLM under the names that `transformers` gives them."""
+
+    def __init__(self, cfg: LLMConfig):
+        super().__init__()
+        shapes = {source.key.removeprefix("llm."): source.shape for source in llm_tensors(cfg).values()}
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+        for key, shape in shapes.items():
+            *path, name = key.split(".")
+            module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module.get_submodule(part)
+            module.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    dtype = property(lambda self: self.model.embed_tokens.weight.dtype)
+    device = property(lambda self: self.model.embed_tokens.weight.device)
+
+    def tie_weights(self) -> None:
+        """Nothing to do: what is tied is one tensor when it is read."""
+
+
+class _NotNormal(TorchFunctionMode):
+    """Leaves out normal_, whose form for tensors without memory makes torch import its compiler: two more seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs or {})
 
 
 class Step(NamedTuple):

@@ -1,6 +1,8 @@
 """The decoder of our own against transformers; quantized weights against kquant; int8 activations against llama.cpp."""
 
 import importlib.util
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT
 from tiny import VERSIONS, ask, picture, several, tiny_config, tiny_model
 from transformers import GenerationConfig
 
@@ -16,6 +19,7 @@ from minicpmv_ref.deploy import runtime
 from minicpmv_ref.deploy.gguf import MIXTURES, llm_tensors, plan_mixture
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 from minicpmv_ref.deploy.runtime import Decoder, Matrix, Runtime, round_activations
+from minicpmv_ref.inputs.checkpoint import write_checkpoint
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
 
@@ -202,10 +206,26 @@ def test_half_precision(wide):
     assert Runtime(half).llm.dtype == torch.bfloat16
 
 
-def test_a_folder(models, processors, tmp_path):
-    models["2.6"].save_pretrained(tmp_path)
-    batch = processors["2.6"](ask("Hello"))
-    assert torch.equal(Runtime(tmp_path).generate(batch, 8), models["2.6"].generate(batch, 8))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_folder(models, processors, quick, version, tmp_path):
+    models[version].save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    read, batch = Runtime(tmp_path), processors[version](several())
+    assert torch.equal(read(batch).logits, quick[version](batch).logits)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name in ("llm.model.layers.0.mlp.up_proj.weight", "vpm.post_layernorm.bias"):
+        tensors = models[version].own_tensors()
+        del tensors[name]
+        write_checkpoint(tmp_path, models[version].config, tensors)
+        with pytest.raises(ValueError, match=f"1 missing: {name}"):
+            Runtime(tmp_path)
+
+
+def test_a_folder_is_read_without_the_classes_of_transformers():
+    heavy = "{'torch._dynamo', 'transformers.models.llama.modeling_llama'}"
+    code = f"import sys\nfrom {runtime.__name__} import Runtime\nRuntime('nano')\nprint({heavy} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
 
 
 def test_the_runtime_keeps_its_own_weights(models, processors):

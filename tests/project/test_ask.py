@@ -76,13 +76,17 @@ def test_several_pictures_and_a_clip_give_the_answer_of_chat(tmp_path, capsys):
 )
 def test_which_model_of_the_course_answers(files, question, many, there, tmp_path, monkeypatch):
     import minicpmv_ref.inputs.published as published
-    import minicpmv_ref.peers as peers
 
     Image.new("RGB", (50, 40), "red").save(tmp_path / "a.png")
     clip_file(tmp_path / "a.gif")
     asked = []
     monkeypatch.setattr(published, "BUNDLED", tmp_path)
-    monkeypatch.setattr(peers, "load", lambda name: asked.append(name) or exec("raise ValueError('enough')"))
+
+    def load(name):
+        asked.append(name)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("minicpmv_ref.commands.ask.load", load)
     if there:
         (tmp_path / "nano-many").mkdir()
     assert main(["ask", *[str(tmp_path / file) for file in files], question]) == 1
@@ -163,7 +167,7 @@ def test_where_is_asked_as_the_model_was_trained():
 def test_boxes_are_asked_for_in_one_view(monkeypatch, tmp_path, capsys):
     said(monkeypatch, "<box>1 2 3 4</box>")
     pair = peers.load("nano")
-    monkeypatch.setattr(peers, "load", lambda _: pair)
+    monkeypatch.setattr("minicpmv_ref.commands.ask.load", lambda _: pair)
     monkeypatch.setattr("minicpmv_ref.inputs.published.BUNDLED", tmp_path)
     (tmp_path / "nano-many").mkdir()
     command = ["ask", SAMPLE, "Where is the roof?", "--draw", str(tmp_path / "b.png"), "--model", "nano-many"]

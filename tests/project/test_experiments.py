@@ -802,9 +802,9 @@ def test_the_three_position_schemes(random_model):
     torch, module = pytest.importorskip("torch"), import_module("experiments.position_schemes")
     models = module.schemes(random_model)
     table = models[module.AS_2_0].vpm.embeddings
-    assert torch.equal(table.positions(8, 8), random_model.vpm.embeddings.positions(8, 8))
-    assert torch.equal(models[module.FEW].vpm.embeddings.positions(8, 8), table.positions(8, 8))
-    wide = [model.vpm.embeddings.positions(4, 16) for model in models.values()]
+    assert torch.equal(table.positions([(8, 8)]), random_model.vpm.embeddings.positions([(8, 8)]))
+    assert torch.equal(models[module.FEW].vpm.embeddings.positions([(8, 8)]), table.positions([(8, 8)]))
+    wide = [model.vpm.embeddings.positions([(4, 16)]) for model in models.values()]
     assert not any(torch.allclose(wide[a], wide[b], atol=1e-4) for a, b in ((0, 1), (0, 2), (1, 2)))
     # The buckets of a table of 8: two columns share an entry, and every second row is left out.
     assert torch.equal(wide[1].unflatten(0, (4, 16))[1, 6], table.position_embedding.weight[2 * 8 + 3])
