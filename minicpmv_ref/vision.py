@@ -130,15 +130,13 @@ class _Embeddings(nn.Module):
 
     def positions(self, grids: list[tuple[int, int]]) -> torch.Tensor:
         """(N, D), slice after slice."""
-        cfg, table, device = self.cfg, self.position_embedding, next(self.parameters()).device
-        if cfg.position != "interpolate":
-            # One look-up: each has a gradient as large as the table. Backwards, the order in which autograd adds them.
-            ids = [bucket_position_ids(*grid, cfg.table_side) for grid in reversed(grids)]
-            rows = table(torch.cat(ids).to(device)).split([len(own) for own in ids])
-            return torch.cat(rows[::-1])
-        plain = is_plain(table, nn.Embedding)
-        whole = table.weight if plain else table(torch.arange(cfg.table_side**2, device=device))
-        return torch.cat([interpolate_position_table(whole, *grid) for grid in grids])
+        side, table, device = self.cfg.table_side, self.position_embedding, next(self.parameters()).device
+        if self.cfg.position == "interpolate":
+            whole = table.weight if is_plain(table, nn.Embedding) else table(torch.arange(side**2, device=device))
+            return torch.cat([interpolate_position_table(whole, *grid) for grid in grids])
+        # One look-up: each has a gradient as large as the table. Backwards, the order in which autograd adds them.
+        ids = [bucket_position_ids(*grid, side) for grid in reversed(grids)]
+        return torch.cat(table(torch.cat(ids).to(device)).split([len(own) for own in ids])[::-1])
 
 
 class _Layer(nn.Module):
