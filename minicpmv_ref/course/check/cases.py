@@ -88,7 +88,19 @@ def _problem(got, case: Case) -> str | None:
         return f"gave {show(got)}, expected {show(case.want)} as a plain value; `.item()` makes one."
     if _is_array(got) and isinstance(case.want, (list, tuple)):
         return f"gave {_kind(got)}, expected a {type(case.want).__name__}; `.tolist()` makes a list."
-    return None if same(got, case.want, case.tolerance) else f"gave {show(got)}, expected {show(case.want)}."
+    if same(got, case.want, case.tolerance):
+        return None
+    return f"gave {show(got)}, expected {show(case.want)}{_first_difference(got, case)}."
+
+
+def _first_difference(got, case: Case) -> str:
+    """Where two lists differ that are too long to be shown; else nothing."""
+    want = case.want
+    if not isinstance(got, (list, tuple)) or not show(want).endswith("...") or len(got) != len(want):
+        return ""
+    wrong = [place for place, (a, b) in enumerate(zip(got, want)) if not same(a, b, case.tolerance)]
+    first = f"the first at [{wrong[0]}]: {show(got[wrong[0]])}, expected {show(want[wrong[0]])}"
+    return f" ({len(wrong)} of {len(want)} differ, {first})"
 
 
 def _array_problem(got, case: Case) -> str | None:
