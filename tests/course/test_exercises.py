@@ -1345,8 +1345,8 @@ def double(number):
         (double, Case((torch.ones(1),), [2.0]), "double([1]) gave a torch tensor of shape (1,), expected a list; "
          "`.tolist()` makes a list."),
         (double, Case((1.0,), 2), "double(1.0) gave 2.0, expected 2."),
-        (double, Case(([7] * 60,), [7] * 60 + [8] + [7] * 59), "double({0}) gave {0}, expected {0} (1 of 120 differ, "
-         "the first at [60]: 7, expected 8).".format("[" + "7, " * 32 + "...")),
+        (double, Case(([7] * 60,), [7] * 60 + [8] + [7] * 59), f"double([{'7, ' * 32}...) has 1 of 120 entries "
+         "wrong, the first at [60]: 7, expected 8."),
         (double, Case((double,), 2), "double(double) raised TypeError: unsupported operand type(s) for *: 'int' and "
          "'function'; expected 2."),
         (double, Case((torch.tensor([[0.12345], [2.0]]) > 1,), 1), "double([[False], [True]]) gave [[0], [2]], "

@@ -90,17 +90,17 @@ def _problem(got, case: Case) -> str | None:
         return f"gave {_kind(got)}, expected a {type(case.want).__name__}; `.tolist()` makes a list."
     if same(got, case.want, case.tolerance):
         return None
-    return f"gave {show(got)}, expected {show(case.want)}{_first_difference(got, case)}."
+    return _long_list_problem(got, case) or f"gave {show(got)}, expected {show(case.want)}."
 
 
-def _first_difference(got, case: Case) -> str:
-    """Where two lists differ that are too long to be shown; else nothing."""
+def _long_list_problem(got, case: Case) -> str | None:
+    """Where two lists differ that are too long to be shown."""
     want = case.want
     if not isinstance(got, (list, tuple)) or not show(want).endswith("...") or len(got) != len(want):
-        return ""
+        return None
     wrong = [place for place, (a, b) in enumerate(zip(got, want)) if not same(a, b, case.tolerance)]
     first = f"the first at [{wrong[0]}]: {show(got[wrong[0]])}, expected {show(want[wrong[0]])}"
-    return f" ({len(wrong)} of {len(want)} differ, {first})"
+    return f"has {len(wrong)} of {len(want)} entries wrong, {first}."
 
 
 def _array_problem(got, case: Case) -> str | None:
