@@ -105,9 +105,9 @@ def _finite(x: np.ndarray) -> np.ndarray:
 def _check_stored(blocks: np.ndarray, x: np.ndarray, kind: str) -> None:
     """Refuse what would be read back as infinity: in float16 these, and not-a-number, have all bits of the exponent."""
     scales = np.ascontiguousarray(blocks[:, FORMATS[kind].scales]).view("<u2")
-    largest = x.flat[np.abs(x).argmax()]
     # Subtle: where even the squares of weights overflow, the search finds nothing and stores a scale of 0.
-    if abs(largest) >= TOO_LARGE or (scales & 0x7C00 == 0x7C00).any():
+    if max(x.max(), -x.min()) >= TOO_LARGE or (scales & 0x7C00 == 0x7C00).any():
+        largest = x.flat[np.abs(x).argmax()]
         raise ValueError(
             f"weights as large as {largest:g} do not fit {kind}: its scales are float16, which ends at 65504"
         )
@@ -366,11 +366,13 @@ def _stored_levels(x: np.ndarray, inverse: np.ndarray, half: int) -> np.ndarray:
 def _encode_q8_0(rows: np.ndarray, importance, device) -> np.ndarray:
     """(R, cols) -> (N, 34): d, then 32 signed bytes. Subtle: levels come from the float32 d, not the stored one."""
     x = rows.reshape(-1, 32)
-    d = np.abs(x).max(axis=1) / F32(127)
-    v = x * _inverse(d)[:, None]
-    # Round half away from zero. Adding 0.5 itself would lift 0.49999997 to 1.
-    v += np.copysign(np.nextafter(F32(0.5), F32(0)), v)
-    return np.concatenate([_float16_bytes(d), _truncate(v).astype(np.int8).view(np.uint8)], axis=1)
+    d = _columns(np.abs(rows), 32).max(axis=0) / F32(127)
+    # Round half away from zero: cut twice the number, then halve. Adding 0.5 would lift 0.49999997 to 1.
+    v = _scaled(x, _inverse(d)[:, None])
+    twice = np.add(v, v, out=v).astype(np.int16)
+    packed = np.empty((len(x), 34), np.uint8)
+    packed[:, :2], packed[:, 2:] = _float16_bytes(d), (twice + (twice >= 0)) >> 1
+    return packed
 
 
 def _decode_q8_0(packed: np.ndarray) -> np.ndarray:
@@ -383,14 +385,17 @@ def _encode_q5_0(rows: np.ndarray, importance, device) -> np.ndarray:
     if importance is None:
         # Subtle: + 0.0 turns -0.0 into 0.0, so that a block of zeros has d = -0.0, bytes 00 80.
         d = (first_largest(x) + F32(0)) / F32(-16)
-        levels = np.minimum(_truncate(x * _inverse(d) + F32(16.5)), 31)
+        levels = _scaled(x, _inverse(d), shift=16.5)
+        np.minimum(levels, 31, out=levels)
     else:
         w = _columns(_weights(rows, importance, rows.shape[1], F32(1)), 32)
         d, inverse = search(device, fit_scale, x, w, 16)
         levels = _stored_levels(x, inverse, half=16)
-    levels = levels.T.astype(np.uint8)
-    fifth = np.packbits(levels >> 4, axis=1, bitorder="little")
-    return np.concatenate([_float16_bytes(d), fifth, levels[:, :16] & 15 | levels[:, 16:] << 4], axis=1)
+    levels = levels.astype(np.uint8)
+    packed = np.empty((len(d), 22), np.uint8)
+    packed[:, :2], packed[:, 6:] = _float16_bytes(d), (levels[:16] & 15 | levels[16:] << 4).T
+    packed[:, 2:6] = np.packbits(levels.T > 15, bitorder="little").reshape(-1, 4)
+    return packed
 
 
 def _decode_q5_0(packed: np.ndarray) -> np.ndarray:
@@ -407,9 +412,12 @@ def _columns(rows: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, size).T)
 
 
-def _truncate(v: np.ndarray) -> np.ndarray:
-    """Cut the fraction off, int32. Infinities and NaN (from weights too small for an inverse) give 0."""
-    return np.where(np.isfinite(v), v, F32(0)).astype(np.int32)
+def _scaled(x: np.ndarray, inverse: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    """x * inverse + shift. Weights too small for an inverse give infinities and NaN, and here 0."""
+    v = x * inverse
+    if shift:
+        v += F32(shift)
+    return v if np.isfinite(inverse).all() else np.where(np.isfinite(v), v, F32(0))
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
