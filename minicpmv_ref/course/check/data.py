@@ -2,6 +2,11 @@
 
 import math
 
+from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.slicing import plan_slices
+from minicpmv_ref.toy.scenes import Scene, caption
+from minicpmv_ref.toy.words import LANGUAGES
+
 from .cases import Case, exercise
 
 
@@ -9,8 +14,6 @@ from .cases import Case, exercise
 def rewritten():
     """twelve raw captions, with one to four things in any order, with "and", "/" or commas, and advertising."""
     from minicpmv_ref.toy import data
-    from minicpmv_ref.toy.scenes import Scene, caption
-    from minicpmv_ref.toy.words import LANGUAGES
 
     say = LANGUAGES["en"]
     drawn = [data.draw(f"lesson 07c/{seed}", "noisy") for seed in range(12)]
@@ -22,9 +25,6 @@ def rewritten():
 @exercise
 def smallest_text():
     """seven sizes and 1 to 36 slices, two without slices, one that is enlarged; whole pixels."""
-    from minicpmv_ref.config import SliceConfig
-    from minicpmv_ref.slicing import plan_slices
-
     page = (2480, 3508)
     cases = (page, 9, 8), (page, 1, 8), (page, 36, 8), ((1920, 1080), 9, 10)
     for size, most, least in (*cases, ((640, 2560), 9, 12), ((300, 200), 9, 7), ((4032, 3024), 4, 6)):

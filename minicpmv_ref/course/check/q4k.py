@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from minicpmv_ref.deploy.kquant import dequantize
+
 from .cases import Case, exercise
 
 
@@ -45,8 +47,6 @@ def _line(x, w, levels):
 @exercise
 def six_bits():
     """six sets of twelve bytes, four of them random."""
-    from minicpmv_ref.deploy.kquant import dequantize
-
     rng = np.random.default_rng(1)
     ramp = [1, 2, 3, 4, 5, 6, 7, 8, 0x21, 0x43, 0x65, 0x87]
     for packed in ([*range(1, 9), 0, 0, 0, 0], ramp, *(rng.integers(0, 256, 12).tolist() for _ in range(4))):
@@ -75,8 +75,6 @@ def two_sums():
 
 def _unpacked(units, sc, m, levels):
     """The 256 weights of a block by the package, from its two units, scales, lows and levels."""
-    from minicpmv_ref.deploy.kquant import dequantize
-
     first = [*sc[:4], *m[:4]]
     upper = [*sc[4:], *m[4:]]
     packed = [low | high >> 4 << 6 for low, high in zip(first, upper)]

@@ -1,6 +1,9 @@
 """Lesson 07b: your data, your GPU."""
 
+import re
 from functools import partial
+
+from minicpmv_ref.config import nano, v2_0, v2_5, v2_6
 
 from .cases import Case, exercise
 
@@ -26,11 +29,8 @@ def misplaced():
 @exercise
 def lora_parameters():
     """nano and three versions of MiniCPM-V at rank 1 to 64; whole numbers."""
-    import re
-
     import torch
 
-    from minicpmv_ref.config import nano, v2_0, v2_5, v2_6
     from minicpmv_ref.model import MiniCPMV
     from minicpmv_ref.scale.lora import ADAPTED
 

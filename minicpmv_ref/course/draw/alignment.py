@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import numpy as np
 from PIL import Image
 
 from minicpmv_ref.inputs.files import read_json
@@ -191,8 +192,6 @@ def _draw_loss_surface(canvas, chosen, rejected, beta):
 @cache
 def _surface(beta, cells=100):
     """Loss by color: blue below log 2, orange above; white is log 2."""
-    import numpy as np
-
     steps = ((np.arange(cells) + 0.5) / cells * 2 - 1) * RATIO
     loss = np.logaddexp(0, -beta * (steps[::-1, None] - steps[None, :]))
     blue, orange = (np.array(rgb(color), float) for color in (BLUE, ORANGE))

@@ -90,7 +90,11 @@ def sizes_over_years(level: float) -> Canvas:
         canvas.text(x + right, y + down, label, 14, INK if reached else GRAY, align)
     words = f"score of at least {level:g}: the smallest so far"
     canvas.legend(8, 340, [(BLUE, words), (SKY, "others"), (PALE, "below it"), ("white", "not scored")])
-    canvas.text(8, 374, _halving_words(steps), 14)
+    pace = f"models on the line: {len(steps)}; no pace can be read off"
+    if len(steps) > 1:
+        ends = f"{steps[0].billions:g} to {steps[-1].billions:g} billion"
+        pace = f"{ends}: halved every {canvas.facts['halving']:.1f} months"
+    canvas.text(8, 374, pace, 14)
     return canvas
 
 
@@ -114,10 +118,3 @@ _LABELS = {  # where a label stands beside its dot, if not to the right: it woul
 
 def _year(day: date) -> float:
     return day.year + (day.timetuple().tm_yday - 1) / 365.25
-
-
-def _halving_words(steps) -> str:
-    if len(steps) < 2:
-        return f"models on the line: {len(steps)}; no pace can be read off"
-    first, last = steps[0], steps[-1]
-    return f"{first.billions:g} to {last.billions:g} billion: halved every {halving_months(steps):.1f} months"

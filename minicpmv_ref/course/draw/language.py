@@ -2,8 +2,10 @@
 
 from functools import cache, lru_cache
 
+import numpy as np
 from PIL import Image
 
+from minicpmv_ref.inputs.published import find_folder
 from minicpmv_ref.slicing import plan_slices
 
 from .canvas import WIDTH, Canvas, load_preview, load_sample, text_width
@@ -25,7 +27,6 @@ STRIP_COMPANY = ("street_sign.png", "cat.jpg")  # second and third image of a pr
 
 @cache
 def nano_tokenizer():
-    from minicpmv_ref.inputs.published import find_folder
     from minicpmv_ref.processor import read_tokenizer
 
     return read_tokenizer(find_folder("nano"))
@@ -245,8 +246,6 @@ def look(picture: str, token: int, layer: int = 0, name: str = "nano"):
         numpy (rows, cols): the part of all its attention that goes to each cell of `cell_grid`, through the visual
         tokens of the overview and of the slices. The sum is less than 1: the rest is on words.
     """
-    import numpy as np
-
     watched, (rows, cols) = watch_answer(picture, name=name), cell_grid(picture, name)
     per_layer = watched["slots"][:, token - 1]
     slots = per_layer[layer - 1] if layer else per_layer.mean(axis=0)
@@ -261,8 +260,6 @@ def look(picture: str, token: int, layer: int = 0, name: str = "nano"):
 
 def _overlap(coarse, fine):
     """numpy (coarse, fine): which part of each of `fine` equal pieces of a line lies in each of `coarse` ones."""
-    import numpy as np
-
     edges = np.arange(coarse + 1)[:, None] * fine / coarse
     return np.diff(np.clip(edges - np.arange(fine), 0, 1), axis=0)
 
@@ -310,8 +307,6 @@ _FULL = 0.05  # of all attention on one cell: it stands in full color
 
 def _light(image, cells, least=0.12):
     """A picture whose cells are the paler the less attention they get."""
-    import numpy as np
-
     part = least + (1 - least) * np.clip(cells / _FULL, 0, 1)
     mask = Image.fromarray((255 * part).astype("uint8")).resize(image.size, Image.Resampling.NEAREST)
     return Image.composite(image, Image.new("RGB", image.size, "white"), mask)

@@ -248,7 +248,7 @@ def _canvas_words(canvas, prompt, size, view, most):
 # ---- both ideas at toy scale
 
 
-def _arm_means(result: dict, *grades: str) -> dict[str, tuple[float, tuple]]:
+def arm_means(result: dict, *grades: str) -> dict[str, tuple[float, tuple]]:
     """For each arm of an experiment's result file the mean of these grades, and the mean of each seed."""
     head, *rows = result["table"]
     found = {}
@@ -267,8 +267,8 @@ def tried_here() -> Canvas:
     """
     group, merge = (read_json(RESULTS / f"{name}.json") for name in ("group_frames", "early_merge"))
     canvas = Canvas(WIDTH, 332)
-    canvas.facts["time"] = _arm_means(group, "time, nats")
-    canvas.facts["merger"] = _arm_means(merge, "caption, nats", "crop, nats")
+    canvas.facts["time"] = arm_means(group, "time, nats")
+    canvas.facts["merger"] = arm_means(merge, "caption, nats", "crop, nats")
     canvas.text(8, 20, "4.5: which color came first? nats a token, 16 tokens a clip", bold=True)
     _loss_bars(canvas, 34, canvas.facts["time"], BLUE)
     # An answer is two tokens, the color and the end; whoever guesses one of the two colors knows the end.

@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from minicpmv_ref.config import nano
 from minicpmv_ref.inputs.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
+from minicpmv_ref.toy.questions import more_questions
+from minicpmv_ref.toy.scenes import draw_shape
+from minicpmv_ref.toy.words import ENGLISH, PAINT, SHAPES
 
 from .canvas import SAMPLES, Axes, Canvas, fit, preview, text_width, wrap
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SKY
@@ -56,10 +60,7 @@ def world_item(kind: str, seed: int, things: tuple | None = None):
         seed: draws another sample.
         things: of a scene, in place of the seed's, which then draws their sizes and the question; else no matter.
     """
-    from minicpmv_ref.config import nano
     from minicpmv_ref.toy import data
-    from minicpmv_ref.toy.questions import more_questions
-    from minicpmv_ref.toy.words import ENGLISH
 
     sample = data.draw(f"lesson 07/{seed}", kind)
     if things and kind in SCENES:
@@ -89,8 +90,6 @@ def world_sample(
     What the arguments mean: `World`. Of a scene, its fact "said" is what nano answers, and its spots are "place" of the
     board and "brush".
     """
-    from minicpmv_ref.config import nano
-
     sample, views = world_item(kind, seed, things)
     canvas, plan, scene = Canvas(), plan_slices(sample.image.size, nano.slicing), kind in SCENES
     width, height = sample.image.size
@@ -152,9 +151,6 @@ _CELL = 44  # pixels, of the palette
 @cache
 def _palette(scale=2):
     """Every color and shape of the world: (image, [(color, shape), ...] row by row)."""
-    from minicpmv_ref.toy.scenes import draw_shape
-    from minicpmv_ref.toy.words import PAINT, SHAPES
-
     side = scale * _CELL
     image = Image.new("RGB", (side * len(PAINT), side * len(SHAPES)), "white")
     for row, shape in enumerate(SHAPES):
@@ -268,7 +264,6 @@ def part_sizes() -> dict:
     """Parameters of each part of nano."""
     import torch
 
-    from minicpmv_ref.config import nano
     from minicpmv_ref.model import MiniCPMV
 
     with torch.device("meta"):  # shapes without memory

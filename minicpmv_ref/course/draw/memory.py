@@ -10,6 +10,8 @@ MEMORY_COLORS = {  # from the ground up: what is always there comes first
     **{"weights": BLUE, "optimizer": SKY, "gradients": ORANGE},
     **{"vision": GREEN, "activations": YELLOW, "kv_cache": PURPLE},
 }
+MODELS = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]  # (words in a menu, key)
+MOST_SLICES = min(config.slicing.max_slice_nums for config in PRESETS.values())
 BAR_LEFT, BAR_RIGHT = 106, WIDTH - 16  # where the bars begin and end
 
 

@@ -74,34 +74,24 @@ def _draw_part(canvas, words, lesson, box, lit, dim):
 def _draw_picture_side(canvas, sizes, config, image):
     """From the picture to the visual tokens: the upper row."""
     plan, small = plan_slices(image.size, config.slicing), preview(image, 160)
-    canvas.text(8, 20, "picture", 14)
-    box = canvas.picture(small, (8, 32, 82, 56), smooth=False)  # not smooth: saved as PNG, with sharp words
-    canvas.rect(*box, stroke=PALE)
-    canvas.arrow((92, 60), (102, 60))
-    canvas.arrow((180, 60), (191, 60))
-
-    canvas.text(194, 20, "views", 14)
+    for x, words in ((8, "picture"), (194, "views"), (298, "patches")):
+        canvas.text(x, 20, words, 14)
+    canvas.text(632, 20, "visual tokens", 14, align="right")
+    below = f"about {sizes['view']}²", "14² pixels", f"{sizes['features']:,} wide", f"{sizes['queries']} a view"
+    for x, words in zip((194, 292, 372, 560), below):
+        canvas.text(x, 102, words, 14, GRAY)
+    for start, end in ((92, 102), (180, 191), (282, 292), (357, 367), (443, 452), (544, 556)):
+        canvas.arrow((start, 60), (end, 60))
+    canvas.picture(small, (8, 32, 82, 56), smooth=False, frame=PALE)  # not smooth: saved as PNG, with sharp words
     canvas.picture(small, (194, 48, 32, 28), smooth=False, frame=PALE)
     if plan.grid:
         cut = canvas.picture(small, (230, 42, 50, 48), smooth=False)
         canvas.mesh(cut, *plan.grid, "white", 4)
         canvas.mesh(cut, *plan.grid, GRAY, 1, border=True)
-    canvas.text(194, 102, f"about {sizes['view']}²", 14, GRAY)
-    canvas.arrow((282, 60), (292, 60))
-
-    canvas.text(298, 20, "patches", 14)
     canvas.rect(298, 36, 54, 48, "#CFE6F5")
     canvas.mesh((298, 36, 54, 48), 9, 8, "white", 1)
-    canvas.text(292, 102, "14² pixels", 14, GRAY)
-    canvas.arrow((357, 60), (367, 60))
-    canvas.arrow((443, 60), (452, 60))
-    canvas.text(372, 102, f"{sizes['features']:,} wide", 14, GRAY)
-
-    canvas.arrow((544, 60), (556, 60))
-    canvas.text(632, 20, "visual tokens", 14, align="right")
     for token in range(8):
         canvas.rect(560 + 9 * token, 36, 6, 48, ORANGE)
-    canvas.text(560, 102, f"{sizes['queries']} a view", 14, GRAY)
     canvas.path([(596, 108), (596, 136), (306, 136)], INK)
     canvas.arrow((320, 136), (304, 136))
 
@@ -112,8 +102,8 @@ def _draw_text_side(canvas, sizes, question):
     canvas.lines(5, 190, wrap(question, 78, 14), 17, 14)
     for line, length in enumerate(() if question else (70, 44)):
         canvas.rect(8, 188 + 16 * line, length, 8, GRAY)
-    canvas.arrow((86, 202), (102, 202))
-    canvas.arrow((180, 202), (192, 202))
+    for start, end in ((86, 102), (180, 192), (410, 424), (560, 574)):
+        canvas.arrow((start, 202), (end, 202))
 
     x, y = MODEL_PARTS["row"][2][0] + 5, 184
     for place, kind in enumerate("t<ooo>(ooo)(ooo)tttt"):  # words, an overview, two slices, words
@@ -122,8 +112,6 @@ def _draw_text_side(canvas, sizes, question):
     canvas.arrow((265, 158), (265, 182))
     canvas.text(186, 254, f"row of embeddings, {sizes['embeddings']:,} wide", 14, GRAY)
     canvas.text(186, 270, "orange: the visual tokens", 14, GRAY)
-    canvas.arrow((410, 202), (424, 202))
-    canvas.arrow((560, 202), (574, 202))
     canvas.path([(492, 234), (492, 244)], INK)
 
     canvas.text(576, 168, "answer", 14)

@@ -3,7 +3,12 @@
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+from einops import rearrange
 from PIL import Image
+
+from minicpmv_ref.config import nano
+from minicpmv_ref.slicing import slice_image
 
 from .canvas import WIDTH, Canvas, load_sample, preview, text_width, wrap
 from .colors import BLUE, GRAY, ORANGE, rgb
@@ -52,9 +57,6 @@ def follow(picture: str, question: str) -> dict:
         first token. best: the four most probable [(word, probability), ...]; answer: the text.
     """
     import torch
-    from einops import rearrange
-
-    from minicpmv_ref.slicing import slice_image
 
     model, processor = watched_model()
     image, size = load_sample(picture), model.config.vision.patch_size
@@ -138,8 +140,6 @@ def course_map(stage: int, picture: str, question: str) -> Canvas:
 
 @lru_cache(maxsize=32)
 def _lit_model(parts, picture, question):
-    from minicpmv_ref.config import nano
-
     return whole_model(parts, nano, load_sample(picture), question).shapes
 
 
@@ -200,8 +200,6 @@ _THINGS = (_draw_picture, _draw_views, *map(_matrix, LIMITS), _draw_scores)
 
 def _in_colors(numbers, most):
     """(rows, cols) as one pixel each: BLUE at -most and below, white at 0, ORANGE at most and above."""
-    import numpy as np
-
     part = np.linspace(-1, 1, 255)[:, None]
     palette = 255 + (np.where(part < 0, rgb(BLUE), rgb(ORANGE)) - 255) * abs(part)
     image = Image.fromarray(np.rint(127 + 127 * np.clip(numbers / most, -1, 1)).astype(np.uint8))

@@ -5,12 +5,12 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
 
 from minicpmv_ref.slicing import plan_slices
 
 from .canvas import Axes, Canvas
-from .colors import BLUE, GRAY, INK, PALE, RED, SKY, rgb
+from .colors import BLUE, GRAY, INK, PALE, RED, SKY, colored
 
 SAMPLE_KINDS = {"captions": "captions", "pictures": "pictures", "text only": "text", "all equal": "equal"}  # menu: key
 STRATEGIES = {
@@ -197,8 +197,6 @@ def _draw_positions(canvas, samples, width, row):
 
 def _pairs_image(row, width, cells=208):
     """The mask of one row, `cells` pixels a side: which sample and which part a token belongs to decides its color."""
-    import numpy as np
-
     parts = tokens_of(row)
     tokens = ((np.arange(cells) + 0.5) * width / cells).astype(int)
     inside = tokens < len(parts)
@@ -206,12 +204,5 @@ def _pairs_image(row, width, cells=208):
     picture = np.array([t < len(parts) and parts[t][1] for t in tokens])
     past = (tokens[:, None] >= tokens[None, :]) & inside[:, None]
     mine = past & (owner[:, None] == owner[None, :])
-    colors = np.full((cells, cells, 3), 255, dtype=np.uint8)
-    for where, color in (
-        (~inside[:, None] | ~inside[None, :], PALE),
-        (past & ~mine, FORBIDDEN),
-        (mine & picture, BLUE),
-        (mine & ~picture, SKY),
-    ):
-        colors[where] = rgb(color)
-    return Image.fromarray(colors)
+    kinds = np.select([~inside[:, None] | ~inside[None, :], past & ~mine, mine & picture, mine], [1, 2, 3, 4])
+    return colored(kinds, ("#FFFFFF", PALE, FORBIDDEN, BLUE, SKY))

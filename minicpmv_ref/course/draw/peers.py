@@ -3,15 +3,18 @@
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+from einops import rearrange
 from PIL import Image
 
-from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.config import SliceConfig, nano
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import SYSTEMS, Plan, plan
 from minicpmv_ref.slicing import plan_slices
 
 from .canvas import RESULTS, WIDTH, Canvas, fit, load_sample, preview, wrap
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW
+from .later import arm_means
 
 ASKED = {"1 picture": (1, 0), "2 pictures": (2, 0), "16 frames": (1, 16)}  # words in a menu: (pictures, frames)
 SIDES = {  # of the square that the encoder gets, in pixels; MiniCPM-V has none. Cambrian-1: of the largest of four
@@ -121,7 +124,8 @@ def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
             canvas.text(x, y + 48, "not published", 14, GRAY)
             continue
         _draw_seen(canvas, image, size, seen, (x, y + 21, 76, 60), stretched=True)
-        values = (seen.plan.visual_tokens, f"{seen.plan.visual_tokens:,}"), (seen.plan.pixels_seen, _mega(seen))
+        tokens, pixels = seen.plan.visual_tokens, seen.plan.pixels_seen
+        values = (tokens, f"{tokens:,}"), (pixels, f"{pixels / 1e6:.{2 if pixels < 1e7 else 1}f} M")
         for row, ((value, words), color) in enumerate(zip(values, (BLUE, ORANGE))):
             canvas.text(x + 84, y + 33 + 26 * row, words, 14)
             canvas.rect(x + 84, y + 37 + 26 * row, max(1, 68 * value / most[row]), 6, color)
@@ -162,11 +166,6 @@ def one_system(system: str, size, image: Image.Image, asked: str = "1 picture") 
     canvas.lines(8, 330, wrap(SENTENCES[system], WIDTH - 16, 14), 18, 14, color=BLUE)
     _draw_legend(canvas, [])
     return canvas
-
-
-def _mega(seen):
-    millions = seen.plan.pixels_seen / 1e6
-    return f"{millions:.2f} M" if millions < 10 else f"{millions:.1f} M"
 
 
 def _draw_legend(canvas, meanings):
@@ -216,7 +215,6 @@ ORDERS = {  # system: (patches a side of a view, (order, its words), ...)
 def token_patches(system: str, order: str) -> tuple:
     """For each token, in the order of the language model, its patches ((row, col), ...); None is a patch of zeros."""
     import torch
-    from einops import rearrange
 
     from minicpmv_ref.peers import internvl, vila
 
@@ -273,9 +271,6 @@ def _span(numbers):
 
 def _as_tokens(view, system, order):
     """The picture put together from its tokens, one after the other: right only if they come row by row."""
-    import numpy as np
-    from einops import rearrange
-
     side, small = ORDERS[system][0], 6  # pixels of a patch
     pixels = np.asarray(view.resize((side * small,) * 2, Image.Resampling.BICUBIC))
     patches = rearrange(pixels, "(r y) (c x) rgb -> (r c) y x rgb", y=small, x=small)
@@ -426,7 +421,6 @@ def picture_cost(connector: str) -> tuple[int, int]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from minicpmv_ref.config import nano
     from minicpmv_ref.model import MiniCPMV
     from minicpmv_ref.peers.connectors import CONNECTORS
 
@@ -442,14 +436,9 @@ def picture_cost(connector: str) -> tuple[int, int]:
 def baked(result: dict) -> dict[str, Baked]:
     """The arms of the experiment on connectors, from its result file."""
     head, *rows = result["table"]
-    found = {}
-    for row in rows:
-        cells = dict(zip(head, row))
-        mean, _, seeds = cells["crop, nats"].rstrip(")").partition(" (")
-        tokens, operations = picture_cost(cells["arm"].split(",")[0])
-        steps = int(cells["steps"].replace(",", ""))
-        found[cells["arm"]] = Baked(float(mean), tuple(map(float, seeds.split(", "))), steps, tokens, operations)
-    return found
+    steps = [int(row[head.index("steps")].replace(",", "")) for row in rows]
+    arms = zip(arm_means(result, "crop, nats").items(), steps)
+    return {arm: Baked(*losses, count, *picture_cost(arm.split(",")[0])) for (arm, losses), count in arms}
 
 
 def bake_off(result: dict | None = None) -> Canvas:

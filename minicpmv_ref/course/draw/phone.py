@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from minicpmv_ref.config import PRESETS
 from minicpmv_ref.deploy.memory import Estimate, estimate
+from minicpmv_ref.deploy.tune import CHIPS, answer_work, roofline
 
 from .canvas import WIDTH, Canvas, text_width
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, SKY, YELLOW
@@ -62,7 +63,6 @@ class Deployed(NamedTuple):
 def deploy(preset: str, mixture: str, slices: int, text: int) -> Deployed:
     """Plan an answer about one picture. What the arguments mean: `Deployment`."""
     from minicpmv_ref.deploy.gguf import plan_mixture, plan_vision
-    from minicpmv_ref.deploy.tune import CHIPS, answer_work, roofline
 
     config = PRESETS[preset]
     eyes = plan_vision(config).total_bytes

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicpmv_ref.deploy.kquant import dequantize, quantize
+
 from .canvas import Axes, Canvas
 from .colors import BLACK, BLUE, GRAY, GREEN, ORANGE, PALE, RED, SKY, YELLOW
 
@@ -56,8 +58,6 @@ def sight(kind: str, outlier: bool, group: int, flipped: frozenset = NONE) -> Si
 
     Bits are counted from 0, the lowest of byte 0, to 1151, the highest of byte 143.
     """
-    from minicpmv_ref.deploy.kquant import quantize
-
     x = some_weights(kind, outlier)
     block = quantize(x, "Q4_K")[0]
     for bit in flipped:
@@ -92,8 +92,6 @@ def bit_owner(bit: int) -> tuple[str, int | None]:
 @lru_cache(maxsize=64)
 def moves(kind: str, outlier: bool, flipped: frozenset) -> np.ndarray:
     """(256,) by how much each weight that is read from the block changes if these bits are flipped."""
-    from minicpmv_ref.deploy.kquant import dequantize
-
     blocks = [sight(kind, outlier, 0, bits).block for bits in (NONE, flipped)]
     before, after = (dequantize(np.frombuffer(block, np.uint8)[None], "Q4_K", 256)[0] for block in blocks)
     return after - before

@@ -1,16 +1,17 @@
 """Lesson 03: where the queries of a resampler look."""
 
-import io
-from base64 import b64encode
 from functools import cache, lru_cache
 from html import escape
 
+import numpy as np
+from einops import rearrange
 from PIL import Image, ImageChops
 
-from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.config import ResamplerConfig, SliceConfig, nano
+from minicpmv_ref.inputs.published import find_folder, read_config
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import HEIGHT, WIDTH, Canvas, fit, load_sample, text_width, wrap
+from .canvas import HEIGHT, WIDTH, Canvas, data_address, fit, load_sample, text_width, wrap
 from .colors import BLUE, ORANGE, PALE
 
 READERS = {  # whose attention a picture shows
@@ -32,9 +33,7 @@ def place_reader(kind: str = "places"):
             "stripes": the heads cut the channels as they come: head 0 sees columns only, head 1 rows only.
     """
     import torch
-    from einops import rearrange
 
-    from minicpmv_ref.config import ResamplerConfig
     from minicpmv_ref.positions import sincos_2d
     from minicpmv_ref.resampler import Resampler
 
@@ -56,7 +55,6 @@ def nano_reader():
     from safetensors.torch import load_file
 
     from minicpmv_ref.inputs.checkpoint import WEIGHTS
-    from minicpmv_ref.inputs.published import find_folder, read_config
     from minicpmv_ref.resampler import Resampler
     from minicpmv_ref.vision import VisionTransformer
 
@@ -82,7 +80,6 @@ def attention_of(name: str, kind: str):
     """
     import torch
 
-    from minicpmv_ref.config import nano
     from minicpmv_ref.processor import normalize_views
 
     image = load_sample(name)
@@ -104,8 +101,6 @@ def one_head(weights, head):
 
 def patches_seen(weights) -> float:
     """The spread, exp(entropy), of weights that sum to 1: as many patches, read evenly, have the same entropy."""
-    import numpy as np
-
     known = weights[weights > 0].astype(np.float64)
     return float(np.exp(-(known * np.log(known)).sum()))
 
@@ -181,7 +176,7 @@ def attention_hover(image: Image.Image, plan, weights, head="mean", query: int =
         for i in range(number):
             canvas.svg_only(
                 f'<image class="m m{i}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" '
-                f'preserveAspectRatio="none" href="{_glow_address(maps[i], ceiling)}"/>',
+                f'preserveAspectRatio="none" href="{data_address(_glow(maps[i], ceiling), photo=False)}"/>',
             )
         _draw_cuts(canvas, plan, title, (x, y, w, h))
         name, (rows, cols) = title.split(" ")[0], maps.shape[1:]
@@ -246,8 +241,6 @@ def _hover_rules(number):
 
 def _looked_at(image, plan, weights, head):
     """(title, box, gray picture, maps (queries, rows, cols)) of the overview, and of all slices as one picture."""
-    import numpy as np
-
     maps = [one_head(view, head) for view in weights]
     top, low, right = 30, 324, LOOK_WIDTH - 8
     if not plan.grid:
@@ -280,8 +273,6 @@ def _draw_cuts(canvas, plan, title, box):
 
 
 def _draw_scale(canvas, left, ceiling):
-    import numpy as np
-
     ramp = _glow(np.linspace(0, 1, LEVELS)[None] ** 2, 1).convert("RGB")
     canvas.text(left, 353, "weight of a patch")
     at, wide = left + text_width("weight of a patch") + 14, 220
@@ -299,7 +290,6 @@ def _ceiling(weights, head) -> float:
 @cache
 def _cividis():
     """LEVELS colors. A little white is mixed in, or nothing could be seen of the picture where the weight is 0."""
-    import numpy as np
     from matplotlib import colormaps
 
     return (255 * (0.72 * colormaps["cividis"](np.linspace(0, 1, LEVELS))[:, :3] + 0.28)).astype(np.uint8).tobytes()
@@ -307,15 +297,7 @@ def _cividis():
 
 def _glow(weights, ceiling):
     """(rows, cols) as one pixel per patch, with a palette: small enough to send all maps at once."""
-    import numpy as np
-
     levels = np.rint((LEVELS - 1) * np.sqrt(np.clip(weights / ceiling, 0, 1))).astype(np.uint8)
     image = Image.fromarray(levels)
     image.putpalette(_cividis())
     return image
-
-
-def _glow_address(weights, ceiling):
-    file = io.BytesIO()
-    _glow(weights, ceiling).save(file, format="PNG")
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

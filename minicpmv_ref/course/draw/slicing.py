@@ -10,7 +10,7 @@ from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 
 from .canvas import TEXT, Axes, Canvas, fit
-from .colors import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW, rgb
+from .colors import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW, colored
 
 
 def plan_with(size, cfg: SliceConfig, grid=None):
@@ -77,7 +77,8 @@ def _draw_view(canvas, title, size, box, image):
 def _as_seen(image, size, most):
     """The picture with no more detail than a view of this size has, and no more than the screen shows."""
     scale = min(1, most / max(size))
-    return image.resize((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), Image.Resampling.BICUBIC)
+    size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return image.resize(size, Image.Resampling.BILINEAR)  # twice as quick as bicubic: the corner is dragged
 
 
 def _draw_scores(canvas, size, cfg, plan):
@@ -224,7 +225,10 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
     axes.dot(*here, 7, RED)
     canvas.spot("map", None, box, "click or drag: another size", "drag", axes.at(*here), (2, 2))
     for place, (name, grid) in enumerate(grids.items()):
-        _draw_mesh(canvas, 388 + 130 * place, name, (width, height), grid)
+        x, size = 388 + 130 * place, fit((width, height), (0, 0, 112, 150))[2:]
+        canvas.text(x, 28, f"{name} {grid[0]} x {grid[1]}", bold=True)
+        canvas.rect(x, 40, *size, "#F5F5F5", INK, 2)
+        canvas.mesh((x, 40, *size), *grid, INK)
     for line, (key, (meaning, color)) in enumerate(CASES.items()):
         y = 214 + 32 * line
         canvas.rect(388, y, 20, 20, color, INK if key == case else "none", 2)
@@ -232,20 +236,9 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
     return canvas
 
 
-def _draw_mesh(canvas, x, name, size, grid):
-    canvas.text(x, 28, f"{name} {grid[0]} x {grid[1]}", bold=True)
-    box = (x, 40, *fit(size, (0, 0, 112, 150))[2:])
-    canvas.rect(*box, "#F5F5F5", INK, 2)
-    canvas.mesh(box, *grid, INK)
-
-
 @lru_cache(maxsize=4)
 def _map_image(cfg, cells=120):
     """One pixel per size; height grows upwards."""
     sides = [round(SMALLEST * (LARGEST / SMALLEST) ** ((cell + 0.5) / cells)) for cell in range(cells)]
-    image = Image.new("RGB", (cells, cells))
-    for col, width in enumerate(sides):
-        for row, height in enumerate(sides):
-            color = CASES[compare_grids((width, height), cfg)][1]
-            image.putpixel((col, cells - 1 - row), rgb(color))
-    return image
+    cases = [[[*CASES].index(compare_grids((width, height), cfg)) for width in sides] for height in sides[::-1]]
+    return colored(cases, [color for _, color in CASES.values()])

@@ -1,18 +1,23 @@
 """Lesson 12: what clips cost, which frame an answer looks at, and boxes."""
 
 import math
+import random
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from minicpmv_ref.config import v2_6
 from minicpmv_ref.counts import kv_cache_numbers
+from minicpmv_ref.inputs.boxes import parse_boxes
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups, plan
+from minicpmv_ref.toy import boxes
+from minicpmv_ref.toy.scenes import VIEW, Scene, Thing, draw_scene
 
 from .canvas import RESULTS, Axes, Canvas, text_width, wrap
-from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW
+from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW, cividis
 from .language import _as_word, watched_model
 from .memory import in_bytes
 
@@ -124,10 +129,6 @@ CLIP_SHAPES = ("circle", "square", "triangle", "circle", "square", "triangle", "
 @lru_cache(maxsize=256)
 def star_clip(frames: int, star: int) -> tuple:
     """Frames of one shape each, a star in frame number `star` (from 1). Returns (pictures, the star's color)."""
-    import random
-
-    from minicpmv_ref.toy.scenes import Scene, Thing, draw_scene
-
     shapes = [("star" if k + 1 == star else CLIP_SHAPES[k]) for k in range(frames)]
     pictures = tuple(
         draw_scene(Scene((Thing(CLIP_COLORS[k], shape, (3 * k) % 4),)), random.Random(k))
@@ -211,7 +212,7 @@ def clip_look(
     canvas.text(8, 20, f"frame {shown}", bold=True)
     canvas.image(8, 30, 160, 160, pictures[shown - 1])
     canvas.text(184, 20, "looked at", bold=True)
-    canvas.image(184, 30, 160, 160, _blend(pictures[shown - 1], _heat(patches[shown - 1], most / 1000, most)))
+    canvas.image(184, 30, 160, 160, _heat(pictures[shown - 1], patches[shown - 1], most))
     canvas.text(360, 20, "question, then answer", bold=True)
     x, y = 360, 30
     for number, word in enumerate(watched["words"], 1):
@@ -240,20 +241,11 @@ def clip_look(
     return canvas
 
 
-def _heat(array, low, high):
-    """Cividis on a logarithmic scale: twice as much is as far from even as half as much."""
-    import numpy as np
-    from matplotlib import colormaps
-
-    span = math.log(high / low) if high > low else 1.0
-    part = np.log(np.clip(np.asarray(array, dtype=float), low, high) / low) / span
-    return Image.fromarray(colormaps["cividis"](part, bytes=True)[..., :3])
-
-
-def _blend(image, heat):
-    """A map of patches over the gray picture."""
+def _heat(image, patches, most):
+    """A map of patches over the gray picture, on a logarithmic scale: twice as much is as far from even as half."""
+    part = 1 + np.log(np.clip(patches.astype(float) / most, 1e-3, 1)) / math.log(1e3)
     gray = image.convert("L").convert("RGB")
-    return Image.blend(gray, heat.resize(gray.size, Image.Resampling.NEAREST), 0.6)
+    return Image.blend(gray, cividis(part).resize(gray.size, Image.Resampling.NEAREST), 0.6)
 
 
 # ---- boxes
@@ -266,13 +258,8 @@ TAUGHT = "<ref>green triangle</ref><box>220 260 620 640</box>"  # an example: na
 @lru_cache(maxsize=256)
 def box_scene(x: int, y: int, size: str) -> tuple:
     """A green triangle with its middle at (x, y), in thousandths of the side: (picture, its box in thousandths)."""
-    import random
-
-    from minicpmv_ref.toy.boxes import SIZES, Placed, draw_placed
-    from minicpmv_ref.toy.scenes import VIEW
-
-    thing = Placed("green", "triangle", x, y, SIZES[size])
-    return draw_placed((thing,), random.Random(0), VIEW), thing.box
+    thing = boxes.Placed("green", "triangle", x, y, boxes.SIZES[size])
+    return boxes.draw_placed((thing,), random.Random(0), VIEW), thing.box
 
 
 @lru_cache(maxsize=256)
@@ -289,9 +276,6 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
 
     Facts: "answer", "said" (its box in thousandths; None: it holds none that can be read), "true", "iou".
     """
-    from minicpmv_ref.inputs.boxes import parse_boxes
-    from minicpmv_ref.toy.boxes import iou, overlap
-
     canvas, (image, true) = Canvas(), box_scene(x, y, size)
     answer = asked_box(x, y, size, name)
     try:
@@ -299,7 +283,7 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
     except ValueError:  # three numbers, or a left side right of the right one: models write that, too
         found = []
     said = found[0][1] if found else None
-    agree = iou(true, said) if said else 0.0
+    agree = boxes.iou(true, said) if said else 0.0
     canvas.facts = {"answer": answer, "said": said, "true": true, "iou": agree}
 
     def at(box):
@@ -321,7 +305,7 @@ def box_look(x: int, y: int, size: str, name: str = "nano") -> Canvas:
         y += 50
     canvas.text(392, 252, "IoU", bold=True)
     if said:
-        both, either = overlap(true, said)
+        both, either = boxes.overlap(true, said)
         canvas.text(392, 276, f"both cover {both:,.0f}", 14)
         canvas.text(392, 298, f"one or both {either:,.0f}", 14)
     canvas.text(392, 330, f"{agree:.2f}", 26, bold=True)

@@ -3,10 +3,10 @@
 import math
 from functools import lru_cache
 
-from PIL import Image
+import numpy as np
 
 from .canvas import WIDTH, Canvas, fit, text_width
-from .colors import BLACK, BLUE, INK, ORANGE, PALE, RED, SKY, YELLOW, rgb
+from .colors import BLACK, BLUE, INK, ORANGE, PALE, RED, SKY, YELLOW, cividis, colored
 
 LOOK_UPS = {"buckets (2.6)": "bucket", "buckets, exact": "exact", "interpolation (2.0)": "interpolate"}  # menu: key
 WORST = 0.25  # where the colors of the error map end
@@ -14,8 +14,6 @@ WORST = 0.25  # where the colors of the error map end
 
 def surface(down, right):
     """A smooth hill and a smooth valley: stands for one channel of a learned table. Fractions of the picture in."""
-    import numpy as np
-
     return np.cos(2 * np.pi * down) * np.sin(2 * np.pi * right)
 
 
@@ -31,7 +29,6 @@ def look_up(rows: int, cols: int, method: str, side: int = 70):
         (reads, errors): numpy arrays. reads (side, side): how many patches look a cell up; None where patches mix
         cells. errors (rows, cols): distance of what a patch gets from the surface at the patch's center.
     """
-    import numpy as np
     import torch
 
     from minicpmv_ref.positions import bucket_position_ids, interpolate_position_table
@@ -157,19 +154,13 @@ def _draw_links(canvas, grids, link):
 
 def _cells_image(reads, side):
     """One pixel per cell of the table."""
-    image = Image.new("RGB", (side, side), SKY)
-    if reads is not None:
-        colors = [rgb(color) for color in (PALE, BLUE, ORANGE)]
-        image.putdata([colors[min(count, 2)] for count in reads.ravel().tolist()])
-    return image
+    kinds = np.full((side, side), 3) if reads is None else np.minimum(reads, 2)
+    return colored(kinds, (PALE, BLUE, ORANGE, SKY))
 
 
 def _error_image(errors):
-    """One pixel per patch, cividis: dark is right, yellow is wrong."""
-    import numpy as np
-    from matplotlib import colormaps
-
-    return Image.fromarray(colormaps["cividis"](np.clip(np.asarray(errors) / WORST, 0, 1), bytes=True)[..., :3])
+    """One pixel per patch: dark is right, yellow is wrong."""
+    return cividis(np.asarray(errors) / WORST)
 
 
 def _shortened(numbers, most=624 - 130):
@@ -190,8 +181,6 @@ def tables(counts: dict, side: int = 70) -> Canvas:
         counts: {title: ids}; ids are the table rows read, in any order, as a list or a tensor.
         side: cells on one side of a table.
     """
-    import numpy as np
-
     wide = min(200, (WIDTH - 16) // len(counts) - 12)
     canvas, words = Canvas(WIDTH, wide + 66), []
     for place, (title, ids) in enumerate(counts.items()):

@@ -1,5 +1,7 @@
 """Lesson 07: the world, and learning in stages."""
 
+from minicpmv_ref.toy.scenes import Thing
+
 from .. import draw
 from ..panel import Panel, button, choice, player, slider, toggle
 
@@ -46,8 +48,6 @@ class World(Panel):
         if spot.name == "brush":
             self._brush = spot.item
         else:
-            from minicpmv_ref.toy.scenes import Thing
-
             things = draw.world_item(before["kind"], before["seed"], self._things)[0].facts.things
             board, new = {thing.place: thing for thing in things}, Thing(*self._brush, spot.item)
             if board.get(spot.item) != new:

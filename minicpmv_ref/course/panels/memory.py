@@ -25,15 +25,13 @@ class MemoryPanel(Panel):
         self, preset="v2_6", weights="bfloat16", training=True, recompute=False, batch=1, slices=9, text=256, own=10
     ):
         self._part = None  # (moment, part) that was clicked
-        models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
-        most = min(config.slicing.max_slice_nums for config in PRESETS.values())
         super().__init__(
-            preset=choice("model", models, preset),
+            preset=choice("model", draw.MODELS, preset),
             weights=choice("weights", ["float32", "bfloat16", "float16", "Q8_0", "Q4_K_M"], weights),
             training=toggle("training", training),
             recompute=toggle("checkpointing", recompute),
             batch=slider("batch", batch, 1, 16),
-            slices=slider("slices", slices, 0, most),
+            slices=slider("slices", slices, 0, draw.MOST_SLICES),
             text=slider("text tokens", text, 64, 3072, 64),
             own=slider("own GPU, GB", own, 1, 320),
         )

@@ -1,7 +1,5 @@
 """Lesson 10: on the phone."""
 
-from minicpmv_ref.config import PRESETS
-
 from .. import draw
 from ..panel import Panel, choice, slider
 
@@ -19,12 +17,10 @@ class Deployment(Panel):
     """
 
     def __init__(self, slices=9, text=256, preset="v2_5", mixture="Q4_K_M", in_turns=False, own=100):
-        models = [(name.removeprefix("v").replace("_", "."), name) for name in PRESETS]
-        most = min(config.slicing.max_slice_nums for config in PRESETS.values())
         super().__init__(
-            slices=slider("slices", slices, 0, most),
+            slices=slider("slices", slices, 0, draw.MOST_SLICES),
             text=slider("text tokens", text, 64, 1024, 64),
-            preset=choice("model", models, preset),
+            preset=choice("model", draw.MODELS, preset),
             mixture=choice("LLM in", draw.SHIPPED, mixture),
             in_turns=choice("loading", draw.WAYS.items(), in_turns),
             own=slider("own bandwidth, GB/s", own, 5, 2000),
