@@ -33,7 +33,7 @@ CLAIM = Claim(
     "data have both. By chance one color of six is right, one shape and one place of four.",
 )
 SETTINGS = {
-    "fast": {"begin": "random", "steps": [1, 1], "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
+    "fast": {"begin": "random", "steps": [1, 1], "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
     "cpu": {"begin": "nano", "steps": [30, 40], "batch": 12, "n": 16, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano", "steps": [600, 600], "batch": 64, "n": 200, "seeds": 3, "device": "cuda"},
 }

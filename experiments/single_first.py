@@ -41,7 +41,7 @@ CLAIM = Claim(
     "pictures of one or two shapes. No question names a picture by its number: nano learns that much later.",
 )
 SETTINGS = {
-    "fast": {"begin": "random", "steps": [1, 1], "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
+    "fast": {"begin": "random", "steps": [1, 1], "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
     "cpu": {"begin": "nano-stage-3", "steps": [50, 40], "batch": 10, "n": 60, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano-stage-3", "steps": [2000, 1500], "batch": 64, "n": 400, "seeds": 3, "device": "cuda"},
 }

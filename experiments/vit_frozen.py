@@ -27,7 +27,7 @@ CLAIM = Claim(
     "short fine-tuning. Encoders that learned without language, which Cambrian-1 has too, are not in it.",
 )
 SETTINGS = {
-    "fast": {"begin": "random", "steps": 1, "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
+    "fast": {"begin": "random", "steps": 1, "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
     "cpu": {"begin": "nano-stage-3", "steps": 60, "batch": 10, "n": 40, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano-stage-3", "steps": 2500, "batch": 64, "n": 400, "seeds": 3, "device": "cuda"},
 }

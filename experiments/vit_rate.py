@@ -22,7 +22,7 @@ CLAIM = Claim(
     "learn and little to lose. A short fine-tuning, in which a lower rate is also simply slower. One rate of the LLM.",
 )
 SETTINGS = {
-    "fast": {"begin": "random", "steps": 2, "batch": 2, "n": 1, "seeds": 1, "device": "cpu"},
+    "fast": {"begin": "random", "steps": 2, "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
     "cpu": {"begin": "nano-stage-3", "steps": 60, "batch": 10, "n": 40, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano-stage-3", "steps": 2500, "batch": 64, "n": 400, "seeds": 3, "device": "cuda"},
 }
