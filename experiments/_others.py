@@ -79,7 +79,9 @@ learns what such a name means only after an hour of training, so nine short trai
 
 **CV-Bench for all connectors.** The table of connectors has captions and lines of text. To add CV-Bench, its 21
 trainings would have to be made again; relation and counting are tested for three of the connectors in a claim of their
-own, depth order and relative distance in the claim about an encoder that learns.
+own, depth order and relative distance in the claim about an encoder that learns. The shipped nano has, of 50 questions
+each, 0.98 of relation (0.58 without the picture) and 0.96 of counting (0.14) right, and nothing of the other two: no
+stage of its training asks them, and it answers with a color alone or with "no".
 
 **Several views of one place.** LLaVA-NeXT-Interleave (arXiv 2407.07895) takes a room from several cameras as several
 pictures in one conversation, with no module for 3-D: one template for pictures, frames, views and tiles, 1,177.6 k

@@ -27,7 +27,9 @@ CLAIM = Claim(
     "the whole answer is right: a sentence, asked as the chat model was (in the last arm with its prompt), and a short "
     "answer, asked as it was trained. Confirmed means: plain short answers lower the share of right sentences; with "
     "the prompt this share is higher than without; and right short answers are at most 0.1 fewer. Predicted before the "
-    "run: confirmed, with fewer than 5 % sentences after plain short answers and more than 80 % with the prompt.",
+    "run: confirmed, with fewer than 5 % sentences after plain short answers and more than 80 % with the prompt. Two "
+    "arms were added after that, without a say in the verdict: 20 % plain sentences among short answers that come with "
+    "the prompt, or plainly.",
     limits="Whether a model chats is here whether it answers in a sentence of one pattern for each kind of question. "
     "Between the two trainings there is nothing else, so the plain arm has no reason to keep a sentence; Cambrian-1's "
     "data have both. By chance one color of six is right, one shape and one place of four.",
@@ -37,7 +39,9 @@ SETTINGS = {
     "cpu": {"begin": "nano", "steps": [30, 40], "batch": 12, "n": 16, "seeds": 3, "device": "cpu"},
     "gpu": {"begin": "nano", "steps": [600, 600], "batch": 64, "n": 200, "seeds": 3, "device": "cuda"},
 }
-CHAT, PLAIN, PROMPTED, MIXED = ARMS = ("before", "short", "short, with a prompt", "short, 20 % sentences")
+CHAT, PLAIN, PROMPTED, MIXED = "before", "short", "short, with a prompt", "short, 20 % sentences"
+BOTH, UNCLEAR = "short with a prompt, 20 % plain sentences", "short, 20 % plain sentences"
+ARMS = (CHAT, PLAIN, PROMPTED, MIXED, BOTH, UNCLEAR)
 RATES = {"llm": stage_named("sft-1").learning_rates["llm"]}
 SHORTLY, AT_LENGTH = "Answer with one word.", "Answer in a sentence."
 LOSS = 0.1  # share of short answers that the prompt may cost
@@ -70,9 +74,9 @@ def training(arm: str, seed: int):
         drawn = draw(f"answer machine/{arm == CHAT}/{seed}/{number}", "question", topic=list(SENTENCES)[number % 3])
         if arm == CHAT:
             return asked(drawn, True)
-        if arm == MIXED and number % 5 == 0:
-            return asked(drawn, True, AT_LENGTH)
-        return asked(drawn, False, SHORTLY if arm == PROMPTED else "")
+        if arm in (MIXED, BOTH, UNCLEAR) and number % 5 == 0:
+            return asked(drawn, True, AT_LENGTH if arm == MIXED else "")
+        return asked(drawn, False, SHORTLY if arm in (PROMPTED, BOTH) else "")
 
     return sample
 
@@ -81,7 +85,7 @@ def graded(model: MiniCPMV, processor: Processor, arm: str, n: int) -> dict[str,
     """Whether sentences and short answers are right, and how many are sentences where sentences are wanted."""
     questions = [sample for topic in SENTENCES for sample in held_out("question", n, topic=topic)]
     at_length = [asked(sample, True, AT_LENGTH if arm == MIXED else "") for sample in questions]
-    shortly = [asked(sample, False, SHORTLY if arm in (CHAT, PROMPTED) else "") for sample in questions]
+    shortly = [asked(sample, False, SHORTLY if arm in (CHAT, PROMPTED, BOTH) else "") for sample in questions]
     found = {}
     for name, samples in {"sentence": at_length, "short answer": shortly}.items():
         said = answers(model, processor, [sample.prompt for sample in samples], max_new_tokens=24)
@@ -105,17 +109,20 @@ def run(setting: dict, each) -> Finding:
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in ARMS}
     lost, kept = (gains(arms, better, PLAIN, "sentence, right") for better in (CHAT, PROMPTED))
     mixed, short = gains(arms, MIXED, PLAIN, "sentence, right"), gains(arms, PROMPTED, PLAIN, "short answer, right")
+    both = gains(arms, BOTH, UNCLEAR, "sentence, right")
     return Finding(
         weakest(verdict(lost), verdict(kept), verdict(short, -LOSS)),
         f"Plain short answers lower the share of right sentences by {in_words(lost)}. Where short answers came with a "
         f"prompt it is higher by {in_words(kept)}, and the share of right short answers differs by {in_words(short)}. "
         f"With 20 % of sentences that come with a prompt, the share of right sentences on demand is higher by "
-        f"{in_words(mixed)}.",
+        f"{in_words(mixed)}. Where sentences come plainly and short answers with the prompt, it is higher by "
+        f"{in_words(both)} than where both come plainly.",
         *figures(
             {
                 "share of right sentences that the prompt keeps": kept,
                 "share that plain short answers lose": lost,
                 "share that 20 % of sentences keep": mixed,
+                "share that the prompt adds among 20 % plain sentences": both,
                 "right short answers, with the prompt against without": short,
             }
         ),
