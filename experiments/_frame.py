@@ -36,8 +36,8 @@ NAMES = (
     "slice_guarantees token_density context_tokens any_aspect text_size slicing cost_curve position_schemes queries "
     "pooling stage_ladder stages frozen_llm rewriting packing padding sft_order multilingual prefill q4k_size loading "
     "connectors connector_steps visual_expert one_position vision_centric text_only "
-    "vit_rate vit_frozen answer_machine few_tiles interleaved single_first "
-    "group_frames early_merge zero_shot_clips clip_mixing few_frames"
+    "vit_rate vit_frozen answer_machine few_tiles interleaved single_first connector_first "
+    "resolution group_frames early_merge zero_shot_clips clip_mixing few_frames"
 ).split()
 FIRST_OF_OTHERS = "connectors"  # from here on they are about the systems that MiniCPM-V is compared with
 PROFILES = ("fast", "cpu", "gpu")

@@ -23,19 +23,9 @@ NOT_RUN = (  # claim, source, what it says
         "Scaling the LLM brings more than scaling the image encoder.",
     ),
     (
-        "Resolution beats tokens",
-        "the same blog",
-        "At equal cost, more pixels bring more than more tokens.",
-    ),
-    (
         "A stage on clean data before fine-tuning",
         "the same blog",
         "Re-captioned pictures and documents between the two usual stages raise the scores.",
-    ),
-    (
-        "The connector learns first",
-        "Cambrian-1, finding 3",
-        "A stage for the connector alone helps, and more data for it helps more; the first part tests MiniCPM-V's.",
     ),
     (
         "Several encoders, one of them a ConvNet",

@@ -28,8 +28,8 @@ NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have 
 TRAINED = (
     "text_size slicing cost_curve position_schemes queries pooling stage_ladder stages frozen_llm rewriting packing "
     "sft_order multilingual connectors connector_steps visual_expert one_position vision_centric text_only "
-    "vit_rate vit_frozen answer_machine few_tiles interleaved single_first "
-    "group_frames early_merge zero_shot_clips clip_mixing few_frames"
+    "vit_rate vit_frozen answer_machine few_tiles interleaved single_first connector_first "
+    "resolution group_frames early_merge zero_shot_clips clip_mixing few_frames"
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
@@ -334,6 +334,8 @@ def made_up(name: str, arm_of, level_of) -> str:
         ("interleaved", "interleaved"),
         ("single_first", "one picture, then two"),
         ("few_frames", "4 frames, 16 tokens"),
+        ("connector_first", "connector first"),
+        ("resolution", "112 px, 4 tokens"),
     ],
 )
 def test_the_better_arm_wins(name, better):
