@@ -10,7 +10,7 @@ from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.toy.cv_bench import TASKS, cv_samples
 from minicpmv_ref.toy.data import blind
 
-from ._arms import nats, right
+from ._arms import nats
 
 FLAT = ("relation", "counting")  # what captions and questions teach; the other two tasks need samples of their own
 SHORT = {"max_new_tokens": 8}  # an answer is a word or two
@@ -27,7 +27,8 @@ def cv_bench(
     for task in tasks:
         samples = cv_samples(task, n, "claims")
         found[f"{task}, nats"] = nats(model, processor, samples)
-        found[f"{task}, right"] = right(model, processor, samples, **SHORT)
-        said = answers(model, processor, [blind(sample.prompt) for sample in samples], **SHORT)
-        found[f"{task}, blind"] = [float(text == sample.answer) for text, sample in zip(said, samples)]
+        prompts = [sample.prompt for sample in samples]
+        for name, shown in (("right", prompts), ("blind", [blind(prompt) for prompt in prompts])):
+            said = answers(model, processor, shown, **SHORT)
+            found[f"{task}, {name}"] = [float(text == sample.answer) for text, sample in zip(said, samples)]
     return found

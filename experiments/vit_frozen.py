@@ -7,7 +7,7 @@ from minicpmv_ref.counts import parameters
 from minicpmv_ref.learn.stages import stage_named
 
 from ._arms import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
-from ._cv_bench import TASKS, cv_bench
+from ._cv_bench import FLAT, TASKS, cv_bench
 from ._frame import Claim, Finding
 from .connectors import TEXT
 
@@ -24,7 +24,10 @@ CLAIM = Claim(
     "score of a model that sees no picture. Predicted before the run: confirmed, with more than 0.1 nats on text; at "
     "equal operations a little less.",
     limits="The toy's ViT is young and its world small; a ViT that has seen billions of pictures can also lose. One "
-    "short fine-tuning. Encoders that learned without language, which Cambrian-1 has too, are not in it.",
+    "short fine-tuning. Encoders that learned without language, which Cambrian-1 has too, are not in it. The rate is "
+    "that of a stage of 2,500 steps, and the claim before says that 60 steps want a lower one: so the verdict is as "
+    "much about the rate as about freezing. Depth order and relative distance are learned by no arm in so few steps: "
+    "their loss is above that of a guess between the two names of the question.",
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": 1, "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
@@ -67,7 +70,8 @@ def run(setting: dict, each) -> Finding:
         weakest(*map(verdict, gained.values())),
         f"With a ViT that learns the loss is lower by {in_words(gained['question'])} nats a token on questions and by "
         f"{in_words(gained['crop'])} on lines of text; at equal operations by {in_words(equal['question'])} and "
-        f"{in_words(equal['crop'])}. On the small CV-Bench it is lower by {in_words(where)} after equal steps.",
+        f"{in_words(equal['crop'])}. On the small CV-Bench it is lower by {in_words(where)} after equal steps. "
+        "Minus means that the frozen ViT is better.",
         *figures(
             {
                 "nats less on questions": gained["question"],
@@ -80,7 +84,8 @@ def run(setting: dict, each) -> Finding:
             arms,
             [
                 *(f"{kind}, {grade}" for kind in GRADED for grade in ("nats", "right")),
-                *(f"{kind}, {grade}" for kind in TASKS for grade in ("nats", "right", "blind")),
+                *(f"{kind}, {grade}" for kind in FLAT for grade in ("nats", "right", "blind")),
+                *(f"{kind}, nats" for kind in TASKS if kind not in FLAT),
             ],
         ),
         seeds,
