@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minicpmv_ref import MiniCPMV, Processor  # noqa: E402
-from minicpmv_ref.decoding import until_stop  # noqa: E402
+from minicpmv_ref.decoding import decode_answer, until_stop  # noqa: E402
+from minicpmv_ref.deploy import llamacpp  # noqa: E402
+from minicpmv_ref.deploy.gguf import export  # noqa: E402
 from minicpmv_ref.inputs.published import BUNDLED  # noqa: E402
 from minicpmv_ref.learn.evaluate import evaluate  # noqa: E402
 from minicpmv_ref.learn.stages import LATER  # noqa: E402
@@ -29,12 +32,10 @@ from minicpmv_ref.toy.clips import CLIP_TOPICS  # noqa: E402
 from minicpmv_ref.toy.data import MOST_PICTURES, draw_more  # noqa: E402
 from minicpmv_ref.toy.many import answers_about  # noqa: E402
 
-COMMANDS = (
-    "python3 lab.py train --profile cpu --stage sft-3-words --from nano --out runs/many",
-    "python3 lab.py train --profile cpu --stage sft-3 --from runs/many/sft-3-words --out runs/many",
-    "python3 lab.py train --profile cpu --stage sft-4 --from runs/many/sft-3 --out runs/many",
+COMMANDS = tuple(
+    f"python3 lab.py train --profile cpu --stage {stage.name} --from {before} --out runs/many"
+    for before, stage in zip(("nano", *(f"runs/many/{stage.name}" for stage in LATER)), LATER)
 )
-
 COUNTS = range(1, MOST_PICTURES + 1)
 FRAMES = (4, 8, 16, 32)
 ONE_BOX = re.compile(r"<ref>(.+)</ref><box>(\d+) (\d+) (\d+) (\d+)</box>")
@@ -65,8 +66,7 @@ def say(
 
 
 def exact(model, processor, samples: list, **options) -> float:
-    said = say(model, processor, samples, **options)
-    return round(sum(text == sample.answer for text, sample in zip(said, samples)) / len(samples), 4)
+    return right(say(model, processor, samples, **options), samples)
 
 
 # ---- the three parts
@@ -116,20 +116,21 @@ def boxes(model, processor, n: int = 200) -> dict:
     grades, single = {}, []
     for count in (1, 2, 3):
         samples = items("box", n, count=count, topic="box")
-        found = overlaps(model, processor, samples)
+        found = overlaps(say(model, processor, samples), samples)
         grades[f"{count} of them"] = summary(found)
         single = single or list(zip(samples, found))
     for name, radius in SIZES.items():
         grades[f"one, {name}"] = summary([o for sample, o in single if sample.facts.things[0].radius == radius])
-    grades["a word of a crop"] = summary(overlaps(model, processor, items("word box", n)))
+    words = items("word box", n)
+    grades["a word of a crop"] = summary(overlaps(say(model, processor, words), words))
     inside = items("box", n, count=2, topic="inside")
     return grades | {"what is in a box, of 2 shapes": exact(model, processor, inside)}
 
 
-def overlaps(model, processor, samples: list) -> list[float | None]:
+def overlaps(said: list[str], samples: list) -> list[float | None]:
     """The IoU of each answer with the true box; None where the answer is no box."""
     found = []
-    for text, sample in zip(say(model, processor, samples), samples):
+    for text, sample in zip(said, samples):
         said, true = (ONE_BOX.fullmatch(words) for words in (text, sample.answer))
         found.append(iou(*(tuple(map(int, match.groups()[1:])) for match in (said, true))) if said else None)
     return found
@@ -145,11 +146,50 @@ def summary(found: list[float | None]) -> dict:
     return {"n": len(found)} | {name: round(number, 4) for name, number in numbers.items()}
 
 
-PARTS = {"pictures": pictures, "clips": clips, "boxes": boxes}
+def on_a_phone(model, processor, n: int = 200) -> dict:
+    """Right answers of float32 here and of files in llama.cpp, which writes no `<image_id>`; equal: to float32."""
+    if llamacpp.missing():
+        return {}
+    grades = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {mixture: export(model, processor, Path(folder, mixture), mixture) for mixture in ("F16", "Q4_K_M")}
+        for name, (kind, options) in ON_A_PHONE.items():
+            samples = items(kind, n, **options)
+            said = {"float32": say(model, processor, samples, ids=False)}
+            asked = [llama_prompt(sample, processor) for sample in samples]
+            for mixture, paths in files.items():
+                tokens = [answer.tokens for answer in llamacpp.run(*paths, asked, 48)]
+                said[mixture] = [decode_answer(row, processor.tokenizer, processor.stop_ids) for row in tokens]
+            grades[name] = {way: right(texts, samples) for way, texts in said.items()}
+            same = [one == other for one, other in zip(said["F16"], said["float32"])]
+            grades[name]["F16 equal"] = round(sum(same) / n, 4)
+    return grades
+
+
+def llama_prompt(sample, processor) -> tuple[str, list]:
+    *pictures, question = sample.prompt[0]["content"]
+    images = [image for part in pictures for image in (part if isinstance(part, list) else [part])]
+    return llamacpp.prompt_text(question, processor, len(images)), images
+
+
+def right(said: list[str], samples: list) -> float:
+    """The share of right answers; a box is right above an IoU of .5."""
+    if ONE_BOX.fullmatch(samples[0].answer):
+        return summary(overlaps(said, samples))["above .5"]
+    return round(sum(text == sample.answer for text, sample in zip(said, samples)) / len(samples), 4)
+
+
+ON_A_PHONE = {
+    "named, 2 pictures": ("many", dict(count=2, topic="named")),
+    "unnamed, 4 pictures": ("many", dict(count=4, topic="unnamed")),
+    "direction, 4 frames": ("clip", dict(count=4, topic="direction")),
+    "box of one shape": ("box", dict(count=1, topic="box")),
+}
+PARTS = {"pictures": pictures, "clips": clips, "boxes": boxes, "llama.cpp": on_a_phone}
 
 
 def stages(run: Path) -> dict:
-    """Seconds and losses of both stages, from the log of the run."""
+    """Seconds and losses of the stages, from the log of the run."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {}
     for stage in LATER:

@@ -8,7 +8,7 @@
     stage-3     ViT and resampler, with slices and documents: they learn to read; the LLM stays as it is
     sft-1       everything, short answers
     sft-2       everything, long answers and readings
-    sft-3-words, sft-3, sft-4   several pictures, clips and boxes, from a finished nano; see LATER
+    sft-3-words to sft-5   several pictures, clips and boxes, from a finished nano; see LATER
 
 Nothing here trains; `train.py` does. Left out: the learning rates of the paper, which fit a model 2,000 times as large.
 """
@@ -91,18 +91,19 @@ STAGES = (
 )
 LATER = (  # several pictures, clips and boxes, from a finished nano; the schedule above does without
     # Where pictures are words, to find "picture 2" is learned in minutes; among pixels it was not learned in an hour.
-    Stage("sft-3-words", "spelled", {"llm": 8e-4}, {
-        "pair": 6, "many": 5, "clip": 8, "question": 1, "talk": 0.5, "crop": 1.5, "find": 0.7, "read": 0.5,
-        "lookup": 0.5,
-    }, steps=700, batch=24, turns=8, ids=True),
+    Stage("sft-3-words", "spelled", {"llm": 8e-4}, {"pair": 6, "many": 5, "clip": 8, "question": 1, "talk": 0.5,
+        "crop": 1.5, "find": 0.7, "read": 0.5, "lookup": 0.5}, 700, 24, turns=8, ids=True),  # steps, batch
     Stage("sft-3", "answer", {"vpm": 3e-4, "resampler": 6e-4, "llm": 5e-4}, {
         "many": 3, "clip": 3, "one box": 9, "box": 7, "word box": 1, "question": 2, "talk": 1, "long": 1, "caption": 1,
-        "crop": 3, "find": 1, "read": 2.5, "lookup": 0.8, "read anywhere": 0.3,
-    }, steps=1300, batch=32, turns=6, large=0.1),
+        "crop": 3, "find": 1, "read": 2.5, "lookup": 0.8, "read anywhere": 0.3}, steps=1300, turns=6, large=0.1),
     Stage("sft-4", "answer", {"vpm": 2e-4, "resampler": 4e-4, "llm": 7e-4}, {  # mostly clips
         "motion": 10, "clip": 6, "pair": 3, "many": 3, "one box": 5, "box": 2, "question": 2, "talk": 1, "long": 1,
-        "caption": 0.5, "crop": 3, "find": 0.7, "read": 2, "lookup": 0.3,
-    }, steps=330, batch=32, turns=6, large=0.1),
+        "caption": 0.5, "crop": 3, "find": 0.7, "read": 2, "lookup": 0.3}, steps=330, turns=6, large=0.1),
+    Stage("sft-5-words", "spelled", {"llm": 6e-4}, {"coming": 8, "clip": 4, "motion": 1, "many": 6, "pair": 3,
+        "question": 1, "talk": 0.5, "crop": 1.5, "find": 0.7, "read": 0.5, "lookup": 0.5}, 400, 24, turns=8, ids=True),
+    Stage("sft-5", "answer", {"vpm": 3e-4, "resampler": 6e-4, "llm": 6e-4}, {"coming": 5, "clip": 3, "motion": 1,
+        "many": 3, "pair": 1, "one box": 6, "box": 8, "word box": 0.5, "question": 2.5, "talk": 1, "long": 1,
+        "caption": 0.5, "crop": 3, "find": 0.7, "read": 3, "lookup": 0.8}, steps=1200, turns=6, large=0.1),
 )
 # fmt: on
 

@@ -41,12 +41,12 @@ class Clip:
         return f"clip {self.event} {self.story}"
 
 
-def draw_clip(rng: random.Random, wanted: Wanted) -> Drawn:
+def draw_clip(rng: random.Random, wanted: Wanted, events: tuple[str, ...] = EVENTS) -> Drawn:
     """The kind "clip": a list of frames, and different questions about them, as many as there are."""
     count = wanted.count or rng.choice(FRAMES)
     if count < LEAST_FRAMES:
         raise ValueError(f"a clip needs at least {LEAST_FRAMES} frames, got {count}")
-    events = [event for event in EVENTS if wanted.topic is None or event in CLIP_TOPICS[wanted.topic]]
+    events = [event for event in events if wanted.topic is None or event in CLIP_TOPICS[wanted.topic]]
     while True:
         clip = sample_clip(rng, rng.choice(events), count)
         asked = [pair for pair in clip.questions if wanted.topic in (None, pair[0])]
@@ -61,6 +61,11 @@ def draw_clip(rng: random.Random, wanted: Wanted) -> Drawn:
 def draw_motion(rng: random.Random, wanted: Wanted) -> Drawn:
     """The kind "motion": a clip in which something moves, and which way it goes."""
     return draw_clip(rng, wanted._replace(topic=wanted.topic or "direction"))
+
+
+def draw_coming(rng: random.Random, wanted: Wanted) -> Drawn:
+    """The kind "coming": a clip in which shapes come one after another, and in which order."""
+    return draw_clip(rng, wanted, ("come",))
 
 
 def sample_clip(rng: random.Random, event: str, count: int) -> Clip:

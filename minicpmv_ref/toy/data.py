@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..inputs.checks import LIMITS, check_choice, check_int, check_list, check_number, check_type, shown
 from .boxes import draw_layout, draw_one, draw_word, spell_placed
-from .clips import CLIP_TOPICS, LEAST_FRAMES, MOST_FRAMES, Clip, draw_clip, draw_motion
+from .clips import CLIP_TOPICS, LEAST_FRAMES, MOST_FRAMES, Clip, draw_clip, draw_coming, draw_motion
 from .depth import draw_depth, draw_distance
 from .documents import (  # noqa: F401  other files take them from here
     CAP_HEIGHT,
@@ -127,10 +127,11 @@ def draw_more(
     Args:
         seed, split, view: as for `draw`.
         kind: "many" (pictures of one or two shapes), "pair" (two of them; each question names one), "clip" (frames;
-            the content of the first message holds them as a list), "motion" (something moves: which way?), "box"
-            (shapes anywhere: where is each, or what is in a box), "one box" (one shape), "word box" (where is a word
-            of a crop), "read anywhere" or "lookup anywhere" (documents whose lines slice borders may cut), "depth"
-            (which of two shapes is in front) or "distance" (which of two is closer to a third).
+            the content of the first message holds them as a list), "motion" (something moves: which way?), "coming"
+            (shapes come one after another: in which order?), "box" (shapes anywhere: where is each, or what is in a
+            box), "one box" (one shape), "word box" (where is a word of a crop), "read anywhere" or "lookup anywhere"
+            (documents whose lines slice borders may cut), "depth" (which of two shapes is in
+            front) or "distance" (which of two is closer to a third).
         count: of pictures, 1 to 8; of frames, 3 to 64; of shapes, 1 to 3. None draws it as in training.
         topic: of "many": "named" (a question about "picture 3"), "describe", "unnamed" (only one picture can answer),
             "which" (picture shows it?), "both", "all" (how many in all); of a "clip": "direction", "first", "last",
@@ -269,6 +270,7 @@ MORE_KINDS: dict[str, Callable[[random.Random, Wanted], Drawn]] = {  # these cam
     "pair": draw_pair,
     "clip": draw_clip,
     "motion": draw_motion,
+    "coming": draw_coming,
     "box": draw_layout,
     "one box": draw_one,
     "word box": draw_word,
@@ -283,6 +285,7 @@ MORE_TOPICS = {
     "pair": ALBUM_TOPICS,
     "clip": tuple(CLIP_TOPICS),
     "motion": ("direction",),
+    "coming": ("first", "last", "order"),
     "box": ("box", "inside"),
 }
 COUNTS = {"many": (1, MOST_PICTURES), "clip": (LEAST_FRAMES, MOST_FRAMES), "box": (1, 3)}  # least and most

@@ -164,12 +164,22 @@ def test_the_true_box_is_where_the_triangle_is(place):
 def test_the_boxes_panel():
     panel = panels.Boxes(420, 460)
     assert panel.status.endswith("the true one (220, 260, 620, 640): their IoU is 1.00.")
-    for x, size, iou in ((620, "large", "0.33"), (420, "middle", "0.49")):  # the lesson's questions
+    for x, size, iou in ((620, "large", "0.33"), (420, "middle", "0.49")):
         panel.controls["x"].value, panel.controls["size"].value = x, size
         assert panel.status.endswith(f"their IoU is {iou}.")
         assert iou in texts(panel)
     assert panels.Boxes(800, 800, "small").status.endswith("their IoU is 0.00.")
     inside_the_canvas(draw.box_look(800, 800, "large"))
+
+
+def test_what_the_lesson_says_of_boxes():
+    found = {size: draw.box_look(480, 500, size, "nano-many").facts for size in ("large", "middle", "small")}
+    assert ", ".join(f"{size} {facts['iou']:.2f}" for size, facts in found.items()).capitalize() in PROSE
+    for facts in found.values():
+        assert max(abs(said - true) for said, true in zip(facts["said"][:2], facts["true"])) <= 50
+    small = draw.box_look(700, 300, "small", "nano-many").facts
+    assert small["said"][2] - small["said"][0] == 280 and small["said"][3] < small["true"][3]
+    assert f"{small['iou']:.2f}" == "0.32"
 
 
 @pytest.mark.parametrize("answer", ["top left", "<box>1 2 3</box>", "<box>500 0 100 900</box>", "<box>1 2 3 4"])

@@ -23,7 +23,7 @@ from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.llamacpp import MARKER, prompt_text
 from minicpmv_ref.inputs.pictures import load_image
 from minicpmv_ref.inputs.published import BUNDLED
-from minicpmv_ref.toy.data import draw
+from minicpmv_ref.toy.data import draw, draw_more
 
 pytestmark = pytest.mark.llamacpp
 
@@ -378,15 +378,24 @@ def test_a_crash_of_llama_cpp_does_not_end_python(files, tmp_path):
 # The model of the course ---------------------------------------------------------------------------------------------
 
 
-def test_the_model_of_the_course_answers_as_in_pytorch(tmp_path):
-    """Held-out questions about scenes of one view, which both sides resize alike."""
-    model, processor = MiniCPMV.from_pretrained("nano"), Processor.from_pretrained("nano")
-    side = model.config.slicing.scale_resolution
-    samples = [draw(f"phone {i}", "question", "test", view=side) for i in range(200)]
-    truth = [sample.answer for sample in samples]
-    prompts = [
-        (prompt_text(question, processor), image) for image, question in (s.prompt[0]["content"] for s in samples)
-    ]
+def questions():
+    """Scenes of one view, which both sides resize alike."""
+    return [draw(f"phone {i}", "question", "test", view=112) for i in range(100)]
+
+
+def clips():
+    return [draw_more(f"phone {i}", "clip", "test", count=4, topic="direction", view=112) for i in range(50)]
+
+
+@pytest.mark.parametrize(("name", "held_out"), [("nano", questions), ("nano-many", clips)])
+def test_the_models_of_the_course_answer_as_in_pytorch(name, held_out, tmp_path):
+    model, processor = MiniCPMV.from_pretrained(name), Processor.from_pretrained(name)
+    samples = held_out()
+    truth, prompts = [sample.answer for sample in samples], []
+    for sample in samples:
+        pictures, question = sample.prompt[0]["content"]
+        images = pictures if isinstance(pictures, list) else [pictures]
+        prompts.append((prompt_text(question, processor, len(images)), images))
     answers = {}
     for mixture in ("F16", "Q8_0", "Q4_K_M"):
         files = export(model, processor, tmp_path / mixture, mixture)
