@@ -62,6 +62,7 @@ def run(args):
             "ServerApp.allow_root": True,  # containers run as root; the address is this machine only
             "IdentityProvider.token": token,
             "ServerApp.tornado_settings": {"websocket_max_message_size": PICTURE_BYTES},
+            "ServerApp.kernel_websocket_connection_class": "minicpmv_ref.commands.websocket.SendsAtOnce",
             "KernelManager.transport_encryption": "auto",  # else each kernel warns that it is not encrypted
             "LabApp.default_url": page,
             "LabApp.app_settings_dir": settings,

@@ -106,6 +106,8 @@ class LabServer:
                     *(f"--port={self.port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}"),
                     *(f"--ServerApp.root_dir={self.notebooks.parent}", f"--LabApp.app_settings_dir={settings}"),
                     *("--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
+                    # as commands/course.py
+                    "--ServerApp.kernel_websocket_connection_class=minicpmv_ref.commands.websocket.SendsAtOnce",
                 ],
                 env={**os.environ, **own, "PYTHONPATH": python_path, "JUPYTER_PREFER_ENV_PATH": "1"},
                 stdin=subprocess.DEVNULL,

@@ -20,8 +20,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from command_options import command_parser, takes_a_value
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
 from places import ROOT
 from tornado.websocket import websocket_connect
+from traitlets import import_item
 
 from minicpmv_ref.__main__ import COMMANDS, main
 from minicpmv_ref.commands import common, course, reset
@@ -738,6 +740,16 @@ def test_every_part_runs_and_the_summary_counts(tmp_path, monkeypatch, capfd):
     ]
     assert test_command.run_parts([("second", ["good"], None)]) == 0
     assert capfd.readouterr().out.endswith("all passed\n")
+
+
+def test_small_messages_of_a_kernel_do_not_wait(opened, monkeypatch):
+    assert main([]) == 0
+    (name,) = (words for words in opened[0] if words.startswith("--ServerApp.kernel_websocket_connection_class="))
+    kind, delays = import_item(name.partition("=")[2]), []
+    monkeypatch.setattr(kind.__mro__[1], "connect", lambda self: "connected")
+    connection, handler = kind.__new__(kind), object.__new__(KernelWebsocketHandler)
+    handler.set_nodelay, connection.websocket_handler = delays.append, handler
+    assert (connection.connect(), delays) == ("connected", [True])
 
 
 async def printed_by_a_kernel(base, token, code, padding):

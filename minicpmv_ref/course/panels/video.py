@@ -17,18 +17,13 @@ class ClipCosts(Panel):
     def __init__(self, seconds=61, size="720p", slices=2, rate=3):
         super().__init__(
             seconds=slider("seconds", seconds, 1, draw.SECONDS),
+            size=choice("frame", draw.FRAME_SIZES, size),
             slices=choice("max_slice_nums of 2.6", [1, 2], slices),
-            size=choice("frame", draw.FRAME_SIZES.items(), draw.FRAME_SIZES[size]),
             rate=slider("4.5: frames a second", rate, 1, 10),
         )
 
-    def __repr__(self):
-        v = self.values()
-        name = next(name for name, size in draw.FRAME_SIZES.items() if size == v["size"])
-        return f"ClipCosts(seconds={v['seconds']}, size={name!r}, slices={v['slices']}, rate={v['rate']})"
-
     def draw(self, seconds, size, slices, rate):
-        return draw.clip_costs(*size, seconds, slices, rate)
+        return draw.clip_costs(*draw.FRAME_SIZES[size], seconds, slices, rate)
 
     def describe(self, seconds, size, slices, rate):
         said = (
@@ -36,7 +31,7 @@ class ClipCosts(Panel):
             f"{draw.CLIP_SYSTEMS[system][0]}"
             for system, cost in self.facts["costs"].items()
         )
-        return f"A clip of {seconds} s, {size[0]} x {size[1]}: {'; '.join(said)}."
+        return f"A clip of {seconds} s, {{}} x {{}}: {'; '.join(said)}.".format(*draw.FRAME_SIZES[size])
 
 
 class ClipLook(Panel):
