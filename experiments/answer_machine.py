@@ -32,7 +32,8 @@ CLAIM = Claim(
     "the prompt, or plainly.",
     limits="Whether a model chats is here whether it answers in a sentence of one pattern for each kind of question. "
     "Between the two trainings there is nothing else, so the plain arm has no reason to keep a sentence; Cambrian-1's "
-    "data have both. By chance one color of six is right, one shape and one place of four.",
+    "data have both, as the two added arms do: there the prompt does what is claimed. What is not confirmed is the "
+    "stronger reading, short answers only. By chance one color of six is right, one shape and one place of four.",
 )
 SETTINGS = {
     "fast": {"begin": "random", "steps": [1, 1], "batch": 1, "n": 1, "seeds": 1, "device": "cpu"},
