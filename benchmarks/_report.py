@@ -35,6 +35,7 @@ TABLES = {
         ("ours", "ours", ".0f"),
         ("packed / ours", "packed / ours", ".2f"),
         ("best peer / ours", "best peer / ours", ".2f"),
+        ("ours of GEMM rate", "roofline", ".0%"),
     ],
     "resampler": [
         ("dtype", "dtype", ""),
@@ -42,6 +43,7 @@ TABLES = {
         ("views", "views", ""),
         *((name, name, ".0f") for name in ("official", "sdpa", "ours", "fold")),
         ("official / fold", "official / fold", ".2f"),
+        ("ours of GEMM rate", "roofline", ".0%"),
     ],
     "packing": [
         ("lengths", "lengths", ""),
@@ -58,6 +60,7 @@ TABLES = {
         ("pictures/s", "pictures/s", ".1f"),
         ("time of ours, wall (CPU)", ("wall", "CPU"), ".2f"),
         ("peak MB", "MB", ".0f"),
+        ("of GEMM rate", "roofline", ".0%"),
     ],
     "course": [
         ("what", "what", ""),
@@ -65,6 +68,14 @@ TABLES = {
         ("first panel, s", "first panel", ".1f"),
         ("Run All, s", "Run All", ".1f"),
         ("key to picture, ms", "key", ".0f"),
+    ],
+    "curves": [
+        ("what grows", "what", ""),
+        ("from, to", "range", ""),
+        ("predicted slope", "predicted", ".2f"),
+        ("measured slope", "measured", ".2f"),
+        ("milliseconds, first", "first", ".1f"),
+        ("last", "last", ".1f"),
     ],
     "dpo": [
         ("prompt", "prompt", ""),
@@ -134,8 +145,8 @@ def published(name: str) -> dict:
 
 
 def table(name: str, rows: list[dict]) -> str:
-    """A benchmark's table in Markdown."""
-    columns = TABLES[name]
+    """A benchmark's table in Markdown, without columns that were not measured at all."""
+    columns = [column for column in TABLES[name] if any(cell(row, *column[1:]) for row in rows)]
     lines = [[heading for heading, *_ in columns], ["---"] * len(columns)]
     lines += [[cell(row, key, form) for _, key, form in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

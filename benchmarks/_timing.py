@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+import torch
+
 
 def paired(candidates: dict[str, Callable], rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
     """Time functions in turns, after one untimed call each. Returns the milliseconds of every round by name.
@@ -41,3 +43,10 @@ def measure(calls: dict, rounds: int) -> tuple[dict, dict]:
 def speedup(slow: list[float], fast: list[float]) -> float:
     """The median over rounds of slow / fast: how many times faster `fast` is."""
     return median(a / b for a, b in zip(slow, fast))
+
+
+def gemm_rate(dtype: torch.dtype, clock=time.perf_counter) -> float:
+    """FLOPs a millisecond of a large matrix product, the best of 9: more than any model reaches on these threads."""
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    times = paired({"product": lambda: a @ b.T}, 9, clock)["product"]
+    return 2 * 2048**3 / min(times)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
@@ -52,7 +53,7 @@ def ggml_quantizer():
     return quantize_in_c
 
 
-def measure(x: np.ndarray, kind: str, importance, in_c, devices, rounds: int) -> dict[str, list[float]]:
+def measure(x: np.ndarray, kind: str, importance, in_c, devices, rounds: int, clock) -> dict[str, list[float]]:
     calls = {"ours": lambda: quantize(x, kind, importance)}
     if in_c is not None:
         calls["C"] = lambda: in_c(x, kind, importance)
@@ -63,7 +64,7 @@ def measure(x: np.ndarray, kind: str, importance, in_c, devices, rounds: int) ->
     first, *others = [call() for call in calls.values()]
     for name, other in zip(list(calls)[1:], others):
         assert (first == other).all(), f"{kind}: {name} writes other bytes"
-    return paired(calls, rounds)
+    return paired(calls, rounds, clock)
 
 
 def main() -> None:
@@ -71,7 +72,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--devices", nargs="*", default=[], help="also with the search in torch, on cpu or cuda")
+    parser.add_argument("--cpu", action="store_true", help="CPU time, for crowded machines")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu else time.perf_counter
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((args.rows, args.cols), np.float32)
@@ -84,7 +87,7 @@ def main() -> None:
             if weights is not None and kind in IGNORE_IMPORTANCE:
                 rows[-1]["ours / C, importance"] = "ignored by both"
                 continue
-            times = measure(x, kind, weights, in_c, args.devices, args.rounds)
+            times = measure(x, kind, weights, in_c, args.devices, args.rounds, clock)
             rows[-1] |= {name + suffix: x.nbytes / 1e3 / median(t) for name, t in times.items()}
             rows[-1] |= {f"ours / {n}{suffix}": speedup(times[n], times["ours"]) for n in times if n != "ours"}
         print(rows[-1], file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -25,10 +26,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _report import arguments, report
-from _timing import paired, speedup
+from _timing import gemm_rate, paired, speedup
 
 from experiments._fair import assert_same_output
-from minicpmv_ref.config import ResamplerConfig
+from minicpmv_ref.config import ResamplerConfig, v2_6
+from minicpmv_ref.counts import Workload, flops_by_part
 from minicpmv_ref.deploy.fold import fold
 from minicpmv_ref.positions import sincos_2d
 from minicpmv_ref.resampler import Resampler
@@ -115,6 +117,9 @@ def main() -> None:
         rows[-1] |= {name: median(t) for name, t in times.items()}
         for slow, fast in (("sdpa", "ours"), ("sdpa", "fold"), ("official", "fold")):
             rows[-1][f"{slow} / {fast}"] = speedup(times[slow], times[fast])
+        work = Workload(0, 0, 0, len(grids), sum(r * c for r, c in grids))
+        count = flops_by_part(replace(v2_6, resampler=cfg), work, [])["resampler"]
+        rows[-1]["roofline"] = count / median(times["ours"]) / gemm_rate(getattr(torch, dtype), clock)
         print(rows[-1], file=sys.stderr, flush=True)
     report("resampler", args, rows, unit="milliseconds")
 

@@ -16,7 +16,7 @@ The losses of all steps are asserted equal, up to rounding, before anything is t
 from __future__ import annotations
 
 import copy
-import resource
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,7 +33,7 @@ from transformers import Trainer, TrainingArguments
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _report import arguments, report
-from _timing import measure, speedup
+from _timing import gemm_rate, measure, speedup
 
 from minicpmv_ref.learn.objectives import _Answer, draw_samples, objective_for
 from minicpmv_ref.learn.packing import pack_batch, packed_loss, sample_lengths, score
@@ -172,6 +172,8 @@ def with_ours(model: MiniCPMV, processor: Processor, stage: Stage, samples: list
     made = (objective or objective_for)(model, processor, stage)
     machine = Machine(half_precision=args.bfloat16)
     steps = train_steps(model, processor, stage, samples=lambda i: samples[i][1], objective=made, machine=machine)
+    steps = list(steps)
+    args.counted = {"flops": sum(step.flops for step in steps)}  # 0 without packing
     return [step.loss for step in steps]
 
 
@@ -226,7 +228,8 @@ def main() -> None:
     theirs, ours, holds = candidates(args)
     if args.peak:
         (theirs | ours)[args.peak]()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # Not getrusage: on Linux its peak is at least that of the process that started this one.
+        print(int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
         return
 
     # The first call of each is also its untimed one.
@@ -234,11 +237,13 @@ def main() -> None:
     tried = {name: median(times) for name, times in measure(theirs, min(3, args.rounds))[0].items()}
     best = min(tried, key=tried.get)
     wall, cpu = measure({best: theirs[best], **ours}, args.rounds)
+    ours[OURS]()
+    of_rate = args.counted["flops"] / median(wall[OURS]) / gemm_rate(torch.bfloat16 if args.bfloat16 else torch.float32)
     rows = []
     for name in wall:
         row = {"training": name, "wall": speedup(wall[name], wall[OURS]), "CPU": speedup(cpu[name], cpu[OURS])}
         row |= {f"{what}/s": 1000 * holds[what] / median(wall[name]) for what in ("tokens", "pictures")}
-        rows.append(row | {"MB": peak(name, args)})
+        rows.append(row | {"MB": peak(name, args)} | ({"roofline": of_rate} if name == OURS else {}))
     dtype = "bfloat16" if args.bfloat16 else "float32"
     tried = {name: round(times / args.steps) for name, times in tried.items()}
     report("train", args, rows, dtype=dtype, holds=holds, tried=tried, unit="a second; times slower than ours; MB")

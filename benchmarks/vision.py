@@ -27,10 +27,11 @@ from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import (
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _report import arguments, report
-from _timing import paired, speedup
+from _timing import gemm_rate, paired, speedup
 
 from experiments._fair import assert_same_output
 from minicpmv_ref.config import v2_6
+from minicpmv_ref.counts import Workload, flops_by_part
 from minicpmv_ref.vision import VisionTransformer
 
 # Patch grids (rows, cols) of real images. No side is one where the three position formulas differ (25, 49, 50, ...).
@@ -106,14 +107,19 @@ def main() -> None:
     torch.manual_seed(0)
 
     rows = []
+    config = replace(v2_6, vision=replace(v2_6.vision, layers=args.layers))
     for dtype in args.dtypes:
-        ours = VisionTransformer(replace(v2_6.vision, layers=args.layers)).eval().to(getattr(torch, dtype))
+        ours = VisionTransformer(config.vision).eval().to(getattr(torch, dtype))
+        rate = gemm_rate(getattr(torch, dtype), clock)
         for case, grids in CASES.items():
             times = measure(ours, grids, args.rounds, clock)
             packed, padded, own = times.values()
             best = min(packed, padded, key=median)
             rows.append({"dtype": dtype, "views": case, **{name: median(t) for name, t in times.items()}})
             rows[-1] |= {"packed / ours": speedup(packed, own), "best peer / ours": speedup(best, own)}
+            lengths = [r * c for r, c in grids]
+            work = Workload(0, 0, 0, len(grids), sum(lengths), sum(length**2 for length in lengths))
+            rows[-1]["roofline"] = flops_by_part(config, work, [])["vpm"] / median(own) / rate
             print(rows[-1], file=sys.stderr, flush=True)
     report("vision", args, rows, unit="milliseconds")
 

@@ -355,14 +355,28 @@ ENGINES = {
     ),
 }
 
+# What is handed over to them -> the test that shows it, below tests/.
+HAND_OVER = {
+    "one process and two under torchrun (gloo): equal curves and weights, sharded or not": "scale/test_parallel",
+    "four processes": "",
+    "several machines, NCCL": "",
+    "weights: `transformers` reads the LLM of a folder, with equal logits": "inputs/test_checkpoint",
+    "weights: llama.cpp reads both GGUF files, with equal logits": "deploy/test_llamacpp",
+    "shards: webdataset reads them from a server with two workers, and says if one dies": "scale/test_shards",
+}
+
 
 def engines(kept: dict) -> str:
     rows = [[part, engine, why] for part, (engine, why) in ENGINES.items()]
+    shown = [[what, f"[{test}](../tests/{test}.py)" if test else "not shown"] for what, test in HAND_OVER.items()]
     return f"""## Which engine serves which part
 
 {table(["part", "engine", "why"], rows)}
 
-DeepSpeed, Megatron-LM, vLLM and SGLang were not run for this page: the reasons follow from the tables above."""
+DeepSpeed, Megatron-LM, vLLM and SGLang were not run for this page: the reasons follow from the tables above. What is
+handed over to other programs, and which test shows that it arrives:
+
+{table(["what", "shown by"], shown)}"""
 
 
 def toys(kept: dict) -> str:

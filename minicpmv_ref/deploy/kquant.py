@@ -37,7 +37,7 @@ from .kquant_search import (
     search,
 )
 
-MOST_VALUES = 1 << 17  # worked on at a time: five arrays of 512 kB, which is about what a core's cache holds
+MOST_VALUES = 1 << 16  # worked on at a time: arrays of 256 kB, of which a core's cache holds what one step needs
 MOST_ON_A_GPU = 1 << 24  # which wants more: some thousand short steps on arrays of 64 MB
 TOO_LARGE = 2.0**29  # no kind reaches it: the farthest, Q6_K, ends at 32 x 128 x 65504, a little below 2^28
 
@@ -385,7 +385,7 @@ def _encode_q5_0(rows: np.ndarray, importance, device) -> np.ndarray:
     if importance is None:
         # Subtle: + 0.0 turns -0.0 into 0.0, so that a block of zeros has d = -0.0, bytes 00 80.
         d = (first_largest(x) + F32(0)) / F32(-16)
-        levels = _scaled(x, _inverse(d), shift=16.5)
+        levels = _scaled(x, _inverse(d), shift=16.5, out=x)
         np.minimum(levels, 31, out=levels)
     else:
         w = _columns(_weights(rows, importance, rows.shape[1], F32(1)), 32)
@@ -412,9 +412,9 @@ def _columns(rows: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, size).T)
 
 
-def _scaled(x: np.ndarray, inverse: np.ndarray, shift: float = 0.0) -> np.ndarray:
+def _scaled(x: np.ndarray, inverse: np.ndarray, shift: float = 0.0, out: np.ndarray | None = None) -> np.ndarray:
     """x * inverse + shift. Weights too small for an inverse give infinities and NaN, and here 0."""
-    v = x * inverse
+    v = np.multiply(x, inverse, out=out)
     if shift:
         v += F32(shift)
     return v if np.isfinite(inverse).all() else np.where(np.isfinite(v), v, F32(0))

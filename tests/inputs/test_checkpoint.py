@@ -29,6 +29,7 @@ from published import (
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import tiny_config
 
 import minicpmv_ref.inputs.checkpoint as checkpoint
 import minicpmv_ref.inputs.published as published_room
@@ -1103,3 +1104,20 @@ def test_small_shapes_cover_every_kind_of_tensor():
             for names in (LAYOUTS[version]["tensors"], small_shapes(version))
         ]
         assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_transformers_reads_the_llm_of_our_folder_with_its_own_means(version, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = MiniCPMV.seeded(tiny_config(version))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    ours = {name.removeprefix("llm."): tensor for name, tensor in tensors.items() if name.startswith("llm.")}
+    save_file(ours, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    model.llm.config.save_pretrained(tmp_path)
+    theirs, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, model.llm(ids).logits)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))

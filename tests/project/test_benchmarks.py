@@ -78,12 +78,24 @@ def test_what_was_measured_is_printed_and_written(tmp_path, capsys):
     args = parser.parse_args(["--json", str(path), "--rounds", "1"])
     rows = [{"dtype": "float32", "views": "one", "packed": 2.0, "padded": 3.0, "ours": 1.0, "more": 7}]
     report("vision", args, rows, unit="milliseconds")
-    assert "| float32 | one | 2 | 3 | 1 |  |  |" in capsys.readouterr().out
+    assert "| ours |\n| --- | --- | --- | --- | --- |\n| float32 | one | 2 | 3 | 1 |\n" in capsys.readouterr().out
     found = json.loads(path.read_text())
     assert found["rows"] == rows and found["unit"] == "milliseconds" and found["torch"] == torch.__version__
     assert found["options"] == {"threads": 3, "rounds": 1} and "cores" in found["machine"]
     assert str(tmp_path) not in path.read_text()  # folders are nobody's business
     report("vision", argparse.Namespace(threads=1, json=None), rows)  # and nothing is written
+
+
+def test_slopes_are_those_of_what_was_measured():
+    import curves
+
+    assert curves.slope([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+    rows = published("curves")["rows"]
+    for row in rows:
+        for slope, values in (("predicted", "operations"), ("measured", "milliseconds")):
+            assert row[slope] == pytest.approx(curves.slope(row["sizes"], row[values]), abs=2e-6)
+    assert [row["what"] for row in rows] == list(curves.cases(curves.MiniCPMV.without_memory(curves.CONFIG)))
+    assert 0 < (ROOT / "benchmarks/curves.png").stat().st_size < 150_000
 
 
 def test_runs_of_the_decoder_are_joined():

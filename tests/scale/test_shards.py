@@ -6,11 +6,16 @@ import io
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from threading import Thread
 
 import pytest
 import torch
@@ -102,6 +107,29 @@ def test_webdataset_reads_them_with_its_own_means(records, folder):
     assert found[0]["0.png"].size == load_image(records[0].images["<image>"]).size
     turns = found[0]["json"]["conversations"]
     assert turns[0]["role"] == "user" and found[0]["json"]["image"] == "0.png"  # the official format
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads from servers through curl")
+def test_webdataset_reads_them_from_a_server_and_tells_if_a_worker_dies(folder):
+    def die_at_15(sample):
+        if sample["__key__"] == "000015":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        urls = f"http://127.0.0.1:{server.server_port}/shard-{{000000..000004}}.tar"
+        data = webdataset.WebDataset(urls, shardshuffle=False).decode("pil")
+        found = [sample["__key__"] for sample in webdataset.WebLoader(data, batch_size=None, num_workers=2)]
+        assert sorted(found) == [f"{number:06d}" for number in range(48)]
+        with pytest.raises(RuntimeError, match=r"worker .* exited unexpectedly"):
+            list(webdataset.WebLoader(data.map(die_at_15), batch_size=None, num_workers=2))
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
 
 
 def test_reading_needs_no_webdataset(folder):
