@@ -92,3 +92,8 @@ def test_the_page_for_teachers_names_every_exercise_and_the_minutes():
         assert f"| {minutes} |" in row, path.name
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
         assert re.findall(r"`(\w+)`", row) == re.findall(r"^check\.(\w+)\(", code, re.MULTILINE), path.name
+        # What the page calls the truth of a prediction is what the lesson computes and folds away.
+        folded = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.get("outputs", [])]
+        truths = {float(number) for html in folded for number in re.findall(r"█[█░]*  ([\d.]+)$", html, re.MULTILINE)}
+        told = re.findall(rf"^\| {path.name.partition('_')[0]} \| [^|]* \| ([\d., ]+) \|", page, re.MULTILINE)
+        assert {float(number) for cell in told for number in cell.split(", ")} <= truths, path.name
