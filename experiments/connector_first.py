@@ -63,7 +63,9 @@ def run(setting: dict, each) -> Finding:
         weakest(verdict(at_once), verdict(equal)),
         f"The stage for the connector saves {in_words(at_once)} nats a token after as many steps of fine-tuning, and "
         f"{in_words(equal)} at equal operations. The table counts the steps of fine-tuning.",
-        *figures({"nats that the stage saves": at_once, "the same at equal operations": equal}),
+        *figures(
+            {"nats that the stage saves at equal operations": equal, "after as many steps of fine-tuning": at_once}
+        ),
         table(arms, [f"{kind}, {grade}" for kind in KINDS for grade in ("nats", "right")]),
         seeds,
     )

@@ -102,8 +102,8 @@ def run(setting: dict, each) -> Finding:
         f"three. Against pictures in front they save {in_words(front)} on both together.",
         *figures(
             {
-                "nats on three pictures that rows save against pairs": three,
                 "nats on one picture that rows save against pairs": one,
+                "nats on three pictures that rows save against pairs": three,
                 "nats that rows save against pictures in front": front,
             }
         ),

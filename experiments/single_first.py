@@ -91,8 +91,8 @@ def run(setting: dict, each) -> Finding:
         f"{in_words(equal)} where all steps together are equal; there they save {in_words(one)} on one picture.",
         *figures(
             {
-                "nats on two pictures that single ones save": short,
-                "the same at equal steps in all": equal,
+                "nats on two pictures that single ones save, equal steps in all": equal,
+                "the same after as many steps on two": short,
                 "nats on one picture, at equal steps in all": one,
             }
         ),

@@ -59,7 +59,7 @@ def run(setting: dict, each) -> Finding:
         f"{in_words(over_least)} against ratio 50. Against equal rates, one by one: "
         + ", ".join(f"{name} {in_words(gained)}" for name, gained in each_over_equal.items())
         + ".",
-        *figures({"nats that 5 and 10 save against equal rates": over_equal, "against ratio 50": over_least}),
+        *figures({"nats that 5 and 10 save against ratio 50": over_least, "against equal rates": over_equal}),
         table(arms, [*(f"{kind}, {grade}" for kind in MIX for grade in ("nats", "right")), "jump"]),
         seeds,
     )
