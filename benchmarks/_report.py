@@ -59,6 +59,7 @@ TABLES = {
         ("useful tokens/s", "tokens/s", ".0f"),
         ("pictures/s", "pictures/s", ".1f"),
         ("time of ours, wall (CPU)", ("wall", "CPU"), ".2f"),
+        ("CPU time on one thread", "CPU, one thread", ".2f"),
         ("peak MB", "MB", ".0f"),
         ("of GEMM rate", "roofline", ".0%"),
     ],
