@@ -65,8 +65,8 @@ ChartQA goes from 49.2 to 50.1, but DocVQA from 58.8 down to 56.7. *Shuffle agai
 number): both rows stand in the table of connectors. *SVA once more inside the LLM* (Cambrian-1): 0.2 to 0.6 points.
 
 **Pictures in place and in front.** The test needs questions that name one of several pictures ("in picture 2"). nano
-does not know what such a name means, so nine short trainings from nano would compare guesses; from `nano-many`, which has
-learned it, they were not run.
+does not know what such a name means, so nine short trainings from nano would compare guesses; from `nano-many`, which
+has learned it, they were not run.
 
 **CV-Bench for all connectors.** The table of connectors has captions and lines of text. To add CV-Bench, its 21
 trainings would have to be made again; relation and counting are tested for three of the connectors in a claim of their
