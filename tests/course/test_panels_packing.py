@@ -277,4 +277,3 @@ def test_the_figures_quoted_in_the_lesson_are_the_benchmarks():
     for name, here in (("caption-like",) * 2, ("uniform 16..512",) * 2, ("constant 128", "all 128")):
         figures = " | ".join(f"{rows[name][way]:.2f}" for way in ("sorted", "ours, full head", "ours"))
         assert f"| {here} | {figures} |" in quoted
-    assert f"on uniform lengths they reached {rows['uniform 16..512']['flattening']:.2f}," in quoted
