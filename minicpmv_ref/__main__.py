@@ -25,6 +25,7 @@ COMMANDS = [  # (name, one line of help); the first is the default
     ("check", "Check this machine in half a minute, and say what to do: for the day before a course."),
     ("bundle", "Write a folder with the course and all packages, for a room without internet."),
     ("progress", "Show which exercises you solved; with --collect FILE, those of a class from the codes that it sent."),
+    ("handout", "Write all lessons without solutions for learners, or with them open for teachers."),
     ("slides", "Show a lesson as a deck for the projector."),
     ("site", "Write the whole course as web pages, which need no network."),
     ("ask", "Ask a question about pictures and clips: prints the plan, the answer and the timings; draws boxes."),

@@ -111,17 +111,23 @@ def renew_copies(folder, language):
 
 def without_outputs(original, language):
     """The notebook as a learner first sees it, with the checksum of what it was made from."""
-    notebook = read_notebook(original)
-    if notebook is None:
-        raise CommandError(f"{original} is not a notebook that can be read; `git checkout {original}` restores it")
+    notebook = translated(original, language)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
+    notebook["metadata"]["minicpmv_ref"] = checksum(notebook)
+    return notebook
+
+
+def translated(original, language):
+    """The notebook with its texts in a language, where they are translated."""
+    notebook = read_notebook(original)
+    if notebook is None:
+        raise CommandError(f"{original} is not a notebook that can be read; `git checkout {original}` restores it")
     try:
         translate(notebook["cells"], original, language)
     except (OSError, ValueError) as error:
         raise CommandError(f"{texts(original, language)} cannot be read: {error}") from error
-    notebook["metadata"]["minicpmv_ref"] = checksum(notebook)
     return notebook
 
 

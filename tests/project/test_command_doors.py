@@ -17,6 +17,7 @@ SOUND = {  # a command line for each command, with OUT in place of an empty fold
     "reset": ["reset", "03"],
     "check": ["check"],
     "bundle": ["bundle", "OUT"],
+    "handout": ["handout", "student"],
     "slides": ["slides", "01", "--out", "OUT", "--no-browser"],
     "site": ["site", "OUT"],
     "progress": ["progress", "--name", "Ada"],
@@ -71,6 +72,7 @@ def nothing_begins(monkeypatch, tmp_path):
     monkeypatch.setattr("minicpmv_ref.course.progress.FILE", tmp_path / "copies" / "progress.json")
     for command in ("course", "reset"):
         monkeypatch.setattr(f"minicpmv_ref.commands.{command}.COPIES", tmp_path / "copies")
+    monkeypatch.setattr("minicpmv_ref.commands.handout.ROOT", tmp_path)
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)
 
 

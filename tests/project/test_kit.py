@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -239,3 +241,38 @@ def test_every_pin_counts_on_some_system():
     assert not {"colorama", "appnope"} & names["linux"] and "torch" in names["linux"]
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
     assert len(set().union(*names.values())) == sum(not line.startswith("#") for line in pinned) - 1  # llama.cpp
+
+
+# ---- handouts
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_handouts_without_solutions_and_with_all_of_them_open(language, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minicpmv_ref.commands.handout.ROOT", tmp_path)
+    read = {}
+    for name in ("student", "instructor"):
+        assert main(["handout", name, "--language", language]) == 0
+        files = sorted((tmp_path / f"{name}_notebooks").iterdir())
+        read[name] = [json.loads(file.read_text(encoding="utf-8"))["cells"] for file in files]
+        assert main(["handout", name]) == 1 and "exists: move it or remove it" in capsys.readouterr().err
+    lessons = [json.loads(file.read_text(encoding="utf-8"))["cells"] for file in (ROOT / "notebooks").glob("*.ipynb")]
+    exercises = sum(
+        "check.learner" not in text and bool(re.search(r"^check\.\w+\(", text, re.M)) for text in code(lessons)
+    )
+    texts = {name: "\n".join(markdown(cells)) for name, cells in read.items()}
+    solutions = [len(re.findall("<summary>(?:Solution|参考答案)</summary>", texts[name])) for name in read]
+    assert len(read["student"]) == len(lessons) and exercises > 50
+    assert solutions[0] == 0 and solutions[1] >= exercises  # some exercises of two steps have two
+    assert texts["student"].count("<details>") == texts["student"].count("</details>") > 50  # hints and answers stay
+    assert "<details>" not in texts["instructor"]
+    assert not any(cell.get("outputs") for cells in read["student"] for cell in cells)
+    assert sum(len(cell.get("outputs", [])) for cells in read["instructor"] for cell in cells) > 200
+    assert code(read["student"]) == code(read["instructor"])
+
+
+def code(lessons) -> list[str]:
+    return ["".join(cell["source"]) for cells in lessons for cell in cells if cell["cell_type"] == "code"]
+
+
+def markdown(lessons) -> list[str]:
+    return ["".join(cell["source"]) for cells in lessons for cell in cells if cell["cell_type"] == "markdown"]
