@@ -21,7 +21,7 @@ from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW, c
 from .language import _as_word, watched_model
 from .memory import in_bytes
 
-FRAME_SIZES = {"448 x 448": (448, 448), "640 x 480": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
+FRAME_SIZES = {"1080p": (1920, 1080), "720p": (1280, 720), "640 x 480": (640, 480), "448 x 448": (448, 448)}
 SECONDS = 600  # of the longest clip
 CLIP_SYSTEMS = {  # system: (its name, its color, numbers that its KV cache holds for one token)
     "minicpm-v-2.6": ("2.6", BLUE, kv_cache_numbers(v2_6.llm)),
