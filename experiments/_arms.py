@@ -25,7 +25,7 @@ from minicpmv_ref.learn.statistics import bootstrap_mean
 from minicpmv_ref.learn.train import Step
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.scale.steps import train_steps
-from minicpmv_ref.toy.data import Sample, draw, numbered
+from minicpmv_ref.toy.data import Sample, blind, draw, numbered
 
 from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED
 
@@ -94,14 +94,29 @@ def right(model: MiniCPMV, processor: Processor, samples: list[Sample], **option
     return [share_of_words([text], [sample.answer]) for text, sample in zip(said, samples)]
 
 
+def exact(
+    model: MiniCPMV, processor: Processor, samples: list[Sample], pictures: bool = True, **options
+) -> list[float]:
+    """1 for each answer that is right to the letter, with the pictures or without, else 0."""
+    prompts = [sample.prompt if pictures else blind(sample.prompt) for sample in samples]
+    said = answers(model, processor, prompts, **options)
+    return [float(text == sample.answer) for text, sample in zip(said, samples)]
+
+
+def grades_of(
+    model: MiniCPMV, processor: Processor, samples_of: dict[str, list[Sample]], **options
+) -> dict[str, list[float]]:
+    """Both grades for samples, by the names of their kinds."""
+    found = {}
+    for kind, samples in samples_of.items():
+        found[f"{kind}, nats"] = nats(model, processor, samples)
+        found[f"{kind}, right"] = right(model, processor, samples, **options)
+    return found
+
+
 def grades(model: MiniCPMV, processor: Processor, kinds: list[str], n: int, **options) -> dict[str, list[float]]:
     """Both grades for n held-out samples of each kind."""
-    found = {}
-    for kind in kinds:
-        samples = held_out(kind, n, **options)
-        found[f"{kind}, nats"] = nats(model, processor, samples)
-        found[f"{kind}, right"] = right(model, processor, samples)
-    return found
+    return grades_of(model, processor, {kind: held_out(kind, n, **options) for kind in kinds})
 
 
 # ---- arms against each other

@@ -8,12 +8,11 @@ from ._arms import (
     checkpoint,
     figures,
     gains,
+    grades_of,
     held_out,
     in_words,
     learn,
-    nats,
     processor_of,
-    right,
     table,
     verdict,
     weakest,
@@ -51,8 +50,7 @@ def run(setting: dict, each) -> Finding:
         processor = processor_of(model)
         changes = {"steps": setting["steps"], "batch": setting["batch"], "data_mix": ARMS[name], "half": False}
         cost = learn(model, processor, "sft-2", seed, **changes)
-        found = {f"{kind}, nats": nats(model, processor, asked) for kind, asked in samples.items()}
-        return cost | found | {f"{kind}, right": right(model, processor, asked) for kind, asked in samples.items()}
+        return cost | grades_of(model, processor, samples)
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in ARMS}

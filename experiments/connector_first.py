@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from minicpmv_ref import nano
-from minicpmv_ref.counts import parameters
 from minicpmv_ref.learn.stages import stage_named
 
 from ._arms import figures, gains, grades, in_words, learn, table, verdict, weakest
 from ._frame import Claim, Finding
-from .connectors import DATA_MIX, TEXT, learn_connector, with_connector
+from .connectors import DATA_MIX, learn_connector, operations, with_connector
 
 CLAIM = Claim(
     title="The connector learns first",
@@ -37,8 +35,7 @@ KINDS, MIX = ["question", "crop"], {"question": 2, "crop": 1}
 
 def steps_for(steps: int) -> int:
     """Steps of fine-tuning that cost what `steps` of the connector alone do: the LLM gets no gradients there."""
-    sizes = parameters(nano)
-    vit, llm = sizes["vpm"] * 64, sizes["llm"] * (16 + TEXT)
+    vit, llm = operations()
     return round(steps * (vit + 2 * llm) / (vit + 3 * llm))
 
 

@@ -55,11 +55,15 @@ def learn_connector(
     return cost_of(done) | {"parameters": sum(p.numel() for p in model.resampler.parameters())}
 
 
-def steps_at_equal_operations(steps: int, tokens: int, more: int) -> int:
-    """How many steps with `more` tokens a view cost what `steps` with `tokens` do: parameters times what they see."""
+def operations(tokens: int = 16) -> tuple[int, int]:
+    """What ViT and LLM compute forward for one view of so many tokens: parameters times what they see."""
     sizes = parameters(nano)
-    cost, larger = (sizes["vpm"] * 64 + sizes["llm"] * (TEXT + count) for count in (tokens, more))
-    return round(steps * cost / larger)
+    return sizes["vpm"] * 64, sizes["llm"] * (TEXT + tokens)
+
+
+def steps_at_equal_operations(steps: int, tokens: int, more: int) -> int:
+    """How many steps with `more` tokens a view cost what `steps` with `tokens` do."""
+    return round(steps * sum(operations(tokens)) / sum(operations(more)))
 
 
 def run(setting: dict, each) -> Finding:

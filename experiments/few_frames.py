@@ -6,23 +6,22 @@ import random
 from dataclasses import replace
 
 from minicpmv_ref import nano
-from minicpmv_ref.learn.evaluate import answers
 from minicpmv_ref.learn.stages import stage_named, start
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.scale.steps import train_steps
-from minicpmv_ref.toy.data import Sample, blind, draw, is_held_out
+from minicpmv_ref.toy.data import Sample, draw, is_held_out
 from minicpmv_ref.toy.scenes import PLACES, Scene, Thing, draw_scene
 from minicpmv_ref.toy.words import ENGLISH, PAINT, SHAPES
 
 from ._arms import (
     checkpoint,
     cost_of,
+    exact,
     figures,
     gains,
+    grades_of,
     in_words,
-    nats,
     processor_of,
-    right,
     table,
     verdict,
     weakest,
@@ -105,12 +104,10 @@ def run(setting: dict, each) -> Finding:
             return clip(f"{seed}/{number}", KINDS[number % 2], shown)
 
         found = cost_of(list(train_steps(model, processor, stage, seed, samples=sample)))
-        for kind in KINDS:
-            samples = [clip(f"claims/{i}", kind, shown, "test") for i in range(setting["n"])]
-            found[f"{kind}, nats"] = nats(model, processor, samples)
-            found[f"{kind}, right"] = right(model, processor, samples, max_new_tokens=8)
-            said = answers(model, processor, [blind(each.prompt) for each in samples], max_new_tokens=8)
-            found[f"{kind}, blind"] = [float(text == each.answer) for text, each in zip(said, samples)]
+        asked = {kind: [clip(f"claims/{i}", kind, shown, "test") for i in range(setting["n"])] for kind in KINDS}
+        found |= grades_of(model, processor, asked, max_new_tokens=8)
+        for kind, samples in asked.items():
+            found[f"{kind}, blind"] = exact(model, processor, samples, pictures=False, max_new_tokens=8)
         return found
 
     seeds = list(range(setting["seeds"]))

@@ -13,11 +13,10 @@ from ._arms import (
     cost_of,
     figures,
     gains,
+    grades_of,
     held_out,
     in_words,
-    nats,
     processor_of,
-    right,
     table,
     verdict,
     weakest,
@@ -88,9 +87,8 @@ def run(setting: dict, each) -> Finding:
         processor = processor_of(model, max_slice_nums=1)
         batch = setting["batch"] * (LENGTH if name == PAIRS else 1)
         stage = replace(stage_named("sft-1"), learning_rates=RATES, steps=setting["steps"], batch=batch)
-        found = cost_of(list(train_steps(model, processor, stage, seed, samples=training(name, seed))))
-        found |= {f"{kind}, nats": nats(model, processor, samples) for kind, samples in graded.items()}
-        return found | {f"{kind}, right": right(model, processor, samples) for kind, samples in graded.items()}
+        done = list(train_steps(model, processor, stage, seed, samples=training(name, seed)))
+        return cost_of(done) | grades_of(model, processor, graded)
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in ARMS}

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minicpmv_ref.learn.evaluate import answers
 from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.scale.steps import train_steps
-from minicpmv_ref.toy.data import Sample, blind, draw, draw_more
+from minicpmv_ref.toy.data import Sample, draw, draw_more
 
 from ._arms import (
     checkpoint,
     cost_of,
+    exact,
     figures,
     gains,
+    grades_of,
     held_out,
     in_words,
-    nats,
     processor_of,
-    right,
     table,
     verdict,
     weakest,
@@ -73,13 +72,9 @@ def run(setting: dict, each) -> Finding:
 
             done += train_steps(model, processor, stage, seed, samples=sample)
         graded = {"two pictures": [two_pictures("claims", i, "test") for i in range(n)], "one": held_out("question", n)}
-        found = cost_of(done)
-        for kind, samples in graded.items():
-            found[f"{kind}, nats"] = nats(model, processor, samples)
-            found[f"{kind}, right"] = right(model, processor, samples, max_new_tokens=8)
-        said = answers(model, processor, [blind(s.prompt) for s in graded["two pictures"]], max_new_tokens=8)
-        found["two pictures, blind"] = [float(a == s.answer) for a, s in zip(said, graded["two pictures"])]
-        return found
+        guessed = exact(model, processor, graded["two pictures"], pictures=False, max_new_tokens=8)
+        found = grades_of(model, processor, graded, max_new_tokens=8)
+        return cost_of(done) | found | {"two pictures, blind": guessed}
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in ARMS}

@@ -16,11 +16,10 @@ from ._arms import (
     figures,
     gains,
     grades,
+    grades_of,
     held_out,
     in_words,
-    nats,
     processor_of,
-    right,
     table,
     verdict,
     weakest,
@@ -70,9 +69,8 @@ def run(setting: dict, each) -> Finding:
             return as_text(drawn) if text else drawn
 
         done = list(train_steps(model, processor, stage, seed, samples=sample))
-        texts = [as_text(each) for each in held_out("question", n)]
-        text = {"text, nats": nats(model, processor, texts), "text, right": right(model, processor, texts)}
-        return cost_of(done) | text | grades(model, processor, list(MIX), n)
+        texts = {"text": [as_text(each) for each in held_out("question", n)]}
+        return cost_of(done) | grades_of(model, processor, texts) | grades(model, processor, list(MIX), n)
 
     seeds = list(range(setting["seeds"]))
     arms = {name: each([[name, seed] for seed in seeds], arm) for name in (WITH, WITHOUT)}

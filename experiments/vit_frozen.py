@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from minicpmv_ref import nano
-from minicpmv_ref.counts import parameters
 from minicpmv_ref.learn.stages import stage_named
 
 from ._arms import checkpoint, figures, gains, grades, in_words, learn, processor_of, table, verdict, weakest
 from ._cv_bench import FLAT, TASKS, cv_bench
 from ._frame import Claim, Finding
-from .connectors import TEXT
+from .connectors import operations
 
 CLAIM = Claim(
     title="The vision encoder learns in fine-tuning, too",
@@ -41,8 +39,7 @@ LEARNS, FROZEN, EQUAL = "ViT learns", "ViT frozen", "ViT frozen, equal operation
 
 def steps_at_equal_operations(steps: int) -> int:
     """How many steps with a frozen ViT cost what `steps` of all parts do: a backward pass costs two forward ones."""
-    sizes = parameters(nano)
-    vit, llm = sizes["vpm"] * 64, sizes["llm"] * (16 + TEXT)
+    vit, llm = operations()
     return round(steps * 3 * (vit + llm) / (vit + 3 * llm))
 
 
