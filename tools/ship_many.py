@@ -25,11 +25,11 @@ from minicpmv_ref.decoding import decode_answer, until_stop  # noqa: E402
 from minicpmv_ref.deploy import llamacpp  # noqa: E402
 from minicpmv_ref.deploy.gguf import export  # noqa: E402
 from minicpmv_ref.inputs.published import BUNDLED  # noqa: E402
-from minicpmv_ref.learn.evaluate import evaluate  # noqa: E402
+from minicpmv_ref.learn.evaluate import evaluate, share_of_words  # noqa: E402
 from minicpmv_ref.learn.stages import LATER  # noqa: E402
 from minicpmv_ref.toy.boxes import SIZES, iou  # noqa: E402
 from minicpmv_ref.toy.clips import CLIP_TOPICS  # noqa: E402
-from minicpmv_ref.toy.data import MOST_PICTURES, draw_more  # noqa: E402
+from minicpmv_ref.toy.data import MOST_PICTURES, draw, draw_more  # noqa: E402
 from minicpmv_ref.toy.many import answers_about  # noqa: E402
 
 COMMANDS = tuple(
@@ -96,11 +96,11 @@ def pictures(model, processor, n: int = 200) -> dict:
 
 def of_a_random_picture(sample) -> float:
     """The share of an album's pictures that give the right answer to a question about one of them."""
-    question = re.sub(r" in picture \d", "", sample.messages[0]["content"][-1])
+    unnamed = re.sub(r" in picture \d", "", question(sample))
     scenes, topics = sample.facts.scenes, ("color", "shape", "total", "exist")
     pairs = sorted({(thing.color, thing.shape) for scene in scenes for thing in scene.things})
     known = [{k: v for topic in topics for k, v in answers_about(topic, scene, pairs).items()} for scene in scenes]
-    return sum(answers.get(question) == sample.answer for answers in known) / len(known)
+    return sum(answers.get(unnamed) == sample.answer for answers in known) / len(known)
 
 
 def clips(model, processor, n: int = 200) -> dict:
@@ -156,7 +156,7 @@ def on_a_phone(model, processor, n: int = 200) -> dict:
         for name, (kind, options) in ON_A_PHONE.items():
             samples = items(kind, n, **options)
             said = {"float32": say(model, processor, samples, ids=False)}
-            asked = [llama_prompt(sample, processor) for sample in samples]
+            asked = [(llamacpp.prompt_text(question(s), processor, len(s.images)), s.images) for s in samples]
             for mixture, paths in files.items():
                 tokens = [answer.tokens for answer in llamacpp.run(*paths, asked, 48)]
                 said[mixture] = [decode_answer(row, processor.tokenizer, processor.stop_ids) for row in tokens]
@@ -166,10 +166,8 @@ def on_a_phone(model, processor, n: int = 200) -> dict:
     return grades
 
 
-def llama_prompt(sample, processor) -> tuple[str, list]:
-    *pictures, question = sample.prompt[0]["content"]
-    images = [image for part in pictures for image in (part if isinstance(part, list) else [part])]
-    return llamacpp.prompt_text(question, processor, len(images)), images
+def question(sample) -> str:
+    return sample.messages[0]["content"][-1]
 
 
 def right(said: list[str], samples: list) -> float:
@@ -185,6 +183,23 @@ ON_A_PHONE = {
     "direction, 4 frames": ("clip", dict(count=4, topic="direction")),
     "box of one shape": ("box", dict(count=1, topic="box")),
 }
+FEW = {name: ON_A_PHONE[name] for name in ("named, 2 pictures", "direction, 4 frames", "box of one shape")}
+FEW["order, 4 frames"] = "clip", dict(count=4, topic="order")
+
+
+def on_the_way(run: Path, processor, n: int = 200) -> dict:
+    """A few grades after each stage but the last that learned from pixels."""
+    grades = {}
+    for stage in LATER[:-1]:
+        if stage.objective == "answer":
+            model = MiniCPMV.from_pretrained(run / stage.name).bfloat16().float()
+            grades[stage.name] = {name: exact(model, processor, items(k, n, **o)) for name, (k, o) in FEW.items()}
+            documents = [draw(f"shipped/{number}", "read", "test") for number in range(n)]
+            said, wanted = say(model, processor, documents), [document.answer for document in documents]
+            grades[stage.name]["words of a document"] = round(share_of_words(said, wanted), 4)
+    return grades
+
+
 PARTS = {"pictures": pictures, "clips": clips, "boxes": boxes, "llama.cpp": on_a_phone}
 
 
@@ -221,6 +236,7 @@ def main():
         print(json.dumps({part: grades[part]}, indent=1), flush=True)
     if not args.grade:
         notes = {"commands": COMMANDS, "machine": "1 thread of an AMD EPYC server", "stages": stages(args.run)}
+        notes["after earlier stages"] = on_the_way(args.run, processor)
         text = json.dumps(notes | {"grades": grades}, indent=1)
         (ROOT / "data_samples" / "many.json").write_text(text + "\n", encoding="utf-8")
 

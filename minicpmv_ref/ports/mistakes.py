@@ -106,8 +106,8 @@ def _positions(kit, stage, item, right, theirs) -> Iterator[tuple[str, Answer]]:
     grids = kit.plan(item)[0].patch_grids if picture else [tuple(kit.about["grids"][item])]
     longest = max(rows * cols for rows, cols in grids)
 
-    def rounded(rows: int, cols: int, round: Callable) -> np.ndarray:
-        row, col = (round(side * np.arange(n) / n).clip(0, side - 1).astype(int) for n in (rows, cols))
+    def rounded(rows: int, cols: int, whole: Callable) -> np.ndarray:
+        row, col = (whole(side * np.arange(n) / n).clip(0, side - 1).astype(int) for n in (rows, cols))
         return np.add.outer(side * row, col).reshape(-1)
 
     def swapped(rows: int, cols: int, exact: bool = False) -> torch.Tensor:

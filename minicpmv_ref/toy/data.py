@@ -130,8 +130,8 @@ def draw_more(
             the content of the first message holds them as a list), "motion" (something moves: which way?), "coming"
             (shapes come one after another: in which order?), "box" (shapes anywhere: where is each, or what is in a
             box), "one box" (one shape), "word box" (where is a word of a crop), "read anywhere" or "lookup anywhere"
-            (documents whose lines slice borders may cut), "depth" (which of two shapes is in
-            front) or "distance" (which of two is closer to a third).
+            (documents whose lines slice borders may cut), "depth" (which of two shapes is in front) or "distance"
+            (which of two is closer to a third).
         count: of pictures, 1 to 8; of frames, 3 to 64; of shapes, 1 to 3. None draws it as in training.
         topic: of "many": "named" (a question about "picture 3"), "describe", "unnamed" (only one picture can answer),
             "which" (picture shows it?), "both", "all" (how many in all); of a "clip": "direction", "first", "last",

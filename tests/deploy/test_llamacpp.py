@@ -391,11 +391,9 @@ def clips():
 def test_the_models_of_the_course_answer_as_in_pytorch(name, held_out, tmp_path):
     model, processor = MiniCPMV.from_pretrained(name), Processor.from_pretrained(name)
     samples = held_out()
-    truth, prompts = [sample.answer for sample in samples], []
-    for sample in samples:
-        pictures, question = sample.prompt[0]["content"]
-        images = pictures if isinstance(pictures, list) else [pictures]
-        prompts.append((prompt_text(question, processor, len(images)), images))
+    truth = [sample.answer for sample in samples]
+    asked = [(sample.messages[0]["content"][-1], sample.images) for sample in samples]
+    prompts = [(prompt_text(question, processor, len(images)), images) for question, images in asked]
     answers = {}
     for mixture in ("F16", "Q8_0", "Q4_K_M"):
         files = export(model, processor, tmp_path / mixture, mixture)

@@ -140,5 +140,20 @@ def test_the_readme_says_what_the_later_stages_reached():
         f"in {sum(stage['seconds'] for stage in later['stages'].values()) / 60:.0f} minutes on one core",
     ):
         assert words.replace("%", " %") in readme
+    page = " ".join((BUNDLED / "README.md").read_text(encoding="utf-8").split())
+    first, second = later["after earlier stages"].values()
+    old, boxes = grades["old kinds"], grades["boxes"]
+    for words in (
+        f"{first['named, 2 pictures']:.1%} with two pictures after `sft-3`",
+        f"{second['order, 4 frames']:.1%} after `sft-4`, little above chance, and {four['order']:.1%} at the end",
+        f"went from {first['direction, 4 frames']:.1%} to {second['direction, 4 frames']:.1%} in the "
+        f"{later['stages']['sft-4']['seconds'] / 60:.0f} minutes",
+        f"boxes fell from {first['box of one shape']:.1%} to {second['box of one shape']:.1%}",
+        f"documents from {first['words of a document']:.1%} to {second['words of a document']:.1%}",
+        f"again: {boxes['1 of them']['above .5']:.1%} and {read:.1%}",
+        f"large shapes reach {boxes['one, large']['above .5']:.1%}, small ones {boxes['one, small']['above .5']:.1%}",
+        f"nano's {METRICS['grades']['nano']['question count']:.1%} to {old['question count']:.1%}",
+    ):
+        assert words.replace("%", " %") in page, words
     for name, right in grades["llama.cpp"].items():
         assert right["F16 equal"] >= 0.99 and right["Q4_K_M"] >= right["float32"] - 0.02, name
