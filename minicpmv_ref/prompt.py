@@ -29,10 +29,10 @@ DEFAULT_SYSTEM = "You are a helpful assistant."  # 2.6 only
 class Turn(NamedTuple):
     """How a version writes a turn."""
 
-    before: str  # the role
-    after: str  # the role; then comes the content
-    end: str  # belongs to the answer
-    gap: str  # before the next turn
+    before: str  # stands before the role
+    after: str  # stands after the role; then comes the content
+    end: str  # ends the turn, and belongs to the answer
+    gap: str  # stands before the next turn
     names: Mapping[str, str] = MappingProxyType({})  # of roles, where they differ from ours
 
     def head(self, role: str) -> str:

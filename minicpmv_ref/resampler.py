@@ -1,8 +1,8 @@
 """The bottleneck: one cross-attention layer in which a few learned queries read any number of patches.
 
-64 queries (96 in 2.5) look at about 1,000 patches of a slice and come back as 64 tokens for the LLM.
+Each of 64 queries (96 in 2.5) looks at about 1,000 patches of a slice and comes back as one token for the LLM.
 Implements 2.0 and 2.5/2.6. Left out: dropout. `deploy/fold.py` has a faster form for inference.
-B slices, L patches of one slice, Q queries, E width of the LLM, C width of the ViT, H heads, K = E / H head width.
+B slices (overviews, too), L patches of one, Q queries, E width of the LLM, C of the ViT, H heads, K = E / H head width.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def paper_grid(size: Size, cfg: SliceConfig = SliceConfig()) -> Grid:
 
     N = ceil(W * H / (W_v * H_v)), "in practice N < 10"; candidates C = C_(N-1) + C_N + C_(N+1); the best S(m, n)
     wins. The released code has three rules that the text does not print: an image with N = 1 is not cut, one with N = 2
-    always is, and no grid has more than `max_slice_nums` slices. So the two disagree, mostly on small images.
+    is always cut, and no grid has more than `max_slice_nums` slices. So the two disagree, mostly on small images.
 
     Args:
         size: (width, height) of the image in pixels.

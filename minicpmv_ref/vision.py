@@ -3,7 +3,7 @@
 The patches of all slices are laid end to end in one long row (NaViT's "patch n' pack"). Everything but attention
 works on single patches, so it does not care where a slice ends. Attention runs once for each slice length:
 slices of equal length share one call. Left out: dropout (none in any released config), pooling heads.
-N patches of all slices together, B slices, L patches of one slice, D width, H heads, K head width.
+N patches of all slices together, B slices (overviews, too), L patches of one, D width, H heads, K head width.
 Module names give the state-dict keys of MiniCPM-V 2.5 and 2.6, so published weights load as they are.
 """
 
@@ -134,7 +134,8 @@ class _Embeddings(nn.Module):
         if self.cfg.position == "interpolate":
             whole = table.weight if is_plain(table, nn.Embedding) else table(torch.arange(side**2, device=device))
             return torch.cat([interpolate_position_table(whole, *grid) for grid in grids])
-        # One look-up: each has a gradient as large as the table. Backwards, the order in which autograd adds them.
+        # One look-up for all slices: each has a gradient as large as the table. From the last to the first, as autograd
+        # adds the gradients of separate look-ups: so the sums are the same to the last bit.
         ids = [bucket_position_ids(*grid, side) for grid in reversed(grids)]
         return torch.cat(table(torch.cat(ids).to(device)).split([len(own) for own in ids])[::-1])
 

@@ -73,6 +73,15 @@ def halves(width, height, budget):
     return width, height
 
 
+def searches_by_halving(width, height, budget):  # as if the price rose with every pixel
+    low, high = 1, 100
+    while low < high:
+        percent = (low + high + 1) // 2
+        fits = plan_slices((width * percent // 100, height * percent // 100)).visual_tokens(64) <= budget
+        low, high = (percent, high) if fits else (low, percent - 1)
+    return width * low // 100, height * low // 100
+
+
 def as_areas(width, height, budget):
     for percent in range(100, 0, -1):
         size = int(width * (percent / 100) ** 0.5), int(height * (percent / 100) ** 0.5)
@@ -114,6 +123,10 @@ def rounds_the_fraction(n, bucket):
     return [i for i in range(n) if round(70 * i / n) == bucket]
 
 
+def multiplies_the_fraction(n, bucket):  # 47 / 70 * 70 is just below 47
+    return [i for i in range(n) if int(i / n * 70) == bucket]
+
+
 def may_look_back_only(lengths):
     view = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     return torch.tril(view[:, None] == view[None, :])
@@ -130,6 +143,11 @@ def adds_to_the_scores(lengths):  # a mask of floats is added to the scores: som
 
 def pads_to_the_longest_of_all(lengths, batch):
     return 1 - sum(lengths) / (len(lengths) * max(lengths))
+
+
+def sorts_first(lengths, batch):
+    groups = [sorted(lengths)[start : start + batch] for start in range(0, len(lengths), batch)]
+    return 1 - sum(lengths) / sum(len(group) * max(group) for group in groups)
 
 
 def averages_the_batches(lengths, batch):
@@ -192,6 +210,14 @@ def thinks_that_squares_hide_it(view):
 
 def knows_white_walls_only(view):
     return bool((view == view[0, 0]).all())
+
+
+def wants_one_number_everywhere(view):
+    return view.unique().numel() == 1 or torch.equal(view, view.transpose(0, 1))
+
+
+def wants_rows_of_one_patch(view):
+    return bool((view == view[:, :1]).all()) or torch.equal(view, view.transpose(0, 1))
 
 
 def forgets_white_walls(view):
@@ -476,6 +502,10 @@ def ends_at_zero(step, steps):
     return min(1, (step + 1) / (0.03 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def warms_up_in_whole_steps(step, steps):
+    return min(1, (step + 1) / int(0.03 * steps)) * never_warms_up(step, steps)
+
+
 def never_warms_up(step, steps):
     return 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
 
@@ -563,6 +593,11 @@ def rounds_text_down(size, max_slice_nums, least):
     return least * size[1] // (plan.refined_size or plan.overview_size)[1]
 
 
+def divides_by_the_scale(size, max_slice_nums, least):
+    plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
+    return math.ceil(least / ((plan.refined_size or plan.overview_size)[1] / size[1]))
+
+
 def compares_widths(size, max_slice_nums, least):
     plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
     return math.ceil(least * size[0] / (plan.refined_size or plan.overview_size)[0])
@@ -587,6 +622,11 @@ def looks_for_high_losses_only(losses, limits):
 def counts_an_unfinished_ten(losses, limits):
     whole = zip(means(losses), limits)
     return next((10 * number for number, (mean, (low, high)) in enumerate(whole, 1) if not low <= mean <= high), None)
+
+
+def leaves_the_limits_out(losses, limits):
+    whole = zip(means(losses[: len(losses) // 10 * 10]), limits)
+    return next((10 * number for number, (mean, (low, high)) in enumerate(whole, 1) if not low < mean < high), None)
 
 
 def lets_nan_pass(losses, limits):
@@ -1033,6 +1073,12 @@ def reviewed(old, new, changes=1, cost="step_cost", leak=True, items=set):
     return [name for name, found in wrong.items() if found]
 
 
+def arm_by_arm(old, new):
+    leak = any(set(arm["trained"]) & set(arm["graded"]) for arm in (old, new))
+    found = [name for name in reviewed(old, new) if name != "leak"] + ["leak"] * leak
+    return [name for name in ("changes", "cost", "leak", "items") if name in found]
+
+
 def counts_steps_only(old, new):
     return reviewed(old, new, cost=None)
 
@@ -1053,16 +1099,19 @@ WRONG = {  # checker: wrong answers
     "times_the_work": [squares_the_sum, forgets_the_overview_too, forgets_the_attention],
     "visual_tokens": [forgets_the_overview, forgets_the_uncut_picture],
     "boxes": [column_by_column, left_top_width_height],
-    "shrink": [halves, as_areas],
+    "shrink": [halves, searches_by_halving, as_areas],
     "is_right": [looks_at_squares_only, compares_numbers_of_slices, misses_the_last_bit, knows_one_size],
-    "readers": [asks_with_the_end_of_the_patch, rounds_the_fraction],
+    "readers": [asks_with_the_end_of_the_patch, rounds_the_fraction, multiplies_the_fraction],
     "view_mask": [may_look_back_only, one_square_for_all, adds_to_the_scores],
-    "padding": [pads_to_the_longest_of_all, averages_the_batches],
+    "padding": [pads_to_the_longest_of_all, averages_the_batches, sorts_first],
     "fixed_ids": [clamps_the_address, numbers_by_the_columns_of_the_view, counts_in_integers],
     "spread": [forgets_to_take_exp, mixes_two_bases, counts_what_is_above_zero, takes_the_log_of_zero],
     "masked_weights": [masks_after_softmax, gives_padding_a_score_of_zero],
     "resampler_parameters": [forgets_the_biases, forgets_the_frozen_positions],
-    "hides": [thinks_that_squares_hide_it, knows_white_walls_only, forgets_white_walls, compares_sums_only],
+    "hides": [
+        *(thinks_that_squares_hide_it, knows_white_walls_only, forgets_white_walls, compares_sums_only),
+        *(wants_one_number_everywhere, wants_rows_of_one_patch),
+    ],
     "image_tokens": [forgets_the_markers, newline_after_every_row, numbers_every_version, always_writes_the_block],
     "pieces": [decodes_one_by_one, drops_what_is_broken, forgets_what_is_left, shows_all_at_the_end],
     "fixed_layout": [keeps_the_last_newline, as_in_2_5],
@@ -1090,7 +1139,7 @@ WRONG = {  # checker: wrong answers
     ],
     "sigmoid_loss": [averages_over_all_pairs, looks_at_the_pairs_that_match, believes_in_the_diagonal],
     "backward_parts": [lists_what_learns, looks_one_part_back, takes_all_after_the_first],
-    "rate": [starts_at_zero, ends_at_zero, never_warms_up],
+    "rate": [starts_at_zero, ends_at_zero, never_warms_up, warms_up_in_whole_steps],
     "misplaced": [forgets_that_twice_is_too_often, looks_at_the_first_question_only, counts_texts_that_have_it],
     "lora_parameters": [forgets_grouped_heads, counts_corrections_in_full, forgets_the_output_projection],
     "extracted": [
@@ -1100,8 +1149,13 @@ WRONG = {  # checker: wrong answers
         factors_of_the_merged_matrix,
     ],
     "rewritten": [keeps_their_order, sorts_by_the_alphabet, keeps_the_and],
-    "smallest_text": [looks_at_the_overview, forgets_the_limit, rounds_text_down, compares_widths],
-    "outside": [looks_at_every_step, looks_for_high_losses_only, counts_an_unfinished_ten, lets_nan_pass],
+    "smallest_text": [
+        *(looks_at_the_overview, forgets_the_limit, rounds_text_down, compares_widths, divides_by_the_scale),
+    ],
+    "outside": [
+        *(looks_at_every_step, looks_for_high_losses_only, counts_an_unfinished_ten, lets_nan_pass),
+        leaves_the_limits_out,
+    ],
     "answer_logp": [forgets_to_shift, takes_the_average, scores_the_prompt_too, sums_logits],
     "beta_limits": [forgets_the_half, takes_the_right_order_for_the_wrong_one, means_first],
     "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones],
@@ -1121,7 +1175,10 @@ WRONG = {  # checker: wrong answers
     "steps_for": [turns_the_ratio_around, cuts_decimals_off, may_give_none],
     "samples_needed": [forgets_the_square, rounds_the_count_down, forgets_the_95_percent],
     "decide": [compares_with_zero, trusts_the_interval_alone, calls_the_rest_refuted, trusts_the_mean_of_the_seeds],
-    "faults": [counts_steps_only, looks_for_leaks_in_the_new_arm, minds_the_order, allows_no_change],
+    "faults": [
+        *(counts_steps_only, looks_for_leaks_in_the_new_arm, arm_by_arm),
+        *(minds_the_order, allows_no_change),
+    ],
     "best_canvas": [
         *(takes_the_nearest_shape, counts_enlarged_pixels, takes_the_last_of_equals, answers_height_first),
     ],

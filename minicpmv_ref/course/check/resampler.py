@@ -47,6 +47,7 @@ def hides():
     mirror, other_mirror = noise + noise.transpose(0, 1), noise + noise.transpose(0, 1).flip(0, 1)
     nearly = mirror.clone()
     nearly[0, 3, 2] += 1  # one channel of one patch
-    yes = torch.ones(3, 5, 3), mirror, noise[:1, :1], torch.ones(4, 4, 3)
-    no = noise, noise[:3], other_mirror, nearly, torch.arange(12.0).reshape(1, 4, 3)
+    white, stripes = noise[0, 0], noise[:3, :1]  # channels of a white patch differ; each row of stripes is white
+    yes = white.repeat(3, 5, 1), mirror, noise[:1, :1], white.repeat(4, 4, 1)
+    no = noise, stripes.repeat(1, 4, 1), other_mirror, nearly, torch.arange(12.0).reshape(1, 4, 3)
     yield from (Case((view,), hidden) for hidden, views in ((True, yes), (False, no)) for view in views)

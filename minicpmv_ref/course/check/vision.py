@@ -6,7 +6,7 @@ from .cases import Case, exercise
 @exercise
 def readers():
     """eight pairs of n and bucket: buckets with one, several and no reader; a list of ints."""
-    for n, bucket in [(5, 0), (5, 56), (32, 1), (32, 67), (90, 0), (90, 69), (70, 69), (69, 69)]:
+    for n, bucket in [(5, 0), (5, 56), (32, 1), (32, 67), (90, 0), (90, 69), (70, 47), (69, 69)]:
         yield Case((n, bucket), [i for i in range(n) if 70 * i // n == bucket])
 
 
@@ -23,7 +23,7 @@ def view_mask():
 @exercise
 def padding():
     """six lists with batches of 1, 2 and 16, also a last batch that is not full; nine digits must agree."""
-    for lengths, batch in [([7], 16), ([10, 10], 16), ([5, 10], 16), ([5, 10], 1), ([10, 5, 5, 5], 2), ([3, 4, 8], 2)]:
+    for lengths, batch in [([7], 16), ([5, 5], 16), ([5, 10], 16), ([5, 10], 1), ([8, 3, 7, 2, 6], 2), ([3, 4, 8], 2)]:
         groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
         yield Case((lengths, batch), 1 - sum(lengths) / sum(len(group) * max(group) for group in groups))
 

@@ -60,5 +60,7 @@ def _gives(w, merged, rank, alpha, pair) -> bool:
     if not isinstance(pair, (tuple, list)) or [isinstance(each, torch.Tensor) for each in pair] != [True, True]:
         return False
     a, b = pair
-    fits = a.dtype == b.dtype == w.dtype and a.shape == (rank, w.shape[1]) and b.shape == (w.shape[0], rank)
-    return fits and torch.allclose(w + alpha / rank * b @ a, merged, atol=1e-4)
+    fits = a.shape == (rank, w.shape[1]) and b.shape == (w.shape[0], rank)
+    if not fits or not (a.is_floating_point() and b.is_floating_point()):
+        return False
+    return torch.allclose(w.double() + alpha / rank * b.double() @ a.double(), merged.double(), atol=1e-4)
