@@ -15,14 +15,8 @@ def overtakes():
     lines += [((7, 2), (7, 1)), ((7, 1), (7, 1)), ((100, 7), (1000, 4)), ((3, 1), (10**12, 0))]
     pair = tuple((2 * sum(parameters(config).values()), 2 * kv_cache_numbers(config.llm)) for config in (v2_0, v2_6))
     for (light, a), (heavy, b) in [*lines, pair]:
-        wanted = None
-        if light > heavy or a > b:
-            low, high = 0, 2 * 10**12  # more bytes at `high`, and from some length on, so halve
-            while low < high:
-                middle = (low + high) // 2
-                low, high = (low, middle) if light + a * middle > heavy + b * middle else (middle + 1, high)
-            wanted = 0 if light > heavy else low
-        yield Case(((light, a), (heavy, b)), wanted)
+        crossing = (heavy - light) // (a - b) + 1 if a > b else None
+        yield Case(((light, a), (heavy, b)), 0 if light > heavy else crossing)
 
 
 @exercise

@@ -11,15 +11,13 @@ def in_order():
     """nine lists of 2 to 12 samples: pairs that fit, cuts, samples that may not be cut, and random ones."""
     from minicpmv_ref.learn.packing import pack_truncate
 
-    rng = random.Random(0)
-    yield Case(([3, 4], 10, [1, 1]), [[(0, 3), (1, 4)]])
-    yield Case(([3, 9, 2, 6, 4, 6], 10, [1] * 6), pack_truncate([3, 9, 2, 6, 4, 6], 10).rows)
-    yield Case(([6, 8, 5], 10, [1, 5, 4]), pack_truncate([6, 8, 5], 10, [1, 5, 4]).rows)
-    yield Case(([5, 5, 5], 10, [5, 5, 5]), pack_truncate([5, 5, 5], 10, [5, 5, 5]).rows)
+    rng, rows = random.Random(0), [([3, 4], 10, [1, 1]), ([3, 9, 2, 6, 4, 6], 10, [1] * 6)]
+    rows += [([6, 8, 5], 10, [1, 5, 4]), ([5, 5, 5], 10, [5, 5, 5])]
     for _ in range(5):
         lengths = [rng.randint(1, 12) for _ in range(12)]
-        shortest = [rng.randint(1, length) for length in lengths]
-        yield Case((lengths, 12, shortest), pack_truncate(lengths, 12, shortest).rows)
+        rows.append((lengths, 12, [rng.randint(1, length) for length in lengths]))
+    for lengths, capacity, shortest in rows:
+        yield Case((lengths, capacity, shortest), pack_truncate(lengths, capacity, shortest).rows)
 
 
 @exercise

@@ -49,16 +49,12 @@ def swapped_port(shape):
 
 def rounding_port(shape):
     """Rounds the ideal number of slices to the nearest, not up."""
-    height, width = shape[:2]
-    ideal = min(round(width * height / 448**2), 9)
-    return _best(width, height, [k for k in (ideal - 1, ideal, ideal + 1) if 1 < k <= 9] if ideal > 1 else [])
+    return _best(shape, round(shape[0] * shape[1] / 448**2), 9)
 
 
 def unlimited_port(shape):
     """Tries 10 slices where the ideal number is 9."""
-    height, width = shape[:2]
-    ideal = min(math.ceil(width * height / 448**2), 9)
-    return _best(width, height, [k for k in (ideal - 1, ideal, ideal + 1) if k > 1] if ideal > 1 else [])
+    return _best(shape, math.ceil(shape[0] * shape[1] / 448**2), 10)
 
 
 def last_bit_port(shape):
@@ -68,6 +64,8 @@ def last_bit_port(shape):
     return max(candidate_grids((width, height)), key=score, default=None)
 
 
-def _best(width, height, counts):
+def _best(shape, ideal, most):
+    ideal = min(ideal, 9)
+    counts = [k for k in (ideal - 1, ideal, ideal + 1) if 1 < k <= most] if ideal > 1 else []
     grids = [(cols, k // cols) for k in counts for cols in range(1, k + 1) if k % cols == 0]
-    return max(grids, key=lambda grid: partition_score((width, height), grid), default=None)
+    return max(grids, key=lambda grid: partition_score((shape[1], shape[0]), grid), default=None)
