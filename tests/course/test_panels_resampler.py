@@ -184,13 +184,13 @@ def test_the_saved_picture_shows_the_chosen_query():
     """Bright where the query looks, dark elsewhere, in the overview of a picture that is not cut."""
     panel = panels.AttentionByHover("numbers.png", query=0)
     canvas = panel.snapshot(**panel.values())
-    ((x, y, w, h, image, _),) = [shape for kind, shape, _ in canvas.shapes if kind == "image"][:1]
+    image, ground = (
+        next(shape[4] for kind, shape, _ in each.shapes if kind == "image")
+        for each in (canvas, panel.draw(**panel.values()))
+    )
     rows, cols = plan_slices(draw.load_sample("numbers.png").size).patch_grids[0]
     gray = np.asarray(image.convert("L").resize((cols, rows), Image.Resampling.BOX)).astype(float)
-    ground = np.asarray(
-        draw.resampler._ground(draw.load_sample("numbers.png"), (x, y, w, h)).convert("L").resize((cols, rows))
-    )
-    share = gray / ground
+    share = gray / np.asarray(ground.convert("L").resize((cols, rows)))
     assert share[4, 4] > 1.5 * share[20, 20]
     assert repr(panel) == "AttentionByHover(picture='numbers.png', reader='places', head='mean')"
 

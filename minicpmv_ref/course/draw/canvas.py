@@ -62,13 +62,6 @@ class Spot(NamedTuple):
         )
 
 
-def cell_at(box, grid, at) -> tuple[int, int]:
-    """(row, column) of the cell of a grid (rows, columns) that lies at (x, y), or nearest to it."""
-    x, y, w, h = box
-    row, col = int((at[1] - y) / h * grid[0]), int((at[0] - x) / w * grid[1])
-    return min(max(row, 0), grid[0] - 1), min(max(col, 0), grid[1] - 1)
-
-
 class Canvas:
     """Shapes on a white ground. Positions and sizes are pixels from the top left; later shapes cover earlier ones.
 
@@ -346,6 +339,29 @@ def wrap(text: str, width: float, size: float = TEXT, bold: bool = False) -> lis
     return lines
 
 
+# ---- boxes (x, y, w, h)
+
+
+def fit(size, box):
+    """The largest (w, h) of the same shape inside a box (x, y, w, h), centered: (x, y, w, h)."""
+    x, y, w, h = box
+    scale = min(w / size[0], h / size[1])
+    return x + (w - size[0] * scale) / 2, y + (h - size[1] * scale) / 2, size[0] * scale, size[1] * scale
+
+
+def cell_box(box, grid, row: int, col: int, tall: int = 1, wide: int = 1):
+    """The box of a cell of a grid (rows, columns) in a box; or of `tall` x `wide` cells, of which this is the first."""
+    x, y, w, h = box[0], box[1], box[2] / grid[1], box[3] / grid[0]
+    return x + w * col, y + h * row, w * wide, h * tall
+
+
+def cell_at(box, grid, at) -> tuple[int, int]:
+    """(row, column) of the cell of a grid (rows, columns) that lies at (x, y), or nearest to it."""
+    x, y, w, h = box
+    row, col = int((at[1] - y) / h * grid[0]), int((at[0] - x) / w * grid[1])
+    return min(max(row, 0), grid[0] - 1), min(max(col, 0), grid[1] - 1)
+
+
 # ---- pictures inside pictures
 
 
@@ -388,10 +404,3 @@ def _address(mode, size, pixels, palette, photo):
         image.putpalette(palette)
     image.save(file, **(dict(format="JPEG", quality=85) if photo else dict(format="PNG")))
     return f"data:image/{'jpeg' if photo else 'png'};base64,{b64encode(file.getvalue()).decode()}"
-
-
-def fit(size, box):
-    """The largest (w, h) of the same shape inside a box (x, y, w, h), centered: (x, y, w, h)."""
-    x, y, w, h = box
-    scale = min(w / size[0], h / size[1])
-    return x + (w - size[0] * scale) / 2, y + (h - size[1] * scale) / 2, size[0] * scale, size[1] * scale

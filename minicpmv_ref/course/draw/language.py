@@ -8,7 +8,7 @@ from PIL import Image
 from minicpmv_ref.inputs.published import find_folder
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import WIDTH, Canvas, load_preview, load_sample, text_width
+from .canvas import WIDTH, Canvas, cell_box, load_preview, load_sample, text_width
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW
 
 COVER = (128, 128, 128)  # gray, which the processor turns into zeros
@@ -23,6 +23,7 @@ STRIP_KINDS = {  # kind of token: (color of its cell, words)
     "newline": (INK, "newline"),
 }
 STRIP_COMPANY = ("street_sign.png", "cat.jpg")  # second and third image of a prompt
+STRIP_QUESTION = "What is this?"
 
 
 @cache
@@ -33,7 +34,7 @@ def nano_tokenizer():
 
 
 @lru_cache(maxsize=64)
-def strip_tokens(pictures: tuple, version: str, question: str = "What is this?"):
+def strip_tokens(pictures: tuple, version: str):
     """The user's part of a prompt with nano's tokenizer, STRIP_SLOTS slots for each view: (cells, views).
 
     cells [(kind, text), ...], one for each token; views [(picture, number of the image, number of the view, start,
@@ -42,12 +43,10 @@ def strip_tokens(pictures: tuple, version: str, question: str = "What is this?")
     from minicpmv_ref.prompt import image_bounds, image_layout
 
     plans = [plan_slices(load_sample(name).size) for name in pictures]
-    text = ""
-    for number, plan in enumerate(plans):
-        layout = image_layout(plan, STRIP_SLOTS, version, number)
-        text += layout if layout.endswith("\n") else layout + "\n"
+    layouts = [image_layout(plan, STRIP_SLOTS, version, number) for number, plan in enumerate(plans)]
+    text = "".join(layout.removesuffix("\n") + "\n" for layout in layouts)
     tokenizer = nano_tokenizer()
-    ids = tokenizer(text + question, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text + STRIP_QUESTION, add_special_tokens=False)["input_ids"]
     words = [tokenizer.decode([i]) for i in ids]
     kinds = {"\n": "newline", "<unk>": "slot"}
     cells = [(kinds.get(word, word.strip("</>") if word[0] == "<" else "text"), word) for word in words]
@@ -102,18 +101,15 @@ def view_words(image: int, number: int) -> str:
 
 def _draw_slots(canvas, box, queries, slot, ends):
     """All slots of a view, 16 in a row, as if the cells between `ends` in the strip were under a lens."""
-    (x, y, w, h), grid = box, (queries // 16, 16)
-    wide, high = w / grid[1], h / grid[0]
+    (x, y, w, _), grid = box, (queries // 16, 16)
     for (left, upper, width, height), corner, side in zip(ends, (x, x + w), (0, 1)):
         canvas.path([(left + side * width, upper + height), (corner, y)], RED, 1)
     for each in range(queries):
-        row, col = divmod(each, 16)
-        fill = RED if each == slot else ORANGE
-        canvas.rect(x + 1 + wide * col, y + 1 + high * row, wide - 2, high - 2, fill)
+        left, top, wide, high = cell_box(box, grid, *divmod(each, 16))
+        canvas.rect(left + 1, top + 1, wide - 2, high - 2, RED if each == slot else ORANGE)
     canvas.rect(*box, stroke=RED, line=2)
-    row, col = divmod(slot or 0, 16)
-    at = (x + wide * (col + 0.5), y + high * (row + 0.5))
-    canvas.spot("slots", grid, box, "the position of a slot", "hover", at, (wide, high))
+    left, top, wide, high = cell_box(box, grid, *divmod(slot or 0, 16))
+    canvas.spot("slots", grid, box, "the position of a slot", "hover", (left + wide / 2, top + high / 2), (wide, high))
 
 
 def _draw_cells(canvas, cells, start, end):
@@ -123,9 +119,8 @@ def _draw_cells(canvas, cells, start, end):
     step = min(unit + 6, 232 / len(lines))
     x, y, places = 8, 6, []
     for position, (kind, word) in enumerate(cells):
-        label = word.strip() if kind == "text" else {"newline": "↵", "slot": ""}.get(kind, "")
-        if kind in ("image", "slice", "image_id"):
-            label = "<>"[word[1] == "/"]
+        marker = ">" if word.startswith("</") else "<"
+        label = {"text": word.strip(), "newline": "↵", "slot": ""}.get(kind, marker)
         wide = max(unit, text_width(label, 14) + 8)
         if x + wide > WIDTH - 4:
             x, y = 8, y + step
@@ -149,9 +144,8 @@ def _crop_view(image, plan, number):
     if number == 0:
         return image
     cols, rows = plan.grid
-    col, row = (number - 1) % cols, (number - 1) // cols
-    w, h = image.width / cols, image.height / rows
-    return image.crop((round(col * w), round(row * h), round((col + 1) * w), round((row + 1) * h)))
+    x, y, w, h = cell_box((0, 0, *image.size), (rows, cols), *divmod(number - 1, cols))
+    return image.crop((round(x), round(y), round(x + w), round(y + h)))
 
 
 @cache
@@ -174,11 +168,10 @@ def cell_grid(picture: str, name: str = "nano") -> tuple:
 
 def cover_cells(image: Image.Image, grid: tuple, covered) -> Image.Image:
     """A copy of a picture with gray over the cells [(row, col), ...] of a grid (rows, cols)."""
-    image, (rows, cols) = image.copy(), grid
+    image = image.copy()
     for row, col in covered:
-        edges = (image.width * col / cols, image.height * row / rows)
-        ends = (image.width * (col + 1) / cols, image.height * (row + 1) / rows)
-        image.paste(COVER, tuple(map(round, (*edges, *ends))))
+        x, y, w, h = cell_box((0, 0, *image.size), grid, row, col)
+        image.paste(COVER, (round(x), round(y), round(x + w), round(y + h)))
     return image
 
 
@@ -253,7 +246,7 @@ def look(picture: str, token: int, layer: int = 0, name: str = "nano"):
     cells = views[0].astype(float)
     if watched["plan"].grid:
         wide = watched["plan"].grid[0]
-        joined = np.vstack([np.hstack(views[at : at + wide]) for at in range(1, len(views), wide)])
+        joined = np.block([views[at : at + wide] for at in range(1, len(views), wide)])
         cells = cells + _overlap(rows, joined.shape[0]) @ joined @ _overlap(cols, joined.shape[1]).T
     return cells
 
@@ -283,20 +276,17 @@ def answer_attention(picture: str, token: int, layer: int = 0, covered: tuple = 
     box = canvas.picture(cover_cells(_light(image, cells, 0.5), grid, covered), (8, 140, 250, 232))
     canvas.facts = {"cells": cells, "chances": now["chances"], "words": now["words"], "box": box, "grid": grid}
     canvas.rect(*box, stroke=PALE)
-    (rows, cols), (x, y, w, h) = grid, box
-    for row in range(rows):
-        for col in range(cols):
-            words = f"row {row + 1}, column {col + 1}: {cells[row, col]:.1%} of the attention"
-            place = (x + w * col / cols, y + h * row / rows, w / cols, h / rows)
-            canvas.spot("cell", (row, col), place, words, "drag")
+    for row, col in np.ndindex(*grid):
+        words = f"row {row + 1}, column {col + 1}: {cells[row, col]:.1%} of the attention"
+        canvas.spot("cell", (row, col), cell_box(box, grid, row, col), words, "drag")
     for number in range(1 + len(whole["slots"])):
         left, top = 274 + 124 * (number % 3), 140 + 120 * (number // 3)
         each = look(picture, token, number, name)
-        title = f"layer {number}" if number else "mean"
-        canvas.text(left, top + 12, f"{title}: {each.sum():.0%}", 14, bold=number == layer)
+        title, chosen = f"layer {number}" if number else "mean", number == layer
+        canvas.text(left, top + 12, f"{title}: {each.sum():.0%}", 14, bold=chosen)
         small = canvas.picture(_light(image, each), (left, top + 18, 116, 94))
-        canvas.rect(*small, stroke=INK if number == layer else PALE, line=3 if number == layer else 1)
-        canvas.spot("layer", number, (left, top, 116, 112), f"look at the {title}", chosen=number == layer)
+        canvas.rect(*small, stroke=INK if chosen else PALE, line=3 if chosen else 1)
+        canvas.spot("layer", number, (left, top, 116, 112), f"look at the {title}", chosen=chosen)
     lines = "full color:", f"{_FULL:.0%} or more", "of its attention", "on one cell"
     canvas.lines(522, 288, lines, 19, 14, color=GRAY)
     return canvas

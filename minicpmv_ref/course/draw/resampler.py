@@ -11,7 +11,7 @@ from minicpmv_ref.config import ResamplerConfig, SliceConfig, nano
 from minicpmv_ref.inputs.published import find_folder, read_config
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import HEIGHT, WIDTH, Canvas, data_address, fit, load_sample, text_width, wrap
+from .canvas import HEIGHT, WIDTH, Canvas, cell_box, data_address, fit, load_sample, text_width, wrap
 from .colors import BLUE, ORANGE, PALE
 
 READERS = {  # whose attention a picture shows
@@ -121,19 +121,17 @@ def query_words(weights, head, query: int) -> str:
 
 def attention(image: Image.Image, plan, weights, head="mean", query: int = 5) -> Canvas:
     """One query's attention over the views of a picture, as `attention_hover` shows it when the mouse rests on it."""
-    canvas, ceiling = Canvas(), _ceiling(weights, head)
+    canvas, ceiling, left = Canvas(), _ceiling(weights, head), WIDTH - LOOK_WIDTH
     canvas.text(8, 22, "queries", bold=True)
     for cell in range(CELLS**2):
         x, y = 8 + 44 * (cell % CELLS), 34 + 36 * (cell // CELLS)
         canvas.rect(x, y, 40, 32, ORANGE if cell == query else PALE)
         canvas.text(x + 20, y + 22, cell, align="middle", bold=cell == query)
     canvas.lines(8, 206, wrap(query_words(weights, head, query), 184), 23)
-    left = WIDTH - LOOK_WIDTH
-    for title, (x, y, w, h), ground, maps in _looked_at(image, plan, weights, head):
+    for title, box, ground, maps, cuts in _looked_at(image, plan, weights, head, left):
         light = _glow(maps[query], ceiling).convert("RGB").resize(ground.size, Image.Resampling.NEAREST)
-        canvas.text(left + x, y - 10, title, bold=True)
-        canvas.image(left + x, y, w, h, ImageChops.multiply(ground, light))
-        _draw_cuts(canvas, plan, title, (left + x, y, w, h))
+        canvas.picture(ImageChops.multiply(ground, light), box, title, box[2:])
+        canvas.mesh(box, *cuts, "white", 3)
     _draw_scale(canvas, left, ceiling)
     return canvas
 
@@ -170,18 +168,17 @@ def attention_hover(image: Image.Image, plan, weights, head="mean", query: int =
         words.append(f'<p class="m m{i}" aria-hidden="true">{said}</p>')
     canvas = _BesideQueries(LOOK_WIDTH, HEIGHT)
     canvas.facts = {"maps": {}, "ceiling": ceiling}
-    for title, (x, y, w, h), ground, maps in _looked_at(image, plan, weights, head):
-        canvas.text(x, y - 10, title, bold=True)
-        canvas.image(x, y, w, h, ground)
+    for title, box, ground, maps, cuts in _looked_at(image, plan, weights, head):
+        x, y, w, h = canvas.picture(ground, box, title, box[2:])
         for i in range(number):
             canvas.svg_only(
                 f'<image class="m m{i}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" '
                 f'preserveAspectRatio="none" href="{data_address(_glow(maps[i], ceiling), photo=False)}"/>',
             )
-        _draw_cuts(canvas, plan, title, (x, y, w, h))
+        canvas.mesh(box, *cuts, "white", 3)
         name, (rows, cols) = title.split(" ")[0], maps.shape[1:]
         canvas.facts["maps"][name] = maps
-        canvas.spot(name, (rows, cols), (x, y, w, h), "which queries read a patch", "hover", step=(w / cols, h / rows))
+        canvas.spot(name, (rows, cols), box, "which queries read a patch", "hover", step=(w / cols, h / rows))
     canvas.svg_only(f'<rect class="here" fill="none" stroke="{BLUE}" stroke-width="2"/>')
     _draw_scale(canvas, 0, ceiling)
     canvas.queries = (
@@ -212,9 +209,8 @@ def mark_readers(scope: str, patch, spot, place) -> str:
     for i in range(len(patch)):
         shade = colors.getpixel((i, 0))
         rules.append(f"{look} .q{i} span{{background:rgb{shade};color:{'black' if sum(shade) > 380 else 'white'}}}")
-    (x, y, w, h), (rows, cols), (row, col) = spot.box, spot.item, place
-    frame = dict(x=x + w * col / cols, y=y + h * row / rows, width=w / cols, height=h / rows)
-    sides = "".join(f"{side}:{pixels:.2f}px;" for side, pixels in frame.items())
+    frame = zip(("x", "y", "width", "height"), cell_box(spot.box, spot.item, *place))
+    sides = "".join(f"{side}:{pixels:.2f}px;" for side, pixels in frame)
     return f"<style>{''.join(rules)}{look} .here{{{sides}}}</style>"
 
 
@@ -239,37 +235,29 @@ def _hover_rules(number):
     )
 
 
-def _looked_at(image, plan, weights, head):
-    """(title, box, gray picture, maps (queries, rows, cols)) of the overview, and of all slices as one picture."""
-    maps = [one_head(view, head) for view in weights]
-    top, low, right = 30, 324, LOOK_WIDTH - 8
+def _looked_at(image, plan, weights, head, left=0):
+    """(title, box, gray picture, maps (queries, rows, cols), cuts (cols, rows)) of the overview, and of all slices as
+    one picture.
+    """
+    overview, *slices = (one_head(view, head) for view in weights)
     if not plan.grid:
-        box = fit(plan.overview_size, (0, top, right, low - top))
-        yield "one view", (0, top, *box[2:]), _ground(image, box), maps[0]
+        yield _view("one view", (left, 30, 432, 294), image, plan.overview_size, overview)
         return
-    beside = (0, top, 120, low - top), (136, top, right - 136, low - top)
-    stacked = (0, top, right, 78), (0, 138, right, low - 138)
-    width_in = lambda boxes: fit(plan.refined_size, boxes[1])[2]  # noqa: E731
-    small, large = max(beside, stacked, key=width_in)
+    beside = (left, 30, 120, 294), (left + 136, 30, 296, 294)
+    stacked = (left, 30, 432, 78), (left, 138, 432, 186)
+    small, large = max(beside, stacked, key=lambda boxes: fit(plan.refined_size, boxes[1])[2])
+    yield _view("overview", small, image, plan.overview_size, overview)
     cols, rows = plan.grid
-    in_rows = [np.concatenate(maps[1 + cols * row : 1 + cols * (row + 1)], axis=-1) for row in range(rows)]
-    mosaic = np.concatenate(in_rows, axis=-2)
-    named = ("overview", small, plan.overview_size, maps[0]), (f"slices {cols} x {rows}", large, None, mosaic)
-    for title, place, size, shown in named:
-        box = fit(size or plan.refined_size, place)
-        yield title, (*place[:2], *box[2:]), _ground(image, box), shown
+    mosaic = np.block([slices[at : at + cols] for at in range(0, len(slices), cols)])
+    yield _view(f"slices {cols} x {rows}", large, image, plan.refined_size, mosaic, plan.grid)
 
 
-def _ground(image, box):
-    """The picture in light gray: a map multiplied with it keeps its colors."""
-    size = max(1, round(2 * box[2])), max(1, round(2 * box[3]))
-    gray = image.convert("L").resize(size, Image.Resampling.BICUBIC)
-    return gray.point(lambda level: 90 + level * 165 // 255).convert("RGB")
-
-
-def _draw_cuts(canvas, plan, title, box):
-    if title.startswith("slices"):
-        canvas.mesh(box, *plan.grid, "white", 3)
+def _view(title, box, image, size, maps, cuts=(1, 1)):
+    """One view of `_looked_at`. The picture is in light gray: a map multiplied with it keeps its colors."""
+    w, h = fit(size, box)[2:]
+    gray = image.convert("L").resize((max(1, round(2 * w)), max(1, round(2 * h))), Image.Resampling.BICUBIC)
+    ground = gray.point(lambda level: 90 + level * 165 // 255).convert("RGB")
+    return title, (*box[:2], w, h), ground, maps, cuts
 
 
 def _draw_scale(canvas, left, ceiling):

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .canvas import WIDTH, Canvas, fit, text_width
+from .canvas import WIDTH, Canvas, cell_box, text_width
 from .colors import BLACK, BLUE, INK, ORANGE, PALE, RED, SKY, YELLOW, cividis, colored
 
 LOOK_UPS = {"buckets (2.6)": "bucket", "buckets, exact": "exact", "interpolation (2.0)": "interpolate"}  # menu: key
@@ -90,18 +90,15 @@ def position_explorer(rows: int, cols: int, method: str, side: int = 70, pointed
     The cell and the patches that are `linked` to `pointed` are framed. Its spots: "table", "corner" and "patches", with
     grids as items; facts: "frames", the framed boxes.
     """
-    canvas, size, top, near = Canvas(WIDTH, 330), 198, 30, side // 5
+    canvas, near = Canvas(WIDTH, 330), side // 5
+    table, corner, right = ((x, 30, 198, 198) for x in (8, 221, 434))
     reads, errors = look_up(rows, cols, method, side)
     cells = _cells_image(reads, side)
-    for x, title in ((8, f"table, {side} x {side} cells"), (221, "its corner, enlarged"), (434, "error of each patch")):
-        canvas.text(x, 20, title, bold=True)
-    canvas.image(8, top, size, size, cells, smooth=False, frame=INK)
-    canvas.rect(8, top, size * near / side, size * near / side, stroke=RED, line=2)
-    _draw_corner(canvas, (221, top, size), cells.crop((0, 0, near, near)), rows * near / side, cols * near / side)
-    w, h = fit((cols, rows), (0, 0, size, size))[2:]
-    canvas.image(434, top, w, h, _error_image(errors), smooth=False, frame=INK)
-    grids = {"table": ((8, top, size, size), (side, side)), "corner": ((221, top, size, size), (near, near))}
-    grids["patches"] = (434, top, w, h), (rows, cols)
+    canvas.picture(cells, table, f"table, {side} x {side} cells", smooth=False, frame=INK)
+    canvas.rect(*cell_box(table, (side, side), 0, 0, near, near), stroke=RED, line=2)
+    _draw_corner(canvas, corner, cells.crop((0, 0, near, near)), rows * near / side, cols * near / side)
+    patches = canvas.picture(_error_image(errors), right, "error of each patch", smooth=False, frame=INK)
+    grids = {"table": (table, (side, side)), "corner": (corner, (near, near)), "patches": (patches, (rows, cols))}
     _draw_links(canvas, grids, pointed and linked(pointed, rows, cols, method, side))
 
     legend = [(SKY, "mixed into several patches")]
@@ -116,40 +113,40 @@ def position_explorer(rows: int, cols: int, method: str, side: int = 70, pointed
     return canvas
 
 
-def _draw_corner(canvas, place, cells, rows, cols):
+def _draw_corner(canvas, box, cells, rows, cols):
     """Cells with the patches over them: outlines and centers. `rows` and `cols` count the patches in the corner."""
-    x, y, size = place
-    canvas.image(x, y, size, size, cells, smooth=False)
-    canvas.mesh((x, y, size, size), cells.width, cells.height, "white", 1)
+    x, y, w, h = canvas.picture(cells, box, "its corner, enlarged", smooth=False)
+    canvas.mesh(box, cells.width, cells.height, "white", 1)
     for row in range(1, math.ceil(rows) if rows < 30 else 1):  # more would only be a gray surface
-        canvas.path([(x, y + size * row / rows), (x + size, y + size * row / rows)], INK, 1.5)
+        canvas.path([(x, y + h * row / rows), (x + w, y + h * row / rows)], INK, 1.5)
     for col in range(1, math.ceil(cols) if cols < 30 else 1):
-        canvas.path([(x + size * col / cols, y), (x + size * col / cols, y + size)], INK, 1.5)
+        canvas.path([(x + w * col / cols, y), (x + w * col / cols, y + h)], INK, 1.5)
     if max(rows, cols) < 20:
         for row in range(math.ceil(rows - 0.6)):
             for col in range(math.ceil(cols - 0.6)):
-                canvas.dot(x + size * (col + 0.5) / cols, y + size * (row + 0.5) / rows, 1.5, RED, RED)
-    canvas.rect(x, y, size, size, stroke=RED, line=2)
+                canvas.dot(x + w * (col + 0.5) / cols, y + h * (row + 0.5) / rows, 1.5, RED, RED)
+    canvas.rect(*box, stroke=RED, line=2)
 
 
 def _draw_links(canvas, grids, link):
     """What can be pointed at, and frames around a cell and the patches that read it."""
     canvas.facts["frames"] = {}
-    for name, ((x, y, w, h), (rows, cols)) in grids.items():
-        high, wide, at = h / rows, w / cols, None
+    for name, (box, (rows, cols)) in grids.items():
+        *_, wide, high = cell_box(box, (rows, cols), 0, 0)
+        at = None
         if link:
             (row, col), down, across = link
-            places = (down, across) if name == "patches" else ([row], [col])
-            if all(places) and places[0][-1] < rows and places[1][-1] < cols:
-                box = x + wide * places[1][0], y + high * places[0][0], wide * len(places[1]), high * len(places[0])
-                at = box[0] + wide / 2, box[1] + high / 2
-                canvas.facts["frames"][name] = box
-                grown = [max(0, 7 - side) / 2 for side in box[2:]]  # a cell may be smaller than a line
-                frame = box[0] - grown[0], box[1] - grown[1], box[2] + 2 * grown[0], box[3] + 2 * grown[1]
+            if name != "patches":
+                down, across = [row], [col]
+            if down and down[-1] < rows and across[-1] < cols:
+                x, y, w, h = cell_box(box, (rows, cols), down[0], across[0], len(down), len(across))
+                at = x + wide / 2, y + high / 2
+                canvas.facts["frames"][name] = x, y, w, h
+                dx, dy = (max(0, 7 - side) / 2 for side in (w, h))  # a cell may be smaller than a line
                 for color, line in ((BLACK, 5), (YELLOW, 2)):
-                    canvas.rect(*frame, stroke=color, line=line)
+                    canvas.rect(x - dx, y - dy, w + 2 * dx, h + 2 * dy, stroke=color, line=line)
         words = "which cell a patch reads" if name == "patches" else "which patches read a cell"
-        canvas.spot(name, (rows, cols), (x, y, w, h), words, "hover", at, step=(wide, high))
+        canvas.spot(name, (rows, cols), box, words, "hover", at, step=(wide, high))
 
 
 def _cells_image(reads, side):

@@ -126,10 +126,8 @@ class AnswerAttention(Panel):
         return draw.answer_attention(picture, token, layer, covered, self._model)
 
     def describe(self, picture, token, layer, covered):
-        watched = draw.watch_answer(picture, name=self._model)
-        now = draw.watch_answer(picture, covered, self._model)
-        cells, word = draw.look(picture, token, layer, self._model), watched["words"][token - 1]
-        row, col = divmod(int(cells.argmax()), cells.shape[1])
+        watched, cells = draw.watch_answer(picture, name=self._model), self.facts["cells"]
+        word, (row, col) = watched["words"][token - 1], divmod(int(cells.argmax()), cells.shape[1])
         where = f"layer {layer}" if layer else "the mean of all layers"
         text = (
             f"Token {token} of {len(watched['chances'])}, “{word}”: in {where}, {cells.sum():.0%} of its attention is "
@@ -137,7 +135,7 @@ class AnswerAttention(Panel):
         )
         if not covered:
             return text
-        was, chance = watched["chances"][token - 1], now["chances"][token - 1]
-        said = "the same answer" if now["words"] == watched["words"] else "another answer"
+        was, chance = watched["chances"][token - 1], self.facts["chances"][token - 1]
+        said = "the same answer" if self.facts["words"] == watched["words"] else "another answer"
         part = f"{len(covered)} of {cells.size} cells covered"
         return f"{text} With {part}: {said}; the chance of “{word}” goes from {was:.0%} to {chance:.0%}."
