@@ -12,7 +12,7 @@ from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import SYSTEMS, Plan, plan
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import RESULTS, WIDTH, Canvas, fit, load_sample, preview, wrap
+from .canvas import RESULTS, WIDTH, Canvas, cell_box, load_sample, preview, wrap
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW
 from .later import arm_means
 
@@ -51,6 +51,7 @@ SENTENCES = {
     "minicpm-v-4.6": "Slices as in 2.6, sides rounded to 56 pixels. One token for each 4 x 4 patches, so views differ.",
 }
 PADDING = "#B9B9B9"
+LOST = (PADDING, "padding"), (RED, "cut off")
 
 
 # ---- one picture, all systems
@@ -100,24 +101,18 @@ def _canvas_size(system, size, grid, frames):
     return cut.refined_size if cut.grid else cut.overview_size
 
 
-def _facts(seen: Seen) -> dict:
-    names = "views visual_tokens newlines pixels_seen padding bend".split()
-    return {name: getattr(seen.plan, name) for name in names} | {"tiles": seen.plan.tiles, "kept": seen.kept}
-
-
 def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
     """One picture as sixteen systems get it, with tokens, pixels and the share of its own pixels as bars.
 
-    Its facts: {system: {"tiles", "views", "visual_tokens", "newlines", "pixels_seen", "padding", "bend", "kept"}}, or
-    None for a system that is not published for what is asked.
+    Its facts: {system: `seen_by`}.
     """
-    canvas, every = Canvas(), {system: seen_by(system, size, asked) for system in SYSTEMS}
+    canvas = Canvas()
     canvas.scale = 1  # many small photos: larger, it would fill half of the notebook's file
-    canvas.facts = {system: seen and _facts(seen) for system, seen in every.items()}
+    canvas.facts = {system: seen_by(system, size, asked) for system in SYSTEMS}
     image = preview(image, 320)  # each is drawn smaller than that
-    there = [seen.plan for seen in every.values() if seen]
+    there = [seen.plan for seen in canvas.facts.values() if seen]
     most = max(made.visual_tokens for made in there), max(made.pixels_seen for made in there)
-    for number, (system, seen) in enumerate(every.items()):
+    for number, (system, seen) in enumerate(canvas.facts.items()):
         x, y = 4 + 160 * (number % 4), 88 * (number // 4)
         canvas.text(x, y + 15, NAMES[system], 14, bold=True)
         if seen is None:
@@ -131,17 +126,14 @@ def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
             canvas.rect(x + 84, y + 37 + 26 * row, max(1, 68 * value / most[row]), 6, color)
         canvas.rect(x + 84, y + 74, 68, 6, PALE)
         canvas.rect(x + 84, y + 74, max(1, 68 * seen.kept), 6, GREEN, title=f"{seen.kept:.1%} of its own pixels")
-    _draw_legend(canvas, [(BLUE, "visual tokens"), (ORANGE, "pixels of all views"), (GREEN, "own pixels left")])
+    canvas.legend(4, 360, [(BLUE, "visual tokens"), (ORANGE, "pixels of all views"), (GREEN, "own pixels left"), *LOST])
     return canvas
 
 
 def one_system(system: str, size, image: Image.Image, asked: str = "1 picture") -> Canvas:
-    """One picture in one system: cut in its own shape, and as the encoder gets it.
-
-    Its facts: {system: ...} as those of `all_systems`.
-    """
+    """One picture in one system: cut in its own shape, and as the encoder gets it. Its facts: {system: `seen_by`}."""
     canvas, seen = Canvas(), seen_by(system, size, asked)
-    canvas.facts = {system: seen and _facts(seen)}
+    canvas.facts = {system: seen}
     canvas.text(8, 20, f"{NAMES[system]}: where it cuts" if seen else NAMES[system], bold=True)
     if seen is None:
         canvas.text(8, 60, f"not published for {asked}", color=GRAY)
@@ -152,10 +144,8 @@ def one_system(system: str, size, image: Image.Image, asked: str = "1 picture") 
     _draw_seen(canvas, image, size, seen, (322, 30, 310, 190), stretched=True)
     times = max(ASKED[asked])
     views = seen.plan.views // times
-    tiles = len(seen.plan.tiles)
-    parts = f"{views} views: {tiles} tiles and an overview" if views > 1 else "1 view"
-    if times > 1:
-        parts = f"{asked}, each {parts}"
+    parts = f"{views} views: {len(seen.plan.tiles)} tiles and an overview" if views > 1 else "1 view"
+    parts = f"{asked}, each {parts}" if times > 1 else parts
     lines = [
         f"{parts}; {seen.plan.padding:.0%} of the views is padding",
         f"tokens: {seen.plan.visual_tokens:,}, {seen.plan.newlines:,} of them newlines",
@@ -164,25 +154,19 @@ def one_system(system: str, size, image: Image.Image, asked: str = "1 picture") 
     ]
     canvas.lines(8, 244, lines, 20, 14)
     canvas.lines(8, 330, wrap(SENTENCES[system], WIDTH - 16, 14), 18, 14, color=BLUE)
-    _draw_legend(canvas, [])
+    canvas.legend(4, 360, LOST)
     return canvas
-
-
-def _draw_legend(canvas, meanings):
-    canvas.legend(4, 360, [*meanings, (PADDING, "padding"), (RED, "cut off")])
 
 
 def _draw_seen(canvas, image, size, seen, box, stretched):
     """The picture with padding around it and lines between tiles: as the encoder gets it, or in its own shape."""
+    left, top, right, bottom = seen.covered
+    ground, inside = (left, top, right - left, bottom - top), (0, 0, *size)
     if stretched:
         ground, inside = (0, 0, *seen.canvas), seen.inside
-    else:
-        left, top, right, bottom = seen.covered
-        ground, inside = (left, top, right - left, bottom - top), (0, 0, *size)
     x = min(ground[0], inside[0]), max(ground[0] + ground[2], inside[0] + inside[2])
     y = min(ground[1], inside[1]), max(ground[1] + ground[3], inside[1] + inside[3])
-    place = fit((x[1] - x[0], y[1] - y[0]), box)
-    k = place[2] / (x[1] - x[0])
+    k = min(box[2] / (x[1] - x[0]), box[3] / (y[1] - y[0]))
 
     def on_canvas(part):
         return box[0] + k * (part[0] - x[0]), box[1] + k * (part[1] - y[0]), k * part[2], k * part[3]
@@ -237,30 +221,26 @@ def token_places(system: str, token: int, image: Image.Image) -> Canvas:
     side, *orders = ORDERS[system]
     canvas, across = Canvas(), -(-side // 2)
     canvas.scale = 1
+    row, col = divmod(token, across)
     view = image.resize((side * 14, side * 14), Image.Resampling.BICUBIC)
-    canvas.text(8, 20, f"{side} x {side} patches", bold=True)
-    canvas.image(8, 30, 296, 296, view)
-    canvas.mesh((8, 30, 296, 296), side, side, "#D0D0D0", 0.5, border=True)
+    box = canvas.picture(view, (8, 30, 296, 296), f"{side} x {side} patches")
+    canvas.mesh(box, side, side, "#D0D0D0", 0.5, border=True)
     for number, ((order, words), color) in enumerate(zip(orders, (ORANGE, BLUE))):
-        patches = token_patches(system, order)[token]
-        canvas.facts[order] = patches
-        for place in filter(None, patches):
-            cell = 296 / side
-            canvas.rect(8 + cell * place[1], 30 + cell * place[0], cell, cell, color, INK)
-        x = 322 + 160 * number
-        canvas.text(x, 20, words, bold=True, color=color)
-        canvas.image(x, 30, 150, 150, _as_tokens(view, system, order), smooth=False)
-        row, col = divmod(token, across)
-        canvas.rect(x + 150 * col / across, 30 + 150 * row / across, 150 / across, 150 / across, "none", RED, 2)
-        there = [place for place in patches if place]
-        rows, cols = (_span(sorted({place[axis] for place in there})) for axis in (0, 1))
-        zeros = len(patches) - len(there)
+        canvas.facts[order] = token_patches(system, order)[token]
+        there = [place for place in canvas.facts[order] if place]
+        for place in there:
+            canvas.rect(*cell_box(box, (side, side), *place), color, INK)
+        place = (322 + 160 * number, 30, 150, 150)
+        canvas.text(place[0], 20, words, bold=True, color=color)
+        canvas.image(*place, _as_tokens(view, system, order), smooth=False)
+        canvas.rect(*cell_box(place, (across, across), row, col), "none", RED, 2)
+        rows, cols = (_span(sorted({*numbers})) for numbers in zip(*there))
+        zeros = len(canvas.facts[order]) - len(there)
         spans = f"rows {rows}", f"columns {cols}", f"{zeros} of zeros" if zeros else ""
-        canvas.lines(x, 212, ("its patches:", *spans), 20, 14, color=color)
+        canvas.lines(place[0], 212, ("its patches:", *spans), 20, 14, color=color)
     words = "Above: all tokens in the order in which the language model gets them."
     canvas.lines(322, 306, wrap(words, 300, 14), 18, 14)
-    words = f"token {token} of {across**2}: row {token // across}, column {token % across} of the tokens"
-    canvas.text(8, 352, words, 14)
+    canvas.text(8, 352, f"token {token} of {across**2}: row {row}, column {col} of the tokens", 14)
     canvas.words = f"{system}, token {token}: " + "; ".join(f"{order}: {p}" for order, p in canvas.facts.items())
     return canvas
 
@@ -284,17 +264,8 @@ def _as_tokens(view, system, order):
 # ---- two experts
 
 
-def expert_tokens(pictures: int, patches: int, words: int) -> list[str]:
-    """BOS, the pictures with `words` tokens of text after each but the last, and two tokens of text."""
-    names = ["BOS"]
-    for number in range(pictures):
-        names += ["boi", *["img"] * patches, "eoi"]
-        names += ["txt"] * (words if number + 1 < pictures else 2)
-    return names
-
-
 def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
-    """A row of tokens in CogVLM2: type, expert and position of each.
+    """Type, expert and position of tokens in CogVLM2: of pictures, with `words` tokens of text between them, and two.
 
     Its facts: "types", "vision" (True where the vision expert is used) and "positions", one entry a token.
     """
@@ -302,8 +273,9 @@ def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
 
     from minicpmv_ref.peers.cogvlm import expert_mask, expert_position_ids
 
-    names = expert_tokens(pictures, patches, words)
-    types = torch.tensor([[int(name in ("boi", "img", "eoi")) for name in names]])
+    picture = ["boi", *["img"] * patches, "eoi"]
+    names = ["BOS", *(picture + ["txt"] * words) * (pictures - 1), *picture, "txt", "txt"]
+    types = torch.tensor([[int(name in picture) for name in names]])
     facts = {"types": types, "vision": expert_mask(types), "positions": expert_position_ids(types)}
     canvas = Canvas(height=300)
     canvas.facts = {name: value[0].tolist() for name, value in facts.items()}
@@ -343,15 +315,14 @@ def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
     for number, task in enumerate(TASKS):
         mask = stage2_mask(task, queries, torch.ones(1, text, dtype=torch.long))[0]
         canvas.facts[task] = mask.tolist()
-        x, cell = 8 + 212 * number, 196 / len(mask)
+        x, border = 8 + 212 * number, 196 * queries / len(mask)
         canvas.text(x, 22, f"{task}: {titles[task]}", bold=True)
         for row, line in enumerate(canvas.facts[task]):
             for col, allowed in enumerate(line):
-                to_query = col < queries
-                color = (SKY if to_query else GREEN) if allowed else "white"
-                canvas.rect(x + cell * col, 32 + cell * row, cell, cell, color, "#C8C8C8")
-        canvas.path([(x + cell * queries, 32), (x + cell * queries, 228)], INK, 2)
-        canvas.path([(x, 32 + cell * queries), (x + 196, 32 + cell * queries)], INK, 2)
+                color = "white" if not allowed else SKY if col < queries else GREEN
+                canvas.rect(*cell_box((x, 32, 196, 196), mask.shape, row, col), color, "#C8C8C8")
+        canvas.path([(x + border, 32), (x + border, 228)], INK, 2)
+        canvas.path([(x, 32 + border), (x + 196, 32 + border)], INK, 2)
     canvas.text(8, 250, f"down: who looks, {queries} queries, then {text} text tokens; across: at whom", 14)
     canvas.legend(8, 262, ((SKY, "looks at a query"), (GREEN, "looks at a text token"), ("white", "may not look")))
     pairs = {task: f"{sum(map(sum, mask))} of {len(mask) ** 2}" for task, mask in canvas.facts.items()}
@@ -374,16 +345,15 @@ def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2), picture: str = "
         row, col = divmod(cell, queries)
         canvas.rect(8 + 30 * col, 32 + 30 * row, 28, 28, ORANGE if (row, col) == tuple(query) else PALE)
     for number, block in enumerate(blocks):
-        x, across = 150 + 250 * number, queries * block
-        cell = 180 / across
-        canvas.text(x, 22, f"encoder {number}: {across} x {across} patches", bold=True)
-        canvas.image(x, 32, 180, 180, square)
-        canvas.mesh((x, 32, 180, 180), across, across, "white", 1)
+        across = queries * block
+        box = canvas.picture(
+            square, (150 + 250 * number, 32, 180, 180), f"encoder {number}: {across} x {across} patches"
+        )
+        canvas.mesh(box, across, across, "white", 1)
         every = [(row, col) for row in range(across) for col in range(across)]
-        mine = [(row, col) for row, col in every if (row // block, col // block) == tuple(query)]
-        canvas.facts["sva"].append(mine)
         canvas.facts["resampler"].append(every)
-        canvas.rect(x + cell * mine[0][1], 32 + cell * mine[0][0], cell * block, cell * block, "none", ORANGE, 4)
+        canvas.facts["sva"].append([(row, col) for row, col in every if (row // block, col // block) == tuple(query)])
+        canvas.rect(*cell_box(box, (queries, queries), *query), "none", ORANGE, 4)
     counts = {name: sum(map(len, found)) for name, found in canvas.facts.items()}
     canvas.words = f"query {tuple(query)}: {counts['sva']} keys in SVA, {counts['resampler']} in a plain resampler"
     canvas.text(8, 240, canvas.words)
@@ -451,13 +421,13 @@ def bake_off(result: dict | None = None) -> Canvas:
         A Canvas. Its facts: {arm: Baked}.
     """
     result = result or read_json(RESULTS / "connectors.json")
-    canvas, arms = Canvas(), baked(result)
-    canvas.facts = arms
+    canvas = Canvas()
+    arms = canvas.facts = dict(sorted(baked(result).items(), key=lambda pair: pair[1].loss))
     worst = max(max(one.seeds) for one in arms.values())
     most = max(one.operations for one in arms.values())
     for x, words in ((8, "connector"), (214, "loss on lines of text"), (420, "tokens"), (500, "operations")):
         canvas.text(x, 20, words, 14, bold=True)
-    for number, (arm, one) in enumerate(sorted(arms.items(), key=lambda pair: pair[1].loss)):
+    for number, (arm, one) in enumerate(arms.items()):
         y = 34 + 46 * number
         name, whose = CONNECTOR_NAMES[arm]
         canvas.text(8, y + 16, name, 14)
@@ -471,5 +441,5 @@ def bake_off(result: dict | None = None) -> Canvas:
         canvas.rect(500, y + 6, 76 * one.operations / most, 14, GREEN)
         canvas.text(582, y + 18, f"{one.operations / 1e6:.0f} M", 14)
     canvas.legend(8, 364, [(BLUE, "nats a token, less is better"), (ORANGE, "each seed"), (GREEN, "for one picture")])
-    canvas.words = "bake-off, best first: " + "; ".join(sorted(arms, key=lambda arm: arms[arm].loss))
+    canvas.words = f"bake-off, best first: {'; '.join(arms)}"
     return canvas

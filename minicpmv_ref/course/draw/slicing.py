@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 
 from PIL import Image
 
 from minicpmv_ref.config import SliceConfig
 from minicpmv_ref.slicing import best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 
-from .canvas import TEXT, Axes, Canvas, fit
+from .canvas import TEXT, Axes, Canvas, cell_box, fit
 from .colors import BLACK, BLUE, GRAY, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW, colored
 
 
@@ -45,19 +46,19 @@ def _draw_views(canvas, plan, image):
         return
     beside = (8, 30, 96, 234), (120, 30, 250, 234)
     stacked = (8, 30, 362, 84), (8, 146, 362, 118)
-    width_in = lambda boxes: fit(plan.refined_size, boxes[1])[2]  # noqa: E731
-    small, large = max(beside, stacked, key=width_in)
+    small, large = max(beside, stacked, key=lambda boxes: fit(plan.refined_size, boxes[1])[2])
     _draw_view(canvas, "overview", plan.overview_size, small, image)
     cols, rows = plan.grid
-    x, y, w, h = _draw_view(canvas, f"slices {cols} x {rows}", plan.refined_size, large, image)
-    thin = min(w / cols, h / rows) < 30
+    box = _draw_view(canvas, f"slices {cols} x {rows}", plan.refined_size, large, image)
+    thin = min(box[2] / cols, box[3] / rows) < 30
     for color, line in ((BLACK, 2 if thin else 5), (YELLOW, 1 if thin else 2)):  # seen on every part of a picture
-        canvas.mesh((x, y, w, h), cols, rows, color, line, border=True)
+        canvas.mesh(box, cols, rows, color, line, border=True)
     for number in range(0 if thin else cols * rows):
-        left, top = x + w / cols * (number % cols), y + h / rows * (number // cols)
-        canvas.rect(left + 2, top + 2, 24 if number > 8 else 16, 18, YELLOW)
-        canvas.text(left + (14 if number > 8 else 10), top + 17, number + 1, align="middle")
-    _draw_corner_handle(canvas, (x, y, w, h))
+        left, top, *_ = cell_box(box, (rows, cols), *divmod(number, cols))
+        wide = 24 if number > 8 else 16
+        canvas.rect(left + 2, top + 2, wide, 18, YELLOW)
+        canvas.text(left + 2 + wide / 2, top + 17, number + 1, align="middle")
+    _draw_corner_handle(canvas, box)
 
 
 def _draw_corner_handle(canvas, box):
@@ -70,15 +71,11 @@ def _draw_corner_handle(canvas, box):
 
 
 def _draw_view(canvas, title, size, box, image):
-    """A picture of this size with its title above it. Returns where it is."""
-    return canvas.picture(_as_seen(image, size, 2 * max(fit(size, box)[2:])), box, title, size)
-
-
-def _as_seen(image, size, most):
-    """The picture with no more detail than a view of this size has, and no more than the screen shows."""
-    scale = min(1, most / max(size))
-    size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    return image.resize(size, Image.Resampling.BILINEAR)  # twice as quick as bicubic: the corner is dragged
+    """A picture with no more detail than a view of this size has and a screen shows. Returns where it is."""
+    scale = min(1, 2 * max(fit(size, box)[2:]) / max(size))
+    pixels = [max(1, round(side * scale)) for side in size]
+    seen = image.resize(pixels, Image.Resampling.BILINEAR)  # twice as quick as bicubic: the corner is dragged
+    return canvas.picture(seen, box, title, size)
 
 
 def _draw_scores(canvas, size, cfg, plan):
@@ -131,50 +128,52 @@ def signed(number: float) -> str:
     return "0.000" if text == "-0.000" else text.replace("-", "−")
 
 
-def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int, widest: int = 1800) -> Canvas:
+WIDEST = 1800  # picture in `cliff`, in pixels
+
+
+def cliff(width: int, height: int, cfg: SliceConfig, num_queries: int) -> Canvas:
     """Visual tokens against the image's width at one height, with a moving point.
 
     Its facts: "tokens" of this size, "curve" [(width, tokens), ...], the corners of the steps, and "axes". Its spot:
     "plot".
     """
-    canvas, views = Canvas(), _tokens_by_width(height, cfg, widest)
+    canvas, counts = Canvas(), [num_queries * views for views in _views_by_width(height, cfg)]
     most = (1 + cfg.max_slice_nums) * num_queries
-    axes = Axes(canvas, (62, 44, 548, 272), (0, widest), (0, most), TEXT, INK)
+    axes = Axes(canvas, (62, 44, 548, 272), (0, WIDEST), (0, most), TEXT, INK)
     canvas.text(8, 22, f"visual tokens of width x {height}", bold=True)
     for tokens in range(0, most + 1, num_queries * max(1, math.ceil((1 + cfg.max_slice_nums) / 5))):
         axes.level(tokens, tokens)
-    for pixels in range(0, widest + 1, 300):
+    for pixels in range(0, WIDEST + 1, 300):
         axes.under(pixels, pixels, tick=6)
-    axes.under(widest, "width in pixels", "right", row=2)
-    curve = [(0, views[0] * num_queries)]
-    for pixels in range(2, widest + 1):
-        if views[pixels - 1] != views[pixels - 2]:
-            curve += [(pixels, views[pixels - 2] * num_queries), (pixels, views[pixels - 1] * num_queries)]
-    curve.append((widest, views[-1] * num_queries))
-    tokens = views[width - 1] * num_queries
+    axes.under(WIDEST, "width in pixels", "right", row=2)
+    curve = [(0, counts[0])]
+    for pixels, (before, after) in enumerate(pairwise(counts), 2):
+        if before != after:
+            curve += [(pixels, before), (pixels, after)]
+    curve.append((WIDEST, counts[-1]))
+    tokens = counts[width - 1]
     canvas.facts = {"tokens": tokens, "curve": curve, "axes": axes}
     axes.line(curve, BLUE, 3)
     axes.line([(width, 0), (width, tokens)], RED)
     axes.dot(width, tokens, color=RED)
     x, y = axes.at(width, tokens)
-    where = "left" if x < 420 else "right"
-    label = f"{width} x {height}: {tokens}"
-    canvas.text(x + (14 if where == "left" else -14), max(y - 14, 40), label, 18, RED, where, bold=True)
+    shift, align = (14, "left") if x < 420 else (-14, "right")
+    canvas.text(x + shift, max(y - 14, 40), f"{width} x {height}: {tokens}", 18, RED, align, bold=True)
     left, top, wide, high = axes.box
-    words, step = "click or drag: another width", (wide / widest, 0)
+    words, step = "click or drag: another width", (wide / WIDEST, 0)
     canvas.spot("plot", None, (left - 6, top, wide + 12, high), words, "drag", (x, y), step)
     return canvas
 
 
-def next_jump(width: int, height: int, cfg: SliceConfig, widest: int = 1800) -> int:
+def next_jump(width: int, height: int, cfg: SliceConfig) -> int:
     """The next width with another number of views than its left neighbor; from the last one, the first."""
-    views = _tokens_by_width(height, cfg, widest)
-    return _next_change(lambda pixels: views[pixels - 1], width, 1, widest)
+    views = _views_by_width(height, cfg)
+    return _next_change(lambda pixels: views[pixels - 1], width, 1, WIDEST)
 
 
-def next_border(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> int:
+def next_border(width: int, height: int) -> int:
     """As `next_jump`, but in `paper_map`: the next width that is another of the four CASES."""
-    return _next_change(lambda pixels: compare_grids((pixels, height), cfg), width, SMALLEST, LARGEST)
+    return _next_change(lambda pixels: compare_grids((pixels, height)), width, SMALLEST, LARGEST)
 
 
 def _next_change(value, start, low, high):
@@ -183,9 +182,9 @@ def _next_change(value, start, low, high):
 
 
 @lru_cache(maxsize=64)
-def _tokens_by_width(height, cfg, widest):
-    """Views of width x height for width = 1, 2, ..., widest."""
-    return [1 + plan_slices((width, height), cfg).num_slices for width in range(1, widest + 1)]
+def _views_by_width(height, cfg):
+    """Views of width x height for width = 1, 2, ..., WIDEST."""
+    return [1 + plan_slices((width, height), cfg).num_slices for width in range(1, WIDEST + 1)]
 
 
 CASES = {  # (meaning, color) of the four regions of the map
@@ -197,25 +196,25 @@ CASES = {  # (meaning, color) of the four regions of the map
 SMALLEST, LARGEST = 100, 4100  # sides of the map, in pixels
 
 
-def compare_grids(size, cfg: SliceConfig = SliceConfig()) -> str:
+def compare_grids(size) -> str:
     """Which of the four CASES this size is."""
-    code, paper = best_grid(size, cfg) or (1, 1), paper_grid(size, cfg)
+    code, paper = best_grid(size) or (1, 1), paper_grid(size)
     if code == paper:
         return "same"
     return "paper" if code == (1, 1) else "code" if paper == (1, 1) else "other"
 
 
-def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canvas:
+def paper_map(width: int, height: int) -> Canvas:
     """A map of all sizes, colored by how the paper's equations and the code differ; one size's two grids beside it.
 
     Both axes are logarithmic, as the score is: equal shapes lie on lines that rise, equal areas on lines that fall.
     Its facts: "case", a key of CASES, the grids "paper" and "code", and "axes". Its spot: "map".
     """
     canvas, box, ends = Canvas(), (62, 12, 300, 300), (math.log(SMALLEST), math.log(LARGEST))
-    axes, case = Axes(canvas, box, ends, ends, TEXT, INK), compare_grids((width, height), cfg)
-    grids = {"paper": paper_grid((width, height), cfg), "code": best_grid((width, height), cfg) or (1, 1)}
+    axes, case = Axes(canvas, box, ends, ends, TEXT, INK), compare_grids((width, height))
+    grids = {"paper": paper_grid((width, height)), "code": best_grid((width, height)) or (1, 1)}
     canvas.facts = {"case": case, **grids, "axes": axes}
-    canvas.image(*box, _map_image(cfg), smooth=False, frame=INK)
+    canvas.image(*box, _map_image(), smooth=False, frame=INK)
     for pixels in (100, 448, 1000, 4000):
         axes.under(math.log(pixels), pixels, tick=6)
         axes.beside(math.log(pixels), pixels)
@@ -236,9 +235,9 @@ def paper_map(width: int, height: int, cfg: SliceConfig = SliceConfig()) -> Canv
     return canvas
 
 
-@lru_cache(maxsize=4)
-def _map_image(cfg, cells=120):
+@cache
+def _map_image(cells=120):
     """One pixel per size; height grows upwards."""
     sides = [round(SMALLEST * (LARGEST / SMALLEST) ** ((cell + 0.5) / cells)) for cell in range(cells)]
-    cases = [[[*CASES].index(compare_grids((width, height), cfg)) for width in sides] for height in sides[::-1]]
+    cases = [[[*CASES].index(compare_grids((width, height))) for width in sides] for height in sides[::-1]]
     return colored(cases, [color for _, color in CASES.values()])

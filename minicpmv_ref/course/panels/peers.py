@@ -4,11 +4,11 @@ from minicpmv_ref.peers.sizes import SYSTEMS
 
 from .. import draw
 from ..panel import Panel, choice, slider
-from .slicing import SIZES, SlicingPlayground
+from .slicing import _AnyPicture
 
 
-class AllSystems(SlicingPlayground):
-    """One picture in sixteen systems. Picture, sizes and upload are those of lesson 01's playground.
+class AllSystems(_AnyPicture):
+    """One picture in sixteen systems.
 
     Args:
         picture: a file name of data_samples/images.
@@ -18,18 +18,9 @@ class AllSystems(SlicingPlayground):
     """
 
     def __init__(self, picture="coffee.jpg", width=640, height=480, show="all", asked="1 picture"):
-        own_size = self._begin_with(picture)
         systems = [("all systems", "all"), *((draw.NAMES[system], system) for system in SYSTEMS)]
-        Panel.__init__(
-            self,
-            picture=choice("picture", draw.sample_names(), picture),
-            width=slider("width", width or own_size[0], **SIZES),
-            height=slider("height", height or own_size[1], **SIZES),
-            show=choice("show", systems, show),
-            asked=choice("how many", draw.ASKED, asked),
-            extras=[self._upload],
-        )
-        self.on(self._upload, self._take_upload)
+        which, many = choice("show", systems, show), choice("how many", draw.ASKED, asked)
+        super().__init__(picture, width, height, show=which, asked=many)
 
     def draw(self, picture, width, height, show, asked):
         image = self._pictures[picture][1]
@@ -40,20 +31,18 @@ class AllSystems(SlicingPlayground):
     def describe(self, picture, width, height, show, asked):
         warned = self._warned.get(picture, "").strip(" .")
         start = f"{picture}, {width} x {height}, {asked}" + f" ({warned})" * bool(warned)
-        every = {system: draw.seen_by(system, (width, height), asked) for system in SYSTEMS}
+        there = {system: seen for system, seen in self.facts.items() if seen}
         if show == "all":
-            there = {system: seen for system, seen in every.items() if seen}
-            by_tokens = sorted(there, key=lambda system: there[system].plan.visual_tokens)
-            fewest, most = by_tokens[0], by_tokens[-1]
+            fewest, *_, most = sorted(there, key=lambda system: there[system].plan.visual_tokens)
             least = min(there, key=lambda system: there[system].kept)
             return (
                 f"{start}: from {there[fewest].plan.visual_tokens:,} tokens ({draw.NAMES[fewest]}) to "
                 f"{there[most].plan.visual_tokens:,} ({draw.NAMES[most]}). {draw.NAMES[least]} keeps the fewest "
                 f"of its own pixels: {there[least].kept:.1%}."
             )
-        if every[show] is None:
+        if not there:
             return f"{start}: {draw.NAMES[show]} is not published for that."
-        tokens = every[show].plan.visual_tokens
+        tokens = there[show].plan.visual_tokens
         return f"{start}: {draw.NAMES[show]} makes {tokens:,} tokens. {draw.SENTENCES[show]}"
 
 
@@ -81,12 +70,9 @@ class TokenPlaces(Panel):
         return draw.token_places(system, token, draw.load_preview(picture))
 
     def describe(self, system, token, picture):
-        orders = [order for order, _ in draw.ORDERS[system][1:]]
-        first, second = (draw.token_patches(system, order)[token] for order in orders)
-        at = [patches[0] for patches in (first, second)]
-        words = f"{draw.NAMES[system]}, token {token}: its first patch is in row {at[0][0]}, column {at[0][1]} "
-        words += f"({orders[0]}); in row {at[1][0]}, column {at[1][1]} ({orders[1]})."
-        return words + (" This token is the same in both." if first == second else "")
+        first = ("in row {}, column {} ({})".format(*patches[0], order) for order, patches in self.facts.items())
+        same = " This token is the same in both." if len({*self.facts.values()}) == 1 else ""
+        return f"{draw.NAMES[system]}, token {token}: its first patch is {'; '.join(first)}.{same}"
 
 
 def _tokens(system):
@@ -113,9 +99,8 @@ class ExpertStrip(Panel):
         return draw.expert_strip(pictures, patches, words)
 
     def describe(self, pictures, patches, words):
-        facts = self.facts
-        vision, last = sum(facts["vision"]), facts["positions"][-1]
+        count, vision = len(self.facts["types"]), sum(self.facts["vision"])
         return (
-            f"{len(facts['types'])} tokens: {vision} use the vision expert, {len(facts['types']) - vision} the "
-            f"language expert. The last position is {last}."
+            f"{count} tokens: {vision} use the vision expert, {count - vision} the language expert. The last "
+            f"position is {self.facts['positions'][-1]}."
         )
