@@ -34,13 +34,6 @@ DIGIT = 0.729  # height of a digit of DejaVu Sans, in font sizes
 # ---- small text
 
 
-def view_scales(size, max_slice_nums: int = 9) -> tuple:
-    """By how much a picture shrinks or grows: (its overview, its slices), each (across, down); None without slices."""
-    plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
-    shown = (plan.overview_size, plan.refined_size)
-    return tuple(each and (each[0] / size[0], each[1] / size[1]) for each in shown)
-
-
 @lru_cache(maxsize=64)
 def text_in_view(text: str, digits: int, scale: tuple) -> Image.Image:
     """A line of text whose digits are so many pixels high in the picture, as a view of this scale shows it."""
@@ -66,14 +59,15 @@ def small_text(paper: str = "page, 300 dpi", digits: int = 21, max_slice_nums: i
     canvas, size = Canvas(height=300), PAPERS[paper]
     canvas.facts = {"heights": {}, "contrast": {}}
     canvas.text(8, 22, f"{paper}: {size[0]} x {size[1]}, digits {digits} pixels high", bold=True)
-    for y, name, scale in zip((52, 178), ("overview", "slice"), view_scales(size, max_slice_nums)):
+    plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
+    for y, name, color, view in ((66, "overview", RED, plan.overview_size), (192, "slice", BLUE, plan.refined_size)):
+        scale = view and (view[0] / size[0], view[1] / size[1])  # across and down
         canvas.facts["heights"][name] = scale and digits * scale[1]
         canvas.facts["contrast"][name] = scale and contrast(digits, scale)
-        if scale is None:
-            canvas.text(8, y + 14, "no slices: the overview is the only view", color=GRAY)
+        if not scale:
+            canvas.text(8, y, "no slices: the overview is the only view", color=GRAY)
             continue
-        words = f"in the {name}: {digits * scale[1]:.1f} pixels"
-        canvas.text(8, y + 14, words, color=BLUE if name == "slice" else RED)
-        box = fit(text_in_view(LINE, digits, scale).size, (8, y + 22, 624, 88))
-        canvas.image(*box, text_in_view(LINE, digits, scale).convert("RGB"), smooth=False, frame=PALE)
+        canvas.text(8, y, f"in the {name}: {digits * scale[1]:.1f} pixels", color=color)
+        seen = text_in_view(LINE, digits, scale).convert("RGB")
+        canvas.image(*fit(seen.size, (8, y + 8, 624, 88)), seen, smooth=False, frame=PALE)
     return canvas

@@ -160,17 +160,17 @@ class Prompt(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def canvas_prompt(size, most: int = 9, before: int = 3, after: int = 2) -> Prompt:
-    """The prompt of a picture in 4.6 and 4.7, with `before` words before it and `after` words after it."""
+def canvas_prompt(size, most: int) -> Prompt:
+    """The prompt of a picture in 4.6 and 4.7: three words, the picture, two words."""
     plan = plan_slices(size, SliceConfig(patch_size=56, max_slice_nums=most))
-    ids, views = [WORD] * before, []
+    ids, views = [WORD] * 3, []
     for k, (rows, cols) in enumerate(plan.patch_grids):
         start, end = ("<slice>", "</slice>") if k else ("<image>", "</image>")
         if k > 1 and (k - 1) % plan.grid[0] == 0:
             ids.append(MARKS["\n"])
         views.append((len(ids) + 1, len(ids) + 1 + rows * cols))
         ids += [MARKS[start], *[0] * (rows * cols), MARKS[end]]
-    ids += [WORD] * after
+    ids += [WORD] * 2
     grids = [(4 * rows, 4 * cols) for rows, cols in plan.patch_grids]
     return Prompt(ids, [token == 0 for token in ids], grids, views, plan.grid)
 

@@ -21,6 +21,7 @@ MANY = 40  # samples to place
 LONGEST = 768  # tokens of a sample at most, so that every one fits into the smallest row
 EVERYDAY = [(448, 448), (640, 480), (800, 600), (1024, 768), (1280, 720), (1080, 1920), (1240, 1754), (4032, 3024)]
 FORBIDDEN = "#F6D59B"  # pairs of two samples: a light orange
+MASK = (424, 30, 208, 208)  # where the mask is: x, y, w, h
 
 
 class Placed(NamedTuple):
@@ -86,18 +87,17 @@ def place_samples(kind: str, strategy: str, capacity: int, seed: int) -> Placed:
     from minicpmv_ref.learn.packing import first_fit, pack, pack_truncate
 
     samples = some_samples(kind, seed)
-    lengths, lost = [sum(sample) for sample in samples], 0
-    if strategy == "padded":
-        rows, capacity = [[i] for i in range(MANY)], max(lengths)
-    elif strategy == "truncate":
+    lengths = [sum(sample) for sample in samples]
+    if strategy == "truncate":
         shortest = [max(picture, 1) for picture, _ in samples]  # never into a picture
         plan = pack_truncate(lengths, capacity, shortest)
-        lost = plan.lost
         rows = [[(samples[i][0], kept - samples[i][0]) for i, kept in row] for row in plan.rows]
-        return Placed(rows, capacity, lost, samples)
+        return Placed(rows, capacity, plan.lost, samples)
+    if strategy == "padded":
+        rows, capacity = [[i] for i in range(MANY)], max(lengths)
     else:
         rows = {"first_fit": first_fit, "pack": pack}[strategy](lengths, capacity)
-    return Placed([[samples[i] for i in row] for row in rows], capacity, lost, samples, rows)
+    return Placed([[samples[i] for i in row] for row in rows], capacity, 0, samples, rows)
 
 
 def pairs_used(row) -> float:
@@ -131,32 +131,24 @@ def who_sees_whom(row, query: int, key: int) -> str:
 def packed_rows(placed: Placed, row: int, at=None) -> Canvas:
     """All rows as bars; for row number `row` (from 1) its positions and the pairs that may attend.
 
-    `at` marks a place (x, y) of the mask. Its facts: "rows" [[(picture tokens, other tokens), ...], ...], "width" of a
-    row in tokens, "fill", "lost", "pairs": share of the row's pairs that are used; "row_at" and "cell_at": functions
-    from (x, y) to the number of a row, from 0, and to (token that looks, token that is seen). Its spots: "row",
-    "sample" and "mask".
+    `at` marks a place (x, y) of the mask. Its fact "row_at" is a function from y to the number of a row, from 0. Its
+    spots: "row", "sample" and "mask".
     """
     canvas, chosen = Canvas(), placed.rows[row - 1]
-    canvas.facts = {name: getattr(placed, name) for name in ("rows", "width", "fill", "lost")}
-    canvas.facts["pairs"] = pairs_used(chosen)
     _draw_rows(canvas, placed, row)
     _draw_positions(canvas, chosen, placed.width, row)
     canvas.legend(8, 356, ((BLUE, "picture"), (SKY, "other tokens"), (PALE, "padding")))
 
-    box = (424, 30, 208, 208)
-    canvas.text(424, 20, f"mask of row {row}", bold=True)
-    canvas.image(*box, _pairs_image(chosen, placed.width), smooth=False, frame=INK)
+    canvas.picture(_pairs_image(chosen, placed.width), MASK, f"mask of row {row}", smooth=False, frame=INK)
     if at:
-        x, y = (min(max(place, low), low + 207.9) for place, low in zip(at, box))
+        x, y = (min(max(place, low), low + 207.9) for place, low in zip(at, MASK))
         canvas.path([(424, y), (x, y), (x, 30)], RED, 2)
         canvas.dot(x, y, 5, RED)
-    scale = placed.width / 208
-    canvas.facts["cell_at"] = lambda x, y: tuple(int(min(max(p, 0), 207.9) * scale) for p in (y - 30, x - 424))
-    canvas.spot("mask", None, box, "who may look at whom", "hover", at, (4, 4))
+    canvas.spot("mask", None, MASK, "who may look at whom", "hover", at, (4, 4))
     canvas.lines(424, 258, ("down: a token; across: what", "it may look at"), 18, 14)
     meanings = (BLUE, "picture of its sample"), (SKY, "other tokens of it"), (FORBIDDEN, "another sample: masked")
     canvas.legend(424, 290, meanings, step=20)
-    canvas.text(424, 369, f"{canvas.facts['pairs']:.1%} of the pairs used", 14)
+    canvas.text(424, 369, f"{pairs_used(chosen):.1%} of the pairs used", 14)
     return canvas
 
 
@@ -164,8 +156,7 @@ def _draw_rows(canvas, placed, row):
     """Every row as a bar of its samples; `row` is framed."""
     left, wide, top, high = 8, 392, 30, 196
     scale, step = wide / placed.width, min(26, high / len(placed.rows))
-    count = placed.used
-    title = f"{count} {'row' if count == 1 else 'rows'} of {placed.width:,}: {placed.fill:.1%} full"
+    title = f"{placed.used} {'row' if placed.used == 1 else 'rows'} of {placed.width:,}: {placed.fill:.1%} full"
     canvas.text(left, 20, title + f", {placed.lost:,} cut off" * bool(placed.lost), bold=True)
     for number, samples in enumerate(placed.rows, 1):
         y, bar, x = top + step * (number - 1), step - max(1, 0.15 * step), left
@@ -180,7 +171,7 @@ def _draw_rows(canvas, placed, row):
                 canvas.spot("sample", item, box, hint, "drag", step=(0, step))
         if number == row:
             canvas.rect(left - 1, y - 1, wide + 2, bar + 2, stroke=INK, line=2)
-    canvas.facts["row_at"] = lambda x, y: int(min(max((y - top) / step, 0), len(placed.rows) - 1))
+    canvas.facts["row_at"] = lambda y: int(min(max((y - top) / step, 0), len(placed.rows) - 1))
 
 
 def _draw_positions(canvas, samples, width, row):

@@ -86,16 +86,11 @@ def at_most(speed: float) -> str:
 def deployment(preset: str, mixture: str, slices: int, text: int, in_turns: bool, own: int) -> Canvas:
     """Sizes of the files; memory from moment to moment, in both ways of loading; bounds of four chips and your own.
 
-    `own` is the bandwidth of yours, in GB a second. Its facts: "files" {mixture: bytes}, "moments" as of
-    `Deployed.moments`, "first_token" {chip: seconds}, "speed" {chip: tokens a second}, "measured" in the paper, and
-    "bandwidth", a function from x to that of your chip. Its spots: "file" of each mixture, and "own".
+    `own` is the bandwidth of yours, in GB a second. Its facts: "measured" in the paper, and "bandwidth", a function
+    from x to that of your chip. Its spots: "file" of each mixture, and "own".
     """
-    plan, canvas = deploy(preset, mixture, slices, text), Canvas(WIDTH, 380)
-    measured = MEASURED if (preset, mixture) == ("v2_5", "Q4_K_M") else ()
-    canvas.facts = {"moments": plan.moments(mixture, in_turns), "measured": measured}
-    canvas.facts["files"] = {name: sum(parts) for name, parts in plan.files.items()}
-    canvas.facts["first_token"] = {chip: plan.first_token(chip) for chip in plan.bounds}
-    canvas.facts["speed"] = {chip: plan.speed(chip) for chip in plan.bounds}
+    plan, canvas = deploy(preset, mixture, slices, text), Canvas()
+    canvas.facts["measured"] = MEASURED if (preset, mixture) == ("v2_5", "Q4_K_M") else ()
     _draw_files(canvas, plan, mixture)
     _draw_moments(canvas, plan, mixture, in_turns)
     _draw_chips(canvas, plan, own)
@@ -108,15 +103,15 @@ def _draw_files(canvas, plan, chosen):
     canvas.text(8, 18, "Files", bold=True)
     canvas.legend(left, 5, [(color, part) for part, color in PART_COLORS.items()])
     for row, (mixture, parts) in enumerate(plan.files.items()):
-        y = 27 + 23 * row
-        canvas.text(left - 8, y + 15, mixture, align="right", bold=mixture == chosen)
+        y, here = 27 + 23 * row, mixture == chosen
+        canvas.text(left - 8, y + 15, mixture, align="right", bold=here)
         named = zip(PART_COLORS.items(), parts)
         bars = [(size * scale, color, f"{name}: {in_bytes(size)}") for (name, color), size in named]
         x = canvas.stack(left, y, 18, bars)
-        if mixture == chosen:
+        if here:
             canvas.rect(left, y, x - left, 18, stroke=INK, line=2)
-        canvas.text(x + 8, y + 15, in_bytes(sum(parts)), 14, bold=mixture == chosen)
-        canvas.spot("file", mixture, (left, y, x - left, 18), f"the LLM in {mixture}", chosen=mixture == chosen)
+        canvas.text(x + 8, y + 15, in_bytes(sum(parts)), 14, bold=here)
+        canvas.spot("file", mixture, (left, y, x - left, 18), f"the LLM in {mixture}", chosen=here)
 
 
 def _draw_moments(canvas, plan, mixture, in_turns):
@@ -134,9 +129,9 @@ def _draw_moments(canvas, plan, mixture, in_turns):
             size = parts.get(part, 0)
             y -= size * scale
             canvas.rect(x, y, wide, size * scale, color, title=f"{moment}, {part}: {in_bytes(size)}")
-        total = sum(parts.values())
-        canvas.rect(x, y, wide, bottom - y, stroke=INK if total == fullest else GRAY, line=2 if total == fullest else 1)
-        canvas.text(x + wide / 2, bottom + 16, moment, 14, align="middle", bold=total == fullest)
+        full = sum(parts.values()) == fullest
+        canvas.rect(x, y, wide, bottom - y, stroke=INK if full else GRAY, line=2 if full else 1)
+        canvas.text(x + wide / 2, bottom + 16, moment, 14, align="middle", bold=full)
         height = bottom - sum(ways[not in_turns][moment].values()) * scale
         line += [(x, height), (x + wide + gap, height)]
     canvas.path(line, "white", 5)
@@ -144,8 +139,7 @@ def _draw_moments(canvas, plan, mixture, in_turns):
     x = line[-1][0] + 4
     canvas.text(x, 152, "at most", 14)
     canvas.text(x, 172, in_bytes(fullest), 14, bold=True)
-    canvas.text(x, 200, other, 14)
-    canvas.text(x, 220, in_bytes(plan.fullest(mixture, not in_turns)), 14)
+    canvas.lines(x, 200, [other, in_bytes(plan.fullest(mixture, not in_turns))], 20, 14)
 
 
 def _draw_chips(canvas, plan, own):
@@ -166,16 +160,14 @@ def _draw_chips(canvas, plan, own):
     for row, (chip, speed) in enumerate(speeds.items()):
         y, end = 277 + 20.5 * row, max(at(speed), left + 2)
         canvas.text(8, y + 14, chip, 14)
-        canvas.rect(left, y, end - left, 16, PURPLE if chip not in plan.bounds else SKY)
+        canvas.rect(left, y, end - left, 16, SKY if chip in plan.bounds else PURPLE)
         canvas.text(end + 8, y + 14, f"≤ {at_most(speed)}", 14)
         if chip in plan.bounds:
             canvas.text(left - 14, y + 14, f"≥ {in_seconds(plan.first_token(chip))}", 14, align="right")
-        else:
-            step = (room / most * math.log10((own + 1) / own), 0)
-            box = (left, y, end - left + 8, 16)
-            canvas.spot("own", None, box, "drag: another bandwidth", "drag", (end, y + 8), step)
         for measured in canvas.facts["measured"] if chip == "phone" else ():
             canvas.dot(at(measured), y + 8, 5, ORANGE)
+    box, step = (left, y, end - left + 8, 16), (room / most * math.log10((own + 1) / own), 0)
+    canvas.spot("own", None, box, "drag: another bandwidth", "drag", (end, y + 8), step)
 
 
 def error_bars(rows: dict, title: str) -> Canvas:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicpmv_ref.deploy.kquant import dequantize, quantize
+from minicpmv_ref.deploy.kquant import _unpack_nibbles, _unpack_six_bits, dequantize, quantize
 
 from .canvas import Axes, Canvas
 from .colors import BLACK, BLUE, GRAY, GREEN, ORANGE, PALE, RED, SKY, YELLOW
@@ -59,20 +59,13 @@ def sight(kind: str, outlier: bool, group: int, flipped: frozenset = NONE) -> Si
     Bits are counted from 0, the lowest of byte 0, to 1151, the highest of byte 143.
     """
     x = some_weights(kind, outlier)
-    block = quantize(x, "Q4_K")[0]
+    block = quantize(x, "Q4_K")
     for bit in flipped:
-        block[bit // 8] ^= 1 << bit % 8
-    block = block.tobytes()
-    d, dmin = np.frombuffer(block[:4], "<f2").astype(np.float32)
-    packed = block[4:16]
-    if group < 4:
-        sc, m = packed[group] & 63, packed[group + 4] & 63
-    else:
-        shared = packed[group + 4]
-        sc, m = shared & 15 | packed[group - 4] >> 6 << 4, shared >> 4 | packed[group] >> 6 << 4
-    pair = np.frombuffer(block[16:], np.uint8).reshape(4, 32)[group // 2]
-    levels = pair >> 4 if group % 2 else pair & 15
-    return Sighted(x[0, 32 * group : 32 * group + 32], block, levels, d, dmin, sc, m)
+        block[0, bit // 8] ^= 1 << bit % 8
+    d, dmin = block[0, :4].view("<f2").astype(np.float32)
+    sc, m = (int(numbers[0, group]) for numbers in _unpack_six_bits(block[:, 4:16]))
+    levels = _unpack_nibbles(block[:, 16:])[0, group]
+    return Sighted(x[0, 32 * group : 32 * group + 32], block.tobytes(), levels, d, dmin, sc, m)
 
 
 @cache
@@ -84,9 +77,16 @@ def bit_owner(bit: int) -> tuple[str, int | None]:
     if byte >= 16:
         group = 2 * ((byte - 16) // 32) + place // 4
         return f"weight {32 * group + (byte - 16) % 32}", group
-    parts = [(part, group) for group in range(8) for part in _bits_of(group)]
-    [(color, group)] = [(c, g) for (n, first, count, c), g in parts if n == byte - 4 and first <= place < first + count]
-    return {BLUE: "sc", ORANGE: "m"}[color], group
+    if byte >= 12:  # four bits of each
+        return ("sc" if place < 4 else "m"), byte - 8
+    name, group = ("sc", byte - 4) if byte < 8 else ("m", byte - 8)
+    return name, group if place < 6 else group + 4  # the two highest bits are those that a later one lacks
+
+
+def bit_name(bit: int) -> str:
+    """`bit_owner` in words."""
+    owner, group = bit_owner(bit)
+    return owner if group is None or owner.startswith("weight") else f"{owner} of sub-block {group}"
 
 
 @lru_cache(maxsize=64)
@@ -109,9 +109,7 @@ def weighted_error(x, back) -> float:
 
 
 def read_back(seen: Sighted, scale: int, low: int, stored: bool = False):
-    """(levels, values) of the 32 weights with `scale` and `low` percent of the block's: the nearest levels, or those
-    that are stored.
-    """
+    """(levels, values) of the 32 weights with so many percent of scale and low: the nearest levels or those stored."""
     a, b = seen.scale * np.float32(scale / 100), seen.low * np.float32(low / 100)
     levels = seen.levels if stored else levels_on(seen.weights, a, b)
     return levels, a * levels + b
@@ -174,8 +172,7 @@ def _short(number, digits=4) -> str:
 def _draw_ladder(canvas, seen, rungs, values, group):
     """16 rungs, a dot per weight, and a red stem from each dot to what is read back."""
     x, own = seen.weights, seen.scale * np.arange(16) + seen.low
-    left, wide = 36, 362
-    axes = Axes(canvas, (left, 32, wide, 136), (0, wide), (min(x.min(), own[0]), max(x.max(), own[-1], 0)))
+    axes = Axes(canvas, (36, 32, 362, 136), (0, 362), (min(x.min(), own[0]), max(x.max(), own[-1], 0)))
     far = axes.ys[1] - axes.ys[0]
     inside = lambda y: float(np.clip(np.nan_to_num(y, nan=1e9), axes.ys[0] - far / 34, axes.ys[1] + far / 34))  # noqa: E731
     canvas.text(8, 20, f"weights {32 * group} to {32 * group + 31} on 16 levels", bold=True)
@@ -184,9 +181,9 @@ def _draw_ladder(canvas, seen, rungs, values, group):
         if rung == inside(rung):
             axes.level(rung, level if level % 5 == 0 else "", GRAY)
     for place, (weight, value) in enumerate(zip(x, values)):
-        across, bottom = left + 8 + 11.1 * place, axes.at(0, inside(value))[1]
-        canvas.path([(across, axes.at(0, weight)[1]), (across, bottom)], RED, 3)
-        canvas.dot(across, axes.at(0, weight)[1], 3.5, GREEN)
+        across = 8 + 11.1 * place
+        axes.line([(across, weight), (across, inside(value))], RED, 3)
+        axes.dot(across, weight, 3.5, GREEN)
 
 
 def _draw_errors(canvas, which, scale, low):
@@ -210,7 +207,7 @@ def _draw_errors(canvas, which, scale, low):
     for x, color, word in ((424, BLUE, "scale moves"), (540, ORANGE, "low moves")):
         canvas.dot(x, 205, 6, color)
         canvas.text(x + 10, 210, word, 14)
-    canvas.lines(416, 228, ("red: what is read back instead",), 18, 14)
+    canvas.text(416, 228, "red: what is read back instead", 14)
 
 
 def _draw_bits(canvas, seen, group, flipped):
@@ -219,11 +216,9 @@ def _draw_bits(canvas, seen, group, flipped):
     def cell(bit, box, color):
         on = seen.block[bit // 8] >> bit % 8 & 1
         canvas.facts["bits"][bit] = on
-        changed = bit in flipped
-        canvas.rect(*box, color if on else "white", RED if changed else color, 3 if changed else 1)
-        owner, of = bit_owner(bit)
-        words = owner if of is None or owner[0] == "w" else f"{owner} of sub-block {of}"
-        canvas.spot("bit", bit, box, f"flip bit {bit % 8} of byte {bit // 8}: {words}")
+        edge, line = (RED, 3) if bit in flipped else (color, 1)
+        canvas.rect(*box, color if on else "white", edge, line)
+        canvas.spot("bit", bit, box, f"flip bit {bit % 8} of byte {bit // 8}: {bit_name(bit)}")
 
     for place in range(4):  # the highest bit stands at the top
         canvas.text(28, 191 + 14 * (3 - place), 1 << place, 14, GRAY, "right")
@@ -235,11 +230,3 @@ def _draw_bits(canvas, seen, group, flipped):
         for place in range(8):  # the highest bit stands at the left
             x, y = 8 + 78 * (byte % 8) + 9.25 * (7 - place), 299 + 21 * (byte // 8)
             cell(8 * byte + place, (x, y, 8, 17), colors.get(bit_owner(8 * byte + place), "#BBBBBB"))
-
-
-def _bits_of(group):
-    """Where sc and m of a sub-block lie in the 12 bytes: (byte, its lowest bit, how many bits, color)."""
-    if group < 4:
-        return [(group, 0, 6, BLUE), (group + 4, 0, 6, ORANGE)]
-    shared = group + 4
-    return [(group - 4, 6, 2, BLUE), (group, 6, 2, ORANGE), (shared, 0, 4, BLUE), (shared, 4, 4, ORANGE)]

@@ -47,20 +47,18 @@ class PackingPlan(Panel):
             return
         if self._start[0] != self._began[0]:
             self._start = self._began[0], self._plan
-        plan, row = self._start[1], self.facts["row_at"](*at)
-        moved = plan.moved(spot.item, row)
-        if tuple(start) == spot.at and not moved:  # an arrow key: to the next row that has room
+        plan, row = self._start[1], self.facts["row_at"](at[1])
+        if tuple(start) == spot.at:  # an arrow key: to the next row that has room
             further = range(row, len(plan.rows)) if at[1] > start[1] else range(row, -1, -1)
             row = next((each for each in further if plan.moved(spot.item, each)), row)
-            moved = plan.moved(spot.item, row)
-        self._plan = moved or plan
+        moved = plan.moved(spot.item, row)
+        self._plan, self._note = moved or plan, ""
         with self.hold():
             if moved:
                 self.controls["row"].value = row + 1
-            size = sum(self._plan.samples[spot.item])
-            room = self._plan.width - sum(map(sum, self._plan.rows[row]))
-            full = f"No room: {size} tokens do not fit into row {row + 1}, which has {room} left. "
-            self._note = "" if moved else full
+            else:
+                size, room = sum(plan.samples[spot.item]), plan.width - sum(map(sum, plan.rows[row]))
+                self._note = f"No room: {size} tokens do not fit into row {row + 1}, which has {room} left. "
 
     def point(self, spot, at):
         self._at = at if spot else None
@@ -70,17 +68,15 @@ class PackingPlan(Panel):
         return draw.packed_rows(self._plan, row, self._at)
 
     def describe(self, strategy, kind, capacity, seed, row):
-        placed = self._plan
-        if self._at and "cell_at" in self.facts:
-            return draw.who_sees_whom(placed.rows[row - 1], *self.facts["cell_at"](*self._at))
+        placed, here = self._plan, self._plan.rows[row - 1]
+        if self._at:
+            return draw.who_sees_whom(here, *draw.cell_at(draw.MASK, (placed.width, placed.width), self._at))
         tokens = sum(map(sum, placed.samples))
-        fewest = -(-tokens // placed.width)
         rows = "1 row" if placed.used == 1 else f"{placed.used} rows"
-        words = f"{len(placed.samples)} samples, {tokens:,} tokens, in {rows} of {placed.width:,}"
-        words += f" ({fewest} at the least): {placed.fill:.1%} full"
-        if placed.lost:
-            words += f", {placed.lost:,} tokens cut off"
-        here = placed.rows[row - 1]
         held = "1 sample" if len(here) == 1 else f"{len(here)} samples"
-        inside = f"{draw.pairs_used(here):.1%} of its causal pairs are inside a sample"
-        return f"{self._note}{words}. Row {row} holds {held}; {inside}."
+        lost = f", {placed.lost:,} tokens cut off" if placed.lost else ""
+        return (
+            f"{self._note}{len(placed.samples)} samples, {tokens:,} tokens, in {rows} of {placed.width:,} "
+            f"({-(-tokens // placed.width)} at the least): {placed.fill:.1%} full{lost}. Row {row} holds {held}; "
+            f"{draw.pairs_used(here):.1%} of its causal pairs are inside a sample."
+        )

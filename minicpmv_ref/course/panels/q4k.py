@@ -60,13 +60,11 @@ class Q4KMicroscope(Panel):
 
     def _describe_flips(self, kind, outlier):
         bit, flipped = list(self._flipped)[-1], frozenset(self._flipped)
-        owner, group = draw.bit_owner(bit)
-        name = owner if group is None or owner[0] == "w" else f"{owner} of sub-block {group}"
         with np.errstate(all="ignore"):
             moved = np.abs(draw.moves(kind, outlier, flipped))
         count, most = np.count_nonzero(moved), np.nan_to_num(moved, nan=np.inf).max()
-        rest = " Weights on level 0 stay: they are the low alone." if owner in ("d", "sc") else ""
+        rest = " Weights on level 0 stay: they are the low alone." if draw.bit_owner(bit)[0] in ("d", "sc") else ""
         return (
-            f"Bit {bit % 8} of byte {bit // 8} is flipped: it belongs to {name}. With {len(flipped)} flipped, {count} "
-            f"of 256 weights move, by up to {most:.3g}.{rest}"
+            f"Bit {bit % 8} of byte {bit // 8} is flipped: it belongs to {draw.bit_name(bit)}. With {len(flipped)} "
+            f"flipped, {count} of 256 weights move, by up to {most:.3g}.{rest}"
         )
