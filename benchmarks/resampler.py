@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -29,21 +28,19 @@ from _report import arguments, report
 from _timing import gemm_rate, paired, speedup
 
 from experiments._fair import assert_same_output
-from minicpmv_ref.config import ResamplerConfig, v2_6
+from minicpmv_ref.config import MiniCPMVConfig, v2_5, v2_6
 from minicpmv_ref.counts import Workload, flops_by_part
 from minicpmv_ref.deploy.fold import fold
 from minicpmv_ref.positions import sincos_2d
 from minicpmv_ref.resampler import Resampler
 
-V2_5 = ResamplerConfig(num_queries=96, width=4096, kv_width=1152, version="2.5")
-V2_6 = ResamplerConfig(num_queries=64, width=3584, kv_width=1152)
 CASES = [
-    ("float32", V2_6, "6 of 32x32", [(32, 32)] * 6),
-    ("float32", V2_6, "640x480 twice", [(28, 37), (39, 26), (39, 26)] * 2),
-    ("float32", V2_5, "6 of 32x32", [(32, 32)] * 6),
-    ("bfloat16", V2_6, "10 of 32x32", [(32, 32)] * 10),
-    ("bfloat16", V2_6, "1920x1080", [(24, 43), *[(34, 30)] * 8]),
-    ("bfloat16", V2_5, "10 of 32x32", [(32, 32)] * 10),
+    ("float32", v2_6, "6 of 32x32", [(32, 32)] * 6),
+    ("float32", v2_6, "640x480 twice", [(28, 37), (39, 26), (39, 26)] * 2),
+    ("float32", v2_5, "6 of 32x32", [(32, 32)] * 6),
+    ("bfloat16", v2_6, "10 of 32x32", [(32, 32)] * 10),
+    ("bfloat16", v2_6, "1920x1080", [(24, 43), *[(34, 30)] * 8]),
+    ("bfloat16", v2_5, "10 of 32x32", [(32, 32)] * 10),
 ]
 NAMES = ("official", "sdpa", "ours", "fold")
 
@@ -84,7 +81,8 @@ class Official:
 
 
 @torch.inference_mode()
-def measure(dtype: torch.dtype, cfg: ResamplerConfig, grids, rounds: int, clock) -> dict[str, list[float]]:
+def measure(dtype: torch.dtype, config: MiniCPMVConfig, grids, rounds: int, clock) -> dict[str, list[float]]:
+    cfg = config.resampler
     ours = Resampler(cfg).eval().to(dtype)
     folded = fold(ours)
     features = [torch.randn(r * c, cfg.kv_width).to(dtype) for r, c in grids]
@@ -111,14 +109,15 @@ def main() -> None:
     torch.manual_seed(0)
 
     rows = []
-    for dtype, cfg, case, grids in CASES:
-        times = measure(getattr(torch, dtype), cfg, grids, args.rounds, clock)
+    for dtype, config, case, grids in CASES:
+        cfg = config.resampler
+        times = measure(getattr(torch, dtype), config, grids, args.rounds, clock)
         rows.append({"dtype": dtype, "width, queries": f"{cfg.width}, {cfg.num_queries}", "views": case})
         rows[-1] |= {name: median(t) for name, t in times.items()}
         for slow, fast in (("sdpa", "ours"), ("sdpa", "fold"), ("official", "fold")):
             rows[-1][f"{slow} / {fast}"] = speedup(times[slow], times[fast])
         work = Workload(0, 0, 0, len(grids), sum(r * c for r, c in grids))
-        count = flops_by_part(replace(v2_6, resampler=cfg), work, [])["resampler"]
+        count = flops_by_part(config, work, [])["resampler"]
         rows[-1]["roofline"] = count / median(times["ours"]) / gemm_rate(getattr(torch, dtype), clock)
         print(rows[-1], file=sys.stderr, flush=True)
     report("resampler", args, rows, unit="milliseconds")

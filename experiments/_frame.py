@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median  # noqa: F401  for the experiments
 
 from tqdm.auto import tqdm
 
 from minicpmv_ref.inputs.checks import WrongType, check_type
 from minicpmv_ref.inputs.files import replacing
-from minicpmv_ref.learn.statistics import median, median_interval  # noqa: F401  for the experiments
+from minicpmv_ref.learn.statistics import median_interval  # noqa: F401  for the experiments
 
 from ._others import HEADING, not_run
 

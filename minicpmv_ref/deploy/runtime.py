@@ -13,6 +13,7 @@ S samples, T new tokens, N tokens in the cache, D width, H heads, G key-value he
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import LLMConfig, MiniCPMVConfig
 from ..inputs.checks import check_choice, check_type
-from ..linear import linear
+from ..linear import is_quicker, linear
 from ..model import MiniCPMV
 from ..resampler import Resampler
 from ..vision import VisionTransformer
@@ -318,19 +319,20 @@ class Cache:
 class Matrix:
     """A plain matrix (rows, cols) with its bias; several matrices that meet the same input are stacked into one.
 
-    On a CPU it lies column by column. The product with a single token is a sum of columns, weighted by the token's
-    numbers; that is what `embedding_bag` computes, and unlike a product it keeps pace with memory.
+    The product with a single token is also a sum of columns, weighted by the token's numbers, which `embedding_bag`
+    computes. Which is quicker depends on processor, dtype and threads (1.8 times either way were seen), so it is tried.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.on_cpu = weight.is_cpu
-        self.weight = weight.T.contiguous().T if self.on_cpu else weight
-        self.bias = bias
+        self.weight, self.bias = weight, bias
         self.columns = torch.arange(weight.shape[1], dtype=torch.int32)[None]  # all of them; int64 would be slower
+        self.sums_columns = weight.is_cpu and _columns_are_quicker(*weight.shape, weight.dtype, torch.get_num_threads())
+        if self.sums_columns:
+            self.weight = weight.T.contiguous().T  # column by column
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.on_cpu and x.shape[:-1].numel() == 1:
-            y = F.embedding_bag(self.columns, self.weight.T, per_sample_weights=x.reshape(1, -1), mode="sum")
+        if self.sums_columns and x.shape[:-1].numel() == 1:
+            y = _sum_columns(self.columns, self.weight, x)
             return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
         return linear(x, self.weight, self.bias)
 
@@ -340,6 +342,21 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+def _sum_columns(columns: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.embedding_bag(columns, weight.T, per_sample_weights=x.reshape(1, -1), mode="sum")
+
+
+@cache
+def _columns_are_quicker(rows: int, cols: int, dtype: torch.dtype, threads: int) -> bool:
+    """Whether on this machine one token meets a matrix of this size faster as a sum of columns; tried once."""
+    rows = min(rows, max(1, 2**22 // cols))  # 16 MB: more would take as long for each row
+    with torch.device("cpu"):
+        x, weight, columns = torch.ones(1, cols), torch.ones(rows, cols), torch.arange(cols, dtype=torch.int32)[None]
+    x, weight = x.to(dtype), weight.to(dtype)
+    by_column = weight.T.contiguous().T
+    return is_quicker(lambda: _sum_columns(columns, by_column, x), lambda: F.linear(x, weight))
 
 
 class Blocks:

@@ -83,12 +83,6 @@ def bootstrap_mean(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), *(float(end) for end in np.quantile(sampled, (0.025, 0.975))))
 
 
-def median(values: Iterable[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
-    values = sorted(values)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-
-
 def median_interval(values: Iterable[float], confidence: float = 0.95) -> list[float]:
     """An interval that holds the true median with at least this confidence, whatever the distribution is.
 

@@ -3,6 +3,7 @@
 Oracles run with attn_implementation="eager", so not even the attention kernel is shared with ours.
 """
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionConfig, Sigli
 
 from minicpmv_ref import vision
 from minicpmv_ref.config import VisionConfig, nano, v2_0, v2_5, v2_6
-from minicpmv_ref.linear import Linear, is_plain, linear
+from minicpmv_ref.linear import Linear, is_plain, is_quicker, linear
 from minicpmv_ref.positions import bucket_position_ids
 from minicpmv_ref.vision import VisionTransformer
 
@@ -428,6 +429,7 @@ def test_a_tensor_that_multiplies_in_its_own_way(monkeypatch):
         """Stands for a quantized weight inside an ordinary layer."""
 
     weight, way = Quantized(torch.ones(5, 8)), []
+    monkeypatch.setattr("minicpmv_ref.linear._onednn_is_quicker", lambda: True)
     monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda x, real=torch.Tensor.to_mkldnn: way.append(1) or real(x))
     with torch.no_grad():
         assert (linear(torch.ones(200, 8), weight) == 8).all()
@@ -498,8 +500,10 @@ def test_a_fresh_tower_is_calm_and_seeded():
 @pytest.mark.parametrize("shape", [(128, 24), (3, 70, 24), (127, 24), (1, 24), (0, 24), (2, 0, 24)])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("by_column", [True, False])
-def test_linear_is_torchs_own(shape, with_bias, by_column):
+@pytest.mark.parametrize("onednn", [True, False])
+def test_linear_is_torchs_own(monkeypatch, shape, with_bias, by_column, onednn):
     """Whichever library multiplies: the same numbers, up to float32's rounding."""
+    monkeypatch.setattr("minicpmv_ref.linear._onednn_is_quicker", lambda: onednn)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(shape), torch.randn(40, 24), torch.randn(40) if with_bias else None
     weight = weight.T.contiguous().T if by_column else weight
@@ -521,13 +525,25 @@ def test_linear_has_gradients():
     assert torch.allclose(weight.grad, x.detach().sum(0).expand_as(weight), atol=1e-4)
 
 
-def test_float32_inference_goes_through_onednn(monkeypatch):
+@pytest.mark.parametrize("quicker", [True, False])
+def test_float32_inference_goes_through_the_quicker_library(monkeypatch, quicker):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     x, way = torch.randn(200, 8), []
     monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda x, real=torch.Tensor.to_mkldnn: way.append(1) or real(x))
+    monkeypatch.setattr("minicpmv_ref.linear._onednn_is_quicker", lambda: quicker)
     linear(x, torch.randn(5, 8))  # gradients are wanted
     assert not way
     with torch.no_grad():
         linear(x, torch.randn(5, 8))
-    assert way
+    assert bool(way) == quicker
+
+
+def test_the_quicker_of_two_is_found():
+    def slow():
+        time.sleep(0.002)
+
+    def quick():
+        pass
+
+    assert is_quicker(quick, slow) and not is_quicker(slow, quick) and not is_quicker(slow, slow)

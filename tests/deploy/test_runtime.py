@@ -177,8 +177,10 @@ def test_the_last_logits_only(quick, version, kept):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_matrix_multiplies_as_precisely_as_torch(dtype, biased):
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_matrix_multiplies_as_precisely_as_torch(monkeypatch, dtype, biased, columns):
     """One token, a few and many: ways of their own."""
+    monkeypatch.setattr(runtime, "_columns_are_quicker", lambda *size: columns)
     generator = torch.Generator().manual_seed(8)
     weight = torch.randn(300, 77, generator=generator).to(dtype)
     bias = torch.randn(300, generator=generator).to(dtype) if biased else None
