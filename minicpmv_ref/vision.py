@@ -134,8 +134,7 @@ class _Embeddings(nn.Module):
         if self.cfg.position == "interpolate":
             whole = table.weight if is_plain(table, nn.Embedding) else table(torch.arange(side**2, device=device))
             return torch.cat([interpolate_position_table(whole, *grid) for grid in grids])
-        # One look-up for all slices: each has a gradient as large as the table. From the last to the first, as autograd
-        # adds the gradients of separate look-ups: so the sums are the same to the last bit.
+        # One look-up: each has a gradient as large as the table. Last slice first, as autograd would add up several.
         ids = [bucket_position_ids(*grid, side) for grid in reversed(grids)]
         return torch.cat(table(torch.cat(ids).to(device)).split([len(own) for own in ids])[::-1])
 
