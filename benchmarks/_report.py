@@ -17,6 +17,7 @@ from experiments._frame import machine, write_json
 from minicpmv_ref.inputs.files import read_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
+NOT_YET = ("gpu",)  # may lack a result: nobody has had the machine
 
 TABLES = {
     "preprocess": [
@@ -109,6 +110,15 @@ TABLES = {
         ("ours / C", "ours / C", ".2f"),
         ("with importance, ours / C", "ours / C, importance", ".2f"),
     ],
+    "gpu": [
+        ("part", "part", ""),
+        ("what", "what", ""),
+        ("unit", "unit", ""),
+        ("measured", "measured", ","),
+        ("beside it", ("peer", "peer's"), ","),
+        ("ratio", "ratio", ".2f"),
+        ("not measured", "error", ""),
+    ],
     "native": [
         ("LLM", "LLM", ""),
         ("reading, portable", "reading, portable", ".0f"),
@@ -138,6 +148,11 @@ def report(name: str, args: argparse.Namespace, rows: list[dict], **facts) -> No
     print("\n" + "; ".join(f"{key}: {value}" for key, value in facts.items()) + "\n\n" + table(name, rows))
     if args.json:
         write_json(args.json, {"benchmark": name, "machine": machine("cpu"), **facts, "rows": rows})
+
+
+def measured() -> list[str]:
+    """The benchmarks whose results are published: all but those of NOT_YET that were never run."""
+    return [name for name in TABLES if name not in NOT_YET or (RESULTS / f"{name}.json").exists()]
 
 
 def published(name: str) -> dict:

@@ -43,6 +43,16 @@ SIZES = {
 }
 
 
+def lively(config) -> MiniCPMV:
+    """A model whose LLM has random weights of unit gain, so that tokens are not near ties."""
+    model = MiniCPMV.seeded(config)
+    with torch.no_grad():
+        for p in model.llm.parameters():
+            if p.ndim == 2:
+                p.normal_(std=p.shape[1] ** -0.5)
+    return model
+
+
 def prompt(length: int, vocab: int) -> Batch:
     """Text only, and nothing stops it."""
     return Batch(
@@ -98,11 +108,7 @@ def main() -> None:
 
     rows = []
     for size, config in SIZES.items():
-        model = MiniCPMV.seeded(config)
-        with torch.no_grad():  # random weights of unit gain, so that tokens are not near ties
-            for p in model.llm.parameters():
-                if p.ndim == 2:
-                    p.normal_(std=p.shape[1] ** -0.5)
+        model = lively(config)
         for dtype in ("float32", "bfloat16"):
             model = model.to(getattr(torch, dtype))
             rows.append({"LLM": size, "dtype": dtype})

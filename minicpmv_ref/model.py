@@ -215,8 +215,8 @@ class MiniCPMV(nn.Module):
             raise ValueError(f"the text has slots for {len(slots)} views, but visual tokens of {len(visual)} came")
         if not slots:
             return embeddings
-        rows = torch.tensor([row for row, start, end in slots for _ in range(start, end)], device=embeddings.device)
-        columns = torch.tensor([c for _, start, end in slots for c in range(start, end)], device=embeddings.device)
+        places = torch.tensor([(row, column) for row, start, end in slots for column in range(start, end)])
+        rows, columns = places.to(embeddings.device, non_blocking=True).T  # a GPU is still busy with the pictures
         # Subtle: MiniCPM-2.4B (2.0) multiplies whatever it is given by 12, but visual tokens are not meant to be.
         visual = rearrange(visual, "b q d -> (b q) d") / self.config.llm.embedding_multiplier
         return embeddings.index_put((rows, columns), visual.to(embeddings))

@@ -117,7 +117,7 @@ class Resampler(nn.Module):
         """Keys and values (b, H, L, K) of some slices of equal length."""
         x = torch.stack([features[i] for i in slices])  # (b, L, C)
         x = self.ln_kv(self.kv_proj(x))  # (b, L, E)
-        positions = torch.stack([_positions(self.cfg.width, *patch_grids[i]) for i in slices]).to(x)
+        positions = torch.stack([_positions(self.cfg.width, *patch_grids[i]) for i in slices]).to(x, non_blocking=True)
         keys = linear(x + positions, *self.attn.part("k"))
         values = linear(x, *self.attn.part("v"))
         return tuple(rearrange(t, "b l (h k) -> b h l k", h=self.cfg.heads) for t in (keys, values))

@@ -136,7 +136,7 @@ class _Embeddings(nn.Module):
             return torch.cat([interpolate_position_table(whole, *grid) for grid in grids])
         # One look-up: each has a gradient as large as the table. Last slice first, as autograd would add up several.
         ids = [bucket_position_ids(*grid, side) for grid in reversed(grids)]
-        return torch.cat(table(torch.cat(ids).to(device)).split([len(own) for own in ids])[::-1])
+        return torch.cat(table(torch.cat(ids).to(device, non_blocking=True)).split([len(own) for own in ids])[::-1])
 
 
 class _Layer(nn.Module):

@@ -15,7 +15,7 @@ from textwrap import fill
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from _report import TABLES, published, table  # noqa: E402
+from _report import measured, published, table  # noqa: E402
 
 from experiments._frame import write  # noqa: E402
 
@@ -31,7 +31,7 @@ def between_markers(text: str, name: str, content: str) -> str:
 
 def page(text: str) -> str:
     """benchmarks/README.md with the tables of the JSON files."""
-    for name in TABLES:
+    for name in measured():
         text = between_markers(text, name, table(name, published(name)["rows"]))
     return text
 

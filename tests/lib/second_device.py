@@ -18,7 +18,9 @@ import torch.utils.backend_registration as registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "twin"
-WAITS = Counter()  # "operation in file.py function" of this package -> how often its result had to be known on the CPU
+# "operation in file.py function" of this package -> how often a CPU would have to wait: for a result, or ("copy_")
+# until a GPU is done and takes a tensor. With non_blocking=True it is not waited for.
+WAITS = Counter()
 
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 _COPIES = {"aten::copy_": (0, 1), "aten::_copy_from": (1, 0)}  # positions of target and source
@@ -137,7 +139,8 @@ def _check_devices(name, args, tensors, here):
 def _count_waits(name, args, kwargs):
     to_cpu = name == "aten::_to_copy" and kwargs.get("device") is not None and kwargs["device"].type == "cpu"
     by_mask = name in _INDEXING and any(getattr(i, "dtype", None) in (torch.bool, torch.uint8) for i in args[1])
-    if name in _WAITING or to_cpu or by_mask:
+    to_here = name == "aten::copy_" and isinstance(args[0], Twin) and not isinstance(args[1], Twin)
+    if name in _WAITING or to_cpu or by_mask or (to_here and not (args[2:] or [kwargs.get("non_blocking")])[0]):
         _count(name.removeprefix("aten::"))
 
 
@@ -156,13 +159,16 @@ _autocast.fallback(torch.library.fallthrough_kernel)  # mixed precision computes
 _plain_generator = torch.Generator
 
 
-def _made_on_cpu(make):
-    """A constructor in C++ that knows no backend written in Python: make the tensor on the CPU and move it."""
+def _made_on_cpu(make, copied):
+    """A constructor in C++ that knows no backend written in Python: make the tensor on the CPU and move it.
+
+    `copied`: a GPU would not make it itself, and have to be waited for.
+    """
 
     @wraps(make)
     def made(*args, device=None, **kwargs):
         tensor = make(*args, **kwargs)
-        return tensor if device is None else tensor.to(device)
+        return tensor if device is None else tensor.to(device, non_blocking=not copied)
 
     return made
 
@@ -174,7 +180,7 @@ class _Generator(_plain_generator):
         return _plain_generator("cpu" if torch.device(device).type == NAME else device)
 
 
-torch.tensor, torch.arange = _made_on_cpu(torch.tensor), _made_on_cpu(torch.arange)
+torch.tensor, torch.arange = _made_on_cpu(torch.tensor, True), _made_on_cpu(torch.arange, False)
 torch.Generator = _Generator
 torch.inference_mode = torch.no_grad  # wrapped tensors cannot be inference tensors
 

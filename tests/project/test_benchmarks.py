@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 import _report  # noqa: E402
 import figures  # noqa: E402
-from _report import TABLES, arguments, cell, published, report, table  # noqa: E402
+from _report import NOT_YET, TABLES, arguments, cell, measured, published, report, table  # noqa: E402
 
 from experiments import _fair  # noqa: E402
 
@@ -28,8 +28,9 @@ def test_pages_are_up_to_date(path, filled):
 
 def test_every_script_has_a_result_and_a_table():
     names = [path.stem for path in SCRIPTS]
-    assert names == sorted(TABLES) == sorted(path.stem for path in _report.RESULTS.glob("*.json"))
-    for name in names:
+    results = {path.stem for path in _report.RESULTS.glob("*.json")}
+    assert names == sorted(TABLES) and set(names) - set(NOT_YET) <= results == set(measured())
+    for name in measured():
         found = published(name)
         assert found["benchmark"] == name and found["machine"] and found["options"]["threads"] and found["unit"]
         assert all("dtype" in row for row in found["rows"]) or "dtype" in found or name == "native"  # F16 to Q4_K_M
@@ -45,7 +46,7 @@ def test_every_script_reports_under_its_own_name_and_has_no_second_parser(path):
 
 
 def test_a_changed_figure_changes_the_pages(tmp_path, monkeypatch):
-    for name in TABLES:
+    for name in measured():
         (tmp_path / f"{name}.json").write_text(json.dumps(published(name)))
     monkeypatch.setattr(_report, "RESULTS", tmp_path)
     page, readme = (path.read_text(encoding="utf-8") for path in (figures.PAGE, figures.README))
@@ -106,6 +107,57 @@ def test_runs_of_the_decoder_are_joined():
     assert decode.widened(new, old) == [new[0] | {"64": [2.0, 2.4], "128": [2.0, 4.0], "512": [0.5, 1.0]}]
     with pytest.raises(AssertionError, match="another file"):
         decode.widened(new, [old[0] | {"dtype": "bfloat16"}])
+
+
+# ---- the script for a GPU, on a CPU
+
+
+def gpu_rows(folder, monkeypatch, *options):
+    import gpu
+
+    path = folder / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--rounds", "1", "--json", str(path), *options])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    gpu.main()
+    return json.loads(path.read_text())["rows"]
+
+
+def test_the_script_for_a_gpu_runs(tmp_path, monkeypatch, capsys):
+    """And an attempt that fails, here for want of two kernels, says so and does not lose the others."""
+    import gpu
+
+    monkeypatch.setattr(gpu, "MODELS", {"gpu profile": None})  # both are the same small one here
+    monkeypatch.setattr(gpu, "READY", 1)
+    monkeypatch.setattr(gpu.decode, "NEW", 8)
+    rows = gpu_rows(tmp_path, monkeypatch, "--tiny")
+    failed = {(row["part"], row["what"]) for row in rows if "error" in row}
+    assert all(part == "packing" and what.endswith(("varlen_attn", "flash_attn")) for part, what in failed), rows
+    found = {(row["part"], row["unit"]) for row in rows if "error" not in row}
+    training = {("training", unit) for unit in ("tokens/s", "pictures/s", "TFLOP/s")}
+    others = {"kquant": "MB/s", "packing": "million tokens/s", "decode": "tokens/s"}.items()
+    assert found == training | set(others) | {
+        ("answer", "s"),
+        ("answer", "tokens/s"),
+        ("nccl", "GB/s"),
+        ("nccl", "steps/s"),
+    }
+    assert all(row["measured"] > 0 for row in rows if "error" not in row)
+    assert "| decode |" in capsys.readouterr().out
+
+
+def test_what_no_longer_fits_into_the_minutes_says_so(tmp_path, monkeypatch):
+    rows = gpu_rows(tmp_path, monkeypatch, "--minutes", "0")
+    assert {row["error"] for row in rows} == {"TimeoutError: no time left of 0 minutes"}
+    assert {row["part"] for row in rows} == {"training", "answer", "kquant", "packing", "decode", "nccl"}
+
+
+def test_other_bytes_of_a_gpu_are_not_timed(tmp_path, monkeypatch):
+    import gpu
+
+    quantize = gpu.quantize
+    monkeypatch.setattr(gpu, "quantize", lambda *given: quantize(*given[:3]) ^ (len(given) > 3))
+    rows = gpu_rows(tmp_path, monkeypatch, "--tiny", "--parts", "kquant")
+    assert {row["error"] for row in rows} == {"AssertionError: 256 of 256 rows have other bytes"}
 
 
 # ---- results that differ are not timed

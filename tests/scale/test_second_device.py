@@ -54,8 +54,10 @@ def test_a_second_device_gives_the_results_of_the_cpu(found, path):
 
 def test_a_step_of_training_waits_for_a_gpu_four_times(found):
     """Twice before the GPU has anything to do in this step, and twice after the backward pass; never in between."""
-    waits = found["workers"]["waits"]
-    assert {name: count / 3 for name, count in waits.items()} == {  # three steps
+    waits = {name: count for name, count in found["workers"]["waits"].items() if " in " in name}  # of this package
+    # Samples are copied before the GPU has anything to do. No copy after that waits.
+    copies = {name for name in waits if name.startswith("copy_ in packing.py")}
+    assert copies and {name: count / 3 for name, count in waits.items() if name not in copies} == {  # three steps
         "tolist in model.py _check_batch": 1,  # are the ids the model's own?
         "nonzero in packing.py packed_loss": 1,  # which tokens need the LM head?
         "_local_scalar_dense in parallel.py backward": 1,  # the loss, and
