@@ -51,7 +51,7 @@ def test_what_is_read_from_the_bytes_gives_the_weights_back(kind, outlier):
         assert (seen.scale * seen.levels + seen.low == theirs[part]).all()
         assert (seen.d * seen.sc, seen.dmin * seen.m) == (seen.scale, -seen.low)
         assert 0 <= min(seen.sc, seen.m) <= max(seen.sc, seen.m) <= 63
-        assert (draw.levels_on(seen.weights, seen.scale, seen.low) == seen.levels).all(), "100 % is what the file holds"
+        assert (draw.read_back(seen, 100, 100)[0] == seen.levels).all(), "100 % is what the file holds"
 
 
 def test_the_error_is_the_one_that_the_search_makes_small():

@@ -33,9 +33,8 @@ def recorded() -> dict:
 def example(scene: int, checker: str = "labeler") -> dict:
     """One recorded picture, from 1, with all that follows from its answers.
 
-    Returns:
-        {"sample", "answers", "claims": for each answer [(claim, p_yes, p_no, verdict, true?), ...], "scores", "pairs":
-        those that may be made, "drawn": those that are, all as (chosen, rejected)}.
+    "claims": for each answer [(claim, p_yes, p_no, verdict, true?), ...]; "pairs" (chosen, rejected) that may be made,
+    "drawn": those that are.
     """
     import torch
 

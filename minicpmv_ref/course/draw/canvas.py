@@ -339,6 +339,11 @@ def wrap(text: str, width: float, size: float = TEXT, bold: bool = False) -> lis
     return lines
 
 
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 # ---- boxes (x, y, w, h)
 
 

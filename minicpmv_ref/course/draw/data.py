@@ -52,12 +52,9 @@ def contrast(digits: int, scale: tuple, pair: str = "38") -> float:
 
 
 def small_text(paper: str = "page, 300 dpi", digits: int = 21, max_slice_nums: int = 9) -> Canvas:
-    """A line of small text, as the overview shows it and as a slice does, both enlarged.
-
-    Its facts: "heights" {"overview": pixels, "slice": pixels or None}, "contrast" of a 3 and an 8 there.
-    """
+    """A line of small text, as the overview shows it and as a slice does, both enlarged."""
     canvas, size = Canvas(height=300), PAPERS[paper]
-    canvas.facts = {"heights": {}, "contrast": {}}
+    canvas.facts = {"heights": {}, "contrast": {}}  # of a digit in each of both; of a 3 and an 8
     canvas.text(8, 22, f"{paper}: {size[0]} x {size[1]}, digits {digits} pixels high", bold=True)
     plan = plan_slices(size, SliceConfig(max_slice_nums=max_slice_nums))
     for y, name, color, view in ((66, "overview", RED, plan.overview_size), (192, "slice", BLUE, plan.refined_size)):

@@ -185,14 +185,12 @@ def watch_answer(picture: str, covered: tuple = (), name: str = "nano") -> dict:
         name: "nano" or the folder of a checkpoint.
 
     Returns:
-        words: the generated tokens as text; the last is "…" if the answer goes on.
-        chances: the probability of each token of the answer to the *whole* picture, when the tokens before it are
-            given.
+        words, ids: the generated tokens as text and as numbers; the last word is "…" if the answer goes on.
+        chances: of each token of the answer to the *whole* picture, when the tokens before it are given.
         slots: numpy (layers, tokens, views, Q), attention on every slot, mean over heads. Row k belongs to the position
             whose output is token k: the last one of the prompt for the first token.
         resampler: [numpy (Q, L_i), ...], each visual token's weights over the patches of its view, mean over heads.
         plan, patch_grids: of the picture.
-        ids: the generated tokens.
     """
     import torch
 
@@ -228,16 +226,10 @@ def _as_word(tokenizer, token, stop_ids):
 
 
 def look(picture: str, token: int, layer: int = 0, name: str = "nano"):
-    """Where a model looks in the whole picture when it chooses a token of its answer.
+    """Where a model looks in the whole picture when it chooses a token of its answer, from 1, in a layer, from 1.
 
-    Args:
-        token: number of the token, from 1.
-        layer: number of the LLM's layer, from 1; 0: mean over layers.
-        name: see `watch_answer`.
-
-    Returns:
-        numpy (rows, cols): the part of all its attention that goes to each cell of `cell_grid`, through the visual
-        tokens of the overview and of the slices. The sum is less than 1: the rest is on words.
+    Layer 0 is the mean of all. Returns numpy (rows, cols): the part of all its attention that goes to each cell of
+    `cell_grid`, through the visual tokens of the overview and of the slices. The rest is on words.
     """
     watched, (rows, cols) = watch_answer(picture, name=name), cell_grid(picture, name)
     per_layer = watched["slots"][:, token - 1]

@@ -177,11 +177,7 @@ def canvas_prompt(size, most: int) -> Prompt:
 
 @lru_cache(maxsize=256)
 def canvas_places(size, most: int = 9):
-    """The prompt of a picture, and the canvas of its tokens.
-
-    Returns:
-        (Prompt, LongTensor (3, T) of positions, (rows, cols) of the canvas in tokens).
-    """
+    """The prompt of a picture, LongTensor (3, T) of positions, and (rows, cols) of the canvas in tokens."""
     from minicpmv_ref.peers.canvas import Markers, canvas_position_ids
 
     prompt = canvas_prompt(size, most)
@@ -261,10 +257,7 @@ def arm_means(result: dict, *grades: str) -> dict[str, tuple[float, tuple]]:
 
 
 def tried_here() -> Canvas:
-    """Six frames in one group, and the merger early or late: losses after a short training, less is better.
-
-    Facts: "time" and "merger", {arm: (mean, seeds)}.
-    """
+    """Six frames in one group, and the merger early or late: losses after a short training, less is better."""
     group, merge = (read_json(RESULTS / f"{name}.json") for name in ("group_frames", "early_merge"))
     canvas = Canvas(WIDTH, 332)
     canvas.facts["time"] = arm_means(group, "time, nats")

@@ -46,12 +46,12 @@ def memory_bars(preset: str, own: int, part: tuple | None = None, **controls) ->
     """One bar for each moment, stacked by part, against lines of what devices have: phones above, GPUs below.
 
     `own` is your GPU in GB; `part` the (moment, part) whose formula is shown, None for the most important ones. Its
-    facts: "moments" {moment: {part: bytes}}, "fullest" moment, "total" bytes in it, "fits" {device: bool}, also of
-    "own", "gigabytes", a function from x to a GPU's size. Its spots: "part" and "own".
+    facts: "moments" {moment: {part: bytes}}, "total" bytes in the fullest, "fits" {device: bool}, also of "own", and
+    "gigabytes", a function from x to a GPU's size. Its spots: "part" and "own".
     """
     need, given = plan_memory(preset, **controls)
     canvas, most = Canvas(WIDTH, 366), 1.06 * need.total
-    canvas.facts = {"moments": need.moments, "fullest": need.fullest, "total": need.total}
+    canvas.facts = {"moments": need.moments, "total": need.total}
     canvas.facts["fits"] = {name: fits(need, name) for name in DEVICES} | {"own": need.total <= own_bytes(own)}
     scale = (BAR_RIGHT - BAR_LEFT) / most
     canvas.facts["gigabytes"] = lambda x: (x - BAR_LEFT) / scale / own_bytes(1)
@@ -67,21 +67,18 @@ def memory_bars(preset: str, own: int, part: tuple | None = None, **controls) ->
         for middle, label in labels:
             canvas.text(middle, y, label, 14, GRAY, "middle")
     for place, (moment, parts) in enumerate(need.moments.items()):
-        y = 52 + 40 * place
-        full = moment == need.fullest
+        x, y, full = BAR_LEFT, 52 + 40 * place, moment == need.fullest
         canvas.text(BAR_LEFT - 8, y + 20, moment, align="right", bold=full)
-        parts = {each: parts[each] for each in MEMORY_COLORS if each in parts}
-        hints = (f"{moment}, {_plain(each)}: {in_bytes(size)}" for each, size in parts.items())
-        bars = [(size * scale, MEMORY_COLORS[each], hint) for (each, size), hint in zip(parts.items(), hints)]
-        x = canvas.stack(BAR_LEFT, y, 30, bars)
+        for each in [each for each in MEMORY_COLORS if each in parts]:
+            wide, words = parts[each] * scale, f"{moment}, {_plain(each)}"
+            canvas.rect(x, y, wide, 30, MEMORY_COLORS[each], title=f"{words}: {in_bytes(parts[each])}")
+            box, chosen = (x, y, max(wide, 6), 30), (moment, each) == part
+            canvas.spot("part", (moment, each), box, f"formula of {words}", chosen=chosen)
+            x += wide
         canvas.rect(BAR_LEFT, y, x - BAR_LEFT, 30, stroke=INK if full else GRAY, line=2 if full else 1)
-        x = BAR_LEFT
-        for each, size in parts.items():
-            box, chosen = (x, y, max(size * scale, 6), 30), (moment, each) == part
-            canvas.spot("part", (moment, each), box, f"formula of {moment}, {_plain(each)}", chosen=chosen)
-            if chosen:
-                canvas.rect(*box, stroke=RED, line=4)
-            x += size * scale
+    for spot in canvas.spots.values():
+        if spot.chosen:
+            canvas.rect(*spot.box, stroke=RED, line=4)
     x = BAR_LEFT + own_bytes(own) * scale
     if x <= BAR_RIGHT:
         canvas.path([(x, 47), (x, low)], RED, 3)
@@ -116,18 +113,18 @@ def _draw_devices(canvas, own):
 
 def _labels(lines):
     """[(middle, text), ...] of lines [(x, text), ...] from left to right; lines too close for two labels share one."""
-    groups = []  # (x of the first line, x of the last, text of the first, text of the last)
-    for x, text in lines:
-        group = (x, x, text, text)
-        while groups and _span(*group)[0] < _span(*groups[-1])[1] + 6:
-            first, _, text, _ = groups.pop()
-            group = (first, group[1], text, group[3])
+    groups = []
+    for line in lines:
+        group = [line]
+        while groups and _span(group)[0] < _span(groups[-1])[1] + 6:
+            group = groups.pop() + group
         groups.append(group)
-    return [_span(*group)[2:] for group in groups]
+    return [_span(group)[2:] for group in groups]
 
 
-def _span(first, last, text, other):
-    """(left end, right end, middle, text) of one label; it stays between the titles and the border."""
+def _span(lines):
+    """(left end, right end, middle, text) of the label of some lines; it stays between the titles and the border."""
+    (first, text), (last, other) = lines[0], lines[-1]
     text = text if text == other else f"{text}–{other}"
     half = text_width(text, 14) / 2
     middle = min(max((first + last) / 2, BAR_LEFT + half), WIDTH - half)

@@ -9,7 +9,7 @@ import numpy as np
 
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import Axes, Canvas
+from .canvas import Axes, Canvas, counted
 from .colors import BLUE, GRAY, INK, PALE, RED, SKY, colored
 
 SAMPLE_KINDS = {"captions": "captions", "pictures": "pictures", "text only": "text", "all equal": "equal"}  # menu: key
@@ -156,8 +156,9 @@ def _draw_rows(canvas, placed, row):
     """Every row as a bar of its samples; `row` is framed."""
     left, wide, top, high = 8, 392, 30, 196
     scale, step = wide / placed.width, min(26, high / len(placed.rows))
-    title = f"{placed.used} {'row' if placed.used == 1 else 'rows'} of {placed.width:,}: {placed.fill:.1%} full"
-    canvas.text(left, 20, title + f", {placed.lost:,} cut off" * bool(placed.lost), bold=True)
+    lost = f", {placed.lost:,} cut off" if placed.lost else ""
+    title = f"{counted(placed.used, 'row')} of {placed.width:,}: {placed.fill:.1%} full{lost}"
+    canvas.text(left, 20, title, bold=True)
     for number, samples in enumerate(placed.rows, 1):
         y, bar, x = top + step * (number - 1), step - max(1, 0.15 * step), left
         canvas.rect(left, y, wide, bar, PALE)

@@ -83,14 +83,12 @@ def seen_by(system: str, size, asked: str = "1 picture") -> Seen | None:
         return None
     left, top, right, bottom = (list(edge) for edge in zip(*(made.tiles or [(0.0, 0.0, *map(float, size))])))
     grid = len({*left}), len({*top})
-    covered = min(left), min(top), max(right), max(bottom)
+    x0, y0, x1, y1 = covered = min(left), min(top), max(right), max(bottom)
     canvas = _canvas_size(system, size, grid, frames)
-    sx, sy = canvas[0] / (covered[2] - covered[0]), canvas[1] / (covered[3] - covered[1])
-    inside = -covered[0] * sx, -covered[1] * sy, size[0] * sx, size[1] * sy
-    shown = 1.0
-    for low, high, side in ((covered[0], covered[2], size[0]), (covered[1], covered[3], size[1])):
-        shown *= (min(high, side) - max(low, 0)) / side
-    return Seen(made, canvas, grid, inside, covered, shown * min(sx, 1) * min(sy, 1))
+    sx, sy = canvas[0] / (x1 - x0), canvas[1] / (y1 - y0)
+    inside = -x0 * sx, -y0 * sy, size[0] * sx, size[1] * sy
+    across, down = ((min(high, side) - max(low, 0)) / side for low, high, side in zip((x0, y0), (x1, y1), size))
+    return Seen(made, canvas, grid, inside, covered, across * down * min(sx, 1) * min(sy, 1))
 
 
 def _canvas_size(system, size, grid, frames):
@@ -102,10 +100,7 @@ def _canvas_size(system, size, grid, frames):
 
 
 def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
-    """One picture as sixteen systems get it, with tokens, pixels and the share of its own pixels as bars.
-
-    Its facts: {system: `seen_by`}.
-    """
+    """One picture as sixteen systems get it, with tokens, pixels and the share of its own pixels as bars."""
     canvas = Canvas()
     canvas.scale = 1  # many small photos: larger, it would fill half of the notebook's file
     canvas.facts = {system: seen_by(system, size, asked) for system in SYSTEMS}
@@ -131,9 +126,9 @@ def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
 
 
 def one_system(system: str, size, image: Image.Image, asked: str = "1 picture") -> Canvas:
-    """One picture in one system: cut in its own shape, and as the encoder gets it. Its facts: {system: `seen_by`}."""
+    """One picture in one system: cut in its own shape, and as the encoder gets it."""
     canvas, seen = Canvas(), seen_by(system, size, asked)
-    canvas.facts = {system: seen}
+    canvas.facts[system] = seen
     canvas.text(8, 20, f"{NAMES[system]}: where it cuts" if seen else NAMES[system], bold=True)
     if seen is None:
         canvas.text(8, 60, f"not published for {asked}", color=GRAY)
@@ -214,10 +209,7 @@ def token_patches(system: str, order: str) -> tuple:
 
 
 def token_places(system: str, token: int, image: Image.Image) -> Canvas:
-    """The patches of one token in both published orders, and the picture as the tokens follow each other.
-
-    Its facts: {order: ((row, col), ...)}, the token's patches.
-    """
+    """The patches of one token in both published orders, and the picture as the tokens follow each other."""
     side, *orders = ORDERS[system]
     canvas, across = Canvas(), -(-side // 2)
     canvas.scale = 1
@@ -265,10 +257,7 @@ def _as_tokens(view, system, order):
 
 
 def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
-    """Type, expert and position of tokens in CogVLM2: of pictures, with `words` tokens of text between them, and two.
-
-    Its facts: "types", "vision" (True where the vision expert is used) and "positions", one entry a token.
-    """
+    """Type, expert and position of each token in CogVLM2: pictures with `words` tokens between them, and two more."""
     import torch
 
     from minicpmv_ref.peers.cogvlm import expert_mask, expert_position_ids
@@ -303,10 +292,7 @@ def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
 
 
 def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
-    """Who may look where in the three tasks of InternVL-1.0's second stage.
-
-    Its facts: {task: rows of True and False}.
-    """
+    """Who may look where in the three tasks of InternVL-1.0's second stage."""
     import torch
 
     from minicpmv_ref.peers.qllama import TASKS, stage2_mask
@@ -330,12 +316,9 @@ def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
     return canvas
 
 
-def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2), picture: str = "coffee.jpg") -> Canvas:
-    """What one of queries x queries may read in each encoder: in SVA its region, in a plain resampler everything.
-
-    Its facts: "sva" and "resampler": for each encoder the (row, col) of the patches that are read.
-    """
-    canvas, image = Canvas(height=270), load_sample(picture)
+def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2)) -> Canvas:
+    """What one of queries x queries may read in each encoder: in SVA its region, in a plain resampler everything."""
+    canvas, image = Canvas(height=270), load_sample("coffee.jpg")
     canvas.scale = 1
     side = min(image.size)
     square = image.crop((0, 0, side, side)).resize((360, 360), Image.Resampling.BICUBIC)
@@ -412,14 +395,7 @@ def baked(result: dict) -> dict[str, Baked]:
 
 
 def bake_off(result: dict | None = None) -> Canvas:
-    """What each connector has learned after the same short training, beside its tokens and operations.
-
-    Args:
-        result: what experiments/results/connectors.json holds; None reads it.
-
-    Returns:
-        A Canvas. Its facts: {arm: Baked}.
-    """
+    """What each connector has learned after the same short training (None: the recorded one), and what it costs."""
     result = result or read_json(RESULTS / "connectors.json")
     canvas = Canvas()
     arms = canvas.facts = dict(sorted(baked(result).items(), key=lambda pair: pair[1].loss))

@@ -171,12 +171,7 @@ def _draw_chips(canvas, plan, own):
 
 
 def error_bars(rows: dict, title: str) -> Canvas:
-    """Bars of several numbers for each label, in percent.
-
-    Args:
-        rows: {label: {series: share}}; every label has the same series, at most four.
-        title: what the numbers are.
-    """
+    """Bars of rows {label: {series: share}} in percent; every label has the same series, at most four."""
     names = list(next(iter(rows.values())))
     left = 24 + max(text_width(label) for label in rows)
     high = 11 * len(names) + 10

@@ -97,11 +97,6 @@ def moves(kind: str, outlier: bool, flipped: frozenset) -> np.ndarray:
     return after - before
 
 
-def levels_on(x, scale, low):
-    """The nearest of the 16 levels for each weight."""
-    return np.clip(np.rint((x - low) / scale), 0, 15)
-
-
 def weighted_error(x, back) -> float:
     """Root of the mean squared error, in which a weight counts by rms + |x| as in the search for scale and low."""
     w = np.sqrt(np.square(x).mean()) + np.abs(x)
@@ -111,7 +106,7 @@ def weighted_error(x, back) -> float:
 def read_back(seen: Sighted, scale: int, low: int, stored: bool = False):
     """(levels, values) of the 32 weights with so many percent of scale and low: the nearest levels or those stored."""
     a, b = seen.scale * np.float32(scale / 100), seen.low * np.float32(low / 100)
-    levels = seen.levels if stored else levels_on(seen.weights, a, b)
+    levels = seen.levels if stored else np.clip(np.rint((seen.weights - b) / a), 0, 15)
     return levels, a * levels + b
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageChops
 
-from minicpmv_ref.config import ResamplerConfig, SliceConfig, nano
+from minicpmv_ref.config import ResamplerConfig, nano
 from minicpmv_ref.inputs.published import find_folder, read_config
 from minicpmv_ref.slicing import plan_slices
 
@@ -69,26 +69,19 @@ def nano_reader():
 
 @lru_cache(maxsize=8)
 def attention_of(name: str, kind: str):
-    """How the queries of one reader look at the views of a sample.
-
-    Args:
-        name: a file name of data_samples/images.
-        kind: one of READERS. Readers built by hand are fed blank patches, so that only places count.
-
-    Returns:
-        (plan, weights): a SlicePlan, and for each view, overview first, a numpy array (heads, queries, rows, cols).
+    """How the queries of one of READERS look at the views of a sample: its SlicePlan, and for each view, overview
+    first, numpy (heads, queries, rows, cols). Readers built by hand are fed blank patches, so that only places count.
     """
     import torch
 
     from minicpmv_ref.processor import normalize_views
 
     image = load_sample(name)
-    plan = plan_slices(image.size, nano.slicing if kind == "nano" else SliceConfig())
     if kind == "nano":
-        eye, reader = nano_reader()
+        plan, (eye, reader) = plan_slices(image.size, nano.slicing), nano_reader()
         features = eye(normalize_views(image, plan))
     else:
-        reader = place_reader(kind)
+        plan, reader = plan_slices(image.size), place_reader(kind)
         features = [torch.zeros(rows * cols, reader.cfg.kv_width) for rows, cols in plan.patch_grids]
     _, weights = reader.attend(features, list(plan.patch_grids))
     return plan, [w.float().numpy().reshape(*w.shape[:2], *grid) for w, grid in zip(weights, plan.patch_grids)]
@@ -150,8 +143,8 @@ def attention_hover(image: Image.Image, plan, weights, head="mean", query: int =
 
     All maps are in the page, one pixel per patch; style rules show those of the query under the mouse, or else of the
     chosen one. The queries are radio buttons: a click or the arrow keys choose. A map multiplies the gray picture, so
-    what is looked at is bright and yellow. One color scale holds for all queries; it follows the root of the weight,
-    because a linear one would show little but the peaks.
+    what is looked at is bright and yellow. The colors follow the root of the weight: a linear scale would show little
+    but the peaks.
 
     The way back, from a patch to the queries that read it, asks the kernel: every view is a spot whose item is its
     patch grid. Facts: "maps" {name of the spot: numpy (queries, rows, cols)} and "ceiling", where the colors end.

@@ -19,15 +19,10 @@ def surface(down, right):
 
 @lru_cache(maxsize=64)
 def look_up(rows: int, cols: int, method: str, side: int = 70):
-    """How a patch grid reads a side x side table that holds `surface`.
+    """How a grid of patches reads a table (side, side) that holds `surface`, by a method of LOOK_UPS: (reads, errors).
 
-    Args:
-        rows, cols: the grid in patches.
-        method: "bucket", "exact" or "interpolate".
-
-    Returns:
-        (reads, errors): numpy arrays. reads (side, side): how many patches look a cell up; None where patches mix
-        cells. errors (rows, cols): distance of what a patch gets from the surface at the patch's center.
+    reads: numpy (side, side), how many patches look a cell up; None where patches mix cells. errors: numpy (rows,
+    cols), the distance of what a patch gets from the surface at the patch's center.
     """
     import torch
 
@@ -58,11 +53,8 @@ def lines_read(n: int, method: str, side: int = 70) -> list:
 def linked(pointed, rows: int, cols: int, method: str, side: int = 70) -> tuple:
     """A cell of the table and the patches that read it (or that mix it most).
 
-    Args:
-        pointed: ("patches", row, column) of a patch, or ("table", row, column) of a cell.
-
-    Returns:
-        (row, column) of the cell, and the rows and the columns of its patches: two lists, empty if nobody reads it.
+    `pointed` is ("patches", row, column) of a patch or ("table", row, column) of a cell. Returns (row, column) of the
+    cell, and the rows and the columns of its patches: two lists, empty if nobody reads it.
     """
     kind, *place = pointed
     lines = [[round(line) for line in lines_read(n, method, side)] for n in (rows, cols)]
@@ -172,12 +164,7 @@ def _shortened(numbers, most=624 - 130):
 
 
 def tables(counts: dict, side: int = 70) -> Canvas:
-    """Position tables side by side, with the cells that are read in color.
-
-    Args:
-        counts: {title: ids}; ids are the table rows read, in any order, as a list or a tensor.
-        side: cells on one side of a table.
-    """
+    """Position tables of side x side cells side by side, with those in color that are read: {title: their ids}."""
     wide = min(200, (WIDTH - 16) // len(counts) - 12)
     canvas, words = Canvas(WIDTH, wide + 66), []
     for place, (title, ids) in enumerate(counts.items()):

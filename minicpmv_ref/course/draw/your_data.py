@@ -5,12 +5,7 @@ from .colors import GRAY, GREEN, INK, PALE, RED, YELLOW
 
 
 def record_tokens(record, processor) -> list[tuple[str, bool, int]]:
-    """The tokens of a record: [(text, supervised?, position), ...]; the slots of a view are one entry.
-
-    Args:
-        record: a Record of `read_records`.
-        processor: the Processor of the model that trains.
-    """
+    """The tokens of a record: [(text, supervised?, position), ...]; the slots of a view are one entry."""
     batch, found = processor(record.messages), []
     for position, (token, label) in enumerate(zip(batch.input_ids[0].tolist(), batch.labels[0].tolist())):
         text = processor.tokenizer.decode([token])
@@ -47,14 +42,14 @@ def record_card(image, tokens: list, wanted: str, answers: dict, chosen: int | N
     x, y = 196, 32
     for number, (text, supervised, position) in enumerate(tokens):
         label = {"\n": "↵", "\n\n": "↵↵"}.get(text, text.strip() or "·")
-        wide = text_width(label, 14) + 8
-        if x + wide > 634:
+        wide = text_width(label, 14) + 6
+        if x + wide > 632:
             x, y = 196, y + 25
         fill = YELLOW if number == chosen else GREEN if supervised else PALE
-        canvas.rect(x, y, wide - 2, 21, fill)
-        canvas.text(x + wide / 2 - 1, y + 16, label, 14, "white" if fill == GREEN else INK, "middle")
-        canvas.spot("token", number, (x, y, wide - 2, 21), f"position {position}: {label}", chosen=number == chosen)
-        x += wide
+        canvas.rect(x, y, wide, 21, fill)
+        canvas.text(x + wide / 2, y + 16, label, 14, "white" if fill == GREEN else INK, "middle")
+        canvas.spot("token", number, (x, y, wide, 21), f"position {position}: {label}", chosen=number == chosen)
+        x += wide + 2
     y = max(y + 50, 236)
     canvas.facts = {"supervised": sum(supervised for _, supervised, _ in tokens), "right": {}}
     for name, text in {"wanted": wanted, **answers}.items():

@@ -1,6 +1,7 @@
 """Lesson 08: claims and pairs, the loss, and what it did."""
 
 from .. import draw
+from ..draw import counted
 from ..panel import Panel, choice, slider
 
 
@@ -32,9 +33,9 @@ class ClaimsToPairs(Panel):
         sides = [(shown[kind], side) for kind in ("pairs", "drawn") for side in (0, 1)]
         roles = [sum(pair[side] == answer - 1 for pair in pairs) for pairs, side in sides]
         return (
-            f"Answer {answer} of 10 makes {_count(len(claims), 'claim')}, {-score} of them rejected: score {score}. "
-            f"It could be chosen in {_count(roles[0], 'pair')} and rejected in {roles[1]}; of the "
-            f"{_count(len(shown['drawn']), 'pair')} drawn, it is chosen in {roles[2]} and rejected in {roles[3]}."
+            f"Answer {answer} of 10 makes {counted(len(claims), 'claim')}, {-score} of them rejected: score {score}. "
+            f"It could be chosen in {counted(roles[0], 'pair')} and rejected in {roles[1]}; of the "
+            f"{counted(len(shown['drawn']), 'pair')} drawn, it is chosen in {roles[2]} and rejected in {roles[3]}."
         )
 
 
@@ -119,7 +120,3 @@ class AlignmentRuns(Panel):
 
     def describe(self, **state):
         return draw.run_words(**state)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

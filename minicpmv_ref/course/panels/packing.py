@@ -72,8 +72,7 @@ class PackingPlan(Panel):
         if self._at:
             return draw.who_sees_whom(here, *draw.cell_at(draw.MASK, (placed.width, placed.width), self._at))
         tokens = sum(map(sum, placed.samples))
-        rows = "1 row" if placed.used == 1 else f"{placed.used} rows"
-        held = "1 sample" if len(here) == 1 else f"{len(here)} samples"
+        rows, held = draw.counted(placed.used, "row"), draw.counted(len(here), "sample")
         lost = f", {placed.lost:,} tokens cut off" if placed.lost else ""
         return (
             f"{self._note}{len(placed.samples)} samples, {tokens:,} tokens, in {rows} of {placed.width:,} "
