@@ -33,6 +33,7 @@ def run(args):
         tests += [f"--numprocesses={processes}", "--dist=loadfile", "--no-loadscope-reorder"]
     coverage = ["coverage", "report", f"--include={','.join(core)}", f"--fail-under={COVERAGE_FLOOR}"]
     nbval = ["pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider"]
+    nbval.append(f"--nbval-sanitize-with={ROOT / 'tests/lib/nbval.cfg'}")
 
     no_coverage = "--fast" if args.fast else "you chose the tests" if chosen else None
     parts = [  # (name, Python module and its arguments, why it is left out)

@@ -76,6 +76,7 @@ def test_a_lesson(lab_server, tmp_path, record_property, name):
     with lab_server.open(name) as lab:
         for cell in cells:
             a_reader_without_a_kernel_sees_the_panel(lab, cell)
+        pictures_stand_in_folds(lab)
         lab.run_all()
         assert lab.errors() == []
         assert any(lab.outputs())
@@ -100,6 +101,14 @@ def a_reader_without_a_kernel_sees_the_panel(lab, cell):
     """The saved file shows each panel as a picture: JupyterLab draws it when it does not find a widget."""
     assert lab.cell(cell).locator("img").first.evaluate("image => image.naturalWidth") >= 600
     assert json.dumps(lab.outputs()[cell]).count("widget-view") == 0
+
+
+def pictures_stand_in_folds(lab):
+    """JupyterLab cleans the HTML of a file that it does not trust; the pictures of guesses must be left."""
+    kept = [output.get("data", {}).get("text/html", "") for outputs in lab.outputs() for output in outputs]
+    images = lab.page.locator(".jp-OutputArea details img")
+    folded = "all => Promise.all(all.map(image => image.decode().then(() => !image.checkVisibility())))"
+    assert images.evaluate_all(folded) == [True] * "".join("".join(html) for html in kept).count("<img ")
 
 
 def panel_follows_the_keyboard(lab, cell, record_property):

@@ -1,18 +1,23 @@
 """A question that a lesson asks is not answered before: the number of the answer stands nowhere above the click.
 
 Looked at are all cells up to the one with the guess: texts, sources and saved outputs, without what is folded in
-<details>. A number of one digit is on every page, so there only the cells from the question on count.
+<details>. A number of one digit is on every page, so there only the cells from the question on count. Nor may what
+stands open right below the fold give the answer: the output of the next cell, if there is no text between.
 """
 
 import ast
 import html
 import re
+from base64 import b64decode
+from itertools import pairwise
 
 import nbformat
+import numpy as np
 import pytest
 from places import ROOT
 
 import notebooks as tool  # tools/notebooks.py
+from minicpmv_ref.course import draw
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"(?<![\w.,])[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)")
@@ -55,9 +60,15 @@ def computed(source: str) -> set[float]:
     return found
 
 
-def visible(cell) -> str:
+BELOW = {  # lesson: why a picture may stand right below a fold
+    "07b": "words of answers; the question is about losses",
+    "13": "errors of other runs; the question is about operations",
+}
+
+
+def visible(cell, source=True) -> str:
     """What a reader of the saved page sees of a cell before any click."""
-    texts = [cell.source]
+    texts = [cell.source] if source else []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         texts += [
@@ -92,6 +103,24 @@ def spoiled(cells) -> list[tuple[int, float, list[int]]]:
             if where:
                 found.append((place, answer, where))
     return found
+
+
+def given_below(cells) -> list[tuple[int, str]]:
+    """(cell with a guess, why) where the next cell's output, right below, shows a picture or the number itself."""
+    found = []
+    for place, (cell, after) in enumerate(pairwise(cells)):
+        if cell.cell_type == after.cell_type == "code" and "draw.guess(" in cell.source:
+            if any(kind.startswith("image/") for output in after.outputs for kind in output.get("data", {})):
+                found.append((place, "a picture"))
+            elif same := {*map(abs, answers(cell))} & numbers(visible(after, source=False)):
+                found.append((place, f"{min(same):g}"))
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_answer_stands_right_below_its_fold(path):
+    found = given_below(tool.load(path).cells)
+    assert [why for _, why in found] == ["a picture"] * (path.stem.split("_")[0] in BELOW), found
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -134,3 +163,43 @@ def lesson(question="**Predict.** How many?", before="print()", printed="", sour
 )
 def test_a_spoiler_is_found(spoiler, where):
     assert spoiled(lesson(**spoiler)) == ([(2, 56.0, [where])] if where is not None else [])
+
+
+PICTURE = nbformat.v4.new_output("display_data", {"image/png": "A"})
+PRINT = nbformat.v4.new_output("stream", text="all 56")
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        ([nbformat.v4.new_code_cell("x", outputs=[PICTURE])], "a picture"),
+        ([nbformat.v4.new_code_cell("x", outputs=[PRINT])], "56"),
+        ([nbformat.v4.new_code_cell("56", outputs=[nbformat.v4.new_output("stream", text="560")])], None),
+        ([nbformat.v4.new_markdown_cell("Why?"), nbformat.v4.new_code_cell("x", outputs=[PICTURE])], None),
+    ],
+)
+def test_what_gives_the_answer_below_is_found(after, why):
+    assert given_below([*lesson(), *after]) == ([(2, why)] if why else [])
+
+
+# ---- a fold with a picture
+
+
+def test_a_picture_is_folded_with_the_answer():
+    picture = draw.shares([1, 2], {"<a>": ("#0072B2", [1, 0.5])})
+    bundle = draw.guess(None, 50, "how many?", picture)._repr_mimebundle_()
+    assert bundle["text/plain"] == "how many?: no guess yet"
+    (fold,) = FOLD.findall(bundle["text/html"])
+    assert "img" not in FOLD.sub("", bundle["text/html"])
+    alt, kind, data = re.search(r'<img width="640" alt="(.*?)" src="data:(.*?);base64,(.*?)"></details>', fold).groups()
+    assert (html.unescape(alt), kind) == ("<a>: 1.00, 0.50", "image/svg+xml")
+    assert b64decode(data).decode() == picture.svg()
+
+
+@pytest.mark.parametrize("yours", [30, [30, 40]])
+def test_with_a_guess_the_picture_stands_below_the_bars(yours):
+    picture = draw.shares([1, 2], {"a": ("#0072B2", [1, 0.5])})
+    bars, both = draw.guess(yours, 50), draw.guess(yours, 50, picture=picture)
+    assert repr(both) == f"{bars!r}; a: 1.00, 0.50"
+    pixels = np.vstack([np.asarray(bars.to_pil()), np.asarray(picture.to_pil())])
+    assert np.array_equal(np.asarray(both.to_pil()), pixels)

@@ -705,6 +705,7 @@ def test_the_whole_check(parts):
     assert "--cov=minicpmv_ref" in command["tests"] and "--fast" not in command["tests"]
     assert f"--include={Path('minicpmv_ref', 'model.py')}" in command["coverage"]
     assert {"--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"} < set(command["nbval 01_next"])
+    assert sum(word.startswith("--nbval-sanitize-with=") for word in command["nbval 01_next"]) == 1
 
 
 def test_the_fast_check(parts):

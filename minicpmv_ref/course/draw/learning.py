@@ -96,14 +96,12 @@ def world_sample(
     canvas.text(8, 20, f"the picture: {width} x {height}", bold=True)
     x, y, w, h = fit(sample.image.size, (8, 32, 300, 266))
     canvas.image(x, y, w, h, preview(sample.image, 600))
+    outlines = [(x, y, w, h)]
     for left, top, right, bottom in plan.boxes:
         kx, ky = w / plan.refined_size[0], h / plan.refined_size[1]
-        canvas.rect(x + left * kx, y + top * ky, (right - left) * kx, (bottom - top) * ky, stroke=SKY)
-    if view > 1:
-        left, top, right, bottom = plan.boxes[view - 2]
-        canvas.rect(x + left * kx, y + top * ky, (right - left) * kx, (bottom - top) * ky, stroke=RED, line=3)
-    else:
-        canvas.rect(x, y, w, h, stroke=RED, line=3)
+        outlines.append((x + left * kx, y + top * ky, (right - left) * kx, (bottom - top) * ky))
+        canvas.rect(*outlines[-1], stroke=SKY)
+    canvas.rect(*outlines[view - 1], stroke=RED, line=3)
     if words or not scene:
         _draw_view(canvas, sample, views, view, words)
     else:

@@ -1,12 +1,13 @@
 """A question that a reader answers before running the cell: the guess beside the truth.
 
-Without a guess the truth is folded away, and with it what the cell prints, for it often says the same:
+Without a guess the truth is folded away, and with it what the cell prints and a picture, for they often say the same:
 `<details>` of HTML needs no kernel, no script and no style, so the fold works in a saved page and on GitHub.
-With a guess, the prints stand above the picture as in any other cell.
+With a guess, the prints stand above the bars as in any other cell, and the picture below them.
 """
 
 import io
 import sys
+from base64 import b64encode
 from collections import Counter
 from html import escape
 
@@ -19,7 +20,7 @@ BAR = 40  # characters of the longest bar in text
 MOST_GUESSES = 10  # bars of different numbers that a class guessed
 
 
-def guess(yours, truth, title: str = ""):
+def guess(yours, truth, title: str = "", picture: Canvas | None = None):
     """Ask for a number and show it beside the truth.
 
     Args:
@@ -27,12 +28,14 @@ def guess(yours, truth, title: str = ""):
             one number, a list of numbers: what a whole class guessed.
         truth: a number, or {label: number}.
         title: the question.
+        picture: one from which the truth can be read.
 
     Returns:
-        A Canvas with bars of your guess and of the truth; without any guess an `Unanswered`, which folds the truth.
+        A Canvas: bars of your guess and of the truth, and the picture. Without any guess an `Unanswered`, which folds
+        the truth and the picture.
     """
     if isinstance(yours, (list, tuple)):
-        return _class_guess(yours, truth, title)
+        return _with_picture(_class_guess(yours, truth, title), picture)
     truth = truth if isinstance(truth, dict) else {"": truth}
     yours = yours if isinstance(yours, dict) else dict.fromkeys(truth, yours)
     for value in yours.values():
@@ -42,12 +45,20 @@ def guess(yours, truth, title: str = ""):
         raise ValueError(f"a guess has no label {unknown[0]!r}; the labels are {', '.join(map(repr, truth))}")
     known = {label: value for label, value in yours.items() if value is not None}
     if not known:
-        return Unanswered(truth, title)
-    if isinstance(sys.stdout, _Held):
-        sys.stdout.let_go()
+        return Unanswered(truth, title, picture)
+    _let_go()
     for label, value in known.items():
         guessed(f"{title}: {label}" if label else title, value, truth[label])
-    return _draw_guess(known, truth, title)
+    return _with_picture(_draw_guess(known, truth, title), picture)
+
+
+def _with_picture(canvas, picture):
+    """The bars, and the picture below them."""
+    if picture:
+        top, canvas.words = canvas.height, f"{canvas.words}; {picture!r}"
+        canvas.height += picture.height
+        canvas.image(0, top, picture.width, picture.height, picture.to_pil(canvas.scale), smooth=False)
+    return canvas
 
 
 def _class_guess(yours, truth, title):
@@ -56,8 +67,7 @@ def _class_guess(yours, truth, title):
         raise ValueError("a list of guesses needs a truth that is one number")
     if not yours or not all(isinstance(value, (int, float)) for value in yours):
         raise ValueError(f"the guesses of a class must be numbers, got {yours!r:.100}")
-    if isinstance(sys.stdout, _Held):
-        sys.stdout.let_go()
+    _let_go()
     counts = Counter(f"{value:g}" for value in yours)
     shown = {value for value, _ in counts.most_common(MOST_GUESSES)} | {f"{truth:g}"}
     left = 40 + max(text_width(value, bold=True) for value in shown)
@@ -75,10 +85,10 @@ def _class_guess(yours, truth, title):
 
 
 class Unanswered:
-    """A question without a guess: empty bars, and a fold that holds what the cell printed and the truth."""
+    """A question without a guess: empty bars, and a fold that holds what the cell printed, the truth and a picture."""
 
-    def __init__(self, truth: dict, title: str):
-        self.truth, self.title = truth, title
+    def __init__(self, truth: dict, title: str, picture: Canvas | None = None):
+        self.truth, self.title, self.picture = truth, title, picture
 
     def __repr__(self):
         return f"{self.title or 'your guess'}: no guess yet"
@@ -88,10 +98,14 @@ class Unanswered:
         printed += "\n" * bool(printed)
         asked = text_bars({label or "your guess": None for label in self.truth})
         truth = text_bars({label or "the truth": value for label, value in self.truth.items()})
+        image = ""
+        if self.picture:
+            svg = b64encode(self.picture.svg().encode()).decode()
+            image = f'<img width="{WIDTH}" alt="{escape(repr(self.picture))}" src="data:image/svg+xml;base64,{svg}">'
         html = (
             f"<div><b>{escape(self.title)}</b>\n<pre>{escape(asked)}</pre>\n"
             "<details><summary>Show the answer, or write your guess above and run this cell again</summary>\n"
-            f"<pre>{escape(printed + truth)}</pre></details></div>"
+            f"<pre>{escape(printed + truth)}</pre>{image}</details></div>"
         )
         return {"text/plain": repr(self), "text/html": html}
 
@@ -147,20 +161,17 @@ class _Held(io.StringIO):
         self.truncate()
         return text
 
-    def let_go(self):
-        """Print what was held back, and hold back no more."""
-        sys.stdout = self.real
-        self.real.write(self.take())
-
 
 def _before_cell(info):
     if CALL in (info.raw_cell or ""):
         sys.stdout = _Held(sys.stdout)
 
 
-def _after_cell(result):
-    if isinstance(sys.stdout, _Held):  # nothing was folded: the cell failed, or `guess` is not its last line
-        sys.stdout.let_go()
+def _let_go(result=None):
+    """Print what was held back, and hold back no more: of a guess; and after a cell that failed, for example."""
+    if isinstance(sys.stdout, _Held):
+        held, sys.stdout = sys.stdout, sys.stdout.real
+        held.real.write(held.take())
 
 
 def _watch_cells():
@@ -168,7 +179,7 @@ def _watch_cells():
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if hasattr(shell, "kernel"):
         shell.events.register("pre_run_cell", _before_cell)
-        shell.events.register("post_run_cell", _after_cell)
+        shell.events.register("post_run_cell", _let_go)
 
 
 _watch_cells()

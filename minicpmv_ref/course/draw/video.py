@@ -58,8 +58,8 @@ def clip_costs(width: int, height: int, seconds: int, slices: int, rate: int) ->
     canvas, size = Canvas(), (width, height)
     costs = {system: clip_cost(system, size, seconds, slices, rate) for system in CLIP_SYSTEMS}
     canvas.facts["costs"] = costs
-    tokens_of = lambda system: [clip_cost(system, size, s, slices, rate).tokens for s in range(1, SECONDS + 1)]  # noqa: E731
-    every = {system: tokens_of(system) for system in CLIP_SYSTEMS}
+    lasts = range(1, SECONDS + 1)
+    every = {each: [clip_cost(each, size, last, slices, rate).tokens for last in lasts] for each in CLIP_SYSTEMS}
     most = 1.05 * max(map(max, every.values()))
     axes = Axes(canvas, (64, 30, 560, 176), (0, SECONDS), (0, most))
     canvas.text(8, 18, "visual tokens over minutes", 14, bold=True)
