@@ -28,5 +28,6 @@ from minicpmv_ref.commands import course  # noqa: E402
 
 course.renew_copies(OWN / "notebooks", course.LANGUAGES[0])
 os.environ.update(course.kernel_environment())
-words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}", *sys.argv[1:]]
+words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}"]
+words += [f"--ServerApp.kernel_websocket_connection_class={course.CONNECTION}", *sys.argv[1:]]
 os.execv(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", *words])

@@ -18,6 +18,7 @@ from ..inputs.translated import LANGUAGES, texts, translate
 from .common import ROOT, CommandError, add_language, add_number, kernel_environment, need, notebooks_folder
 
 COPIES = ROOT / "my_notebooks"  # beside notebooks/, so that every link and path in them stays true; git ignores it
+CONNECTION = "minicpmv_ref.commands.websocket.SendsAtOnce"  # of a kernel with the browser
 PICTURE_BYTES = 2**28  # of a picture that you show to a panel; tornado's own limit of 10 MB closes the connection
 
 
@@ -62,7 +63,7 @@ def run(args):
             "ServerApp.allow_root": True,  # containers run as root; the address is this machine only
             "IdentityProvider.token": token,
             "ServerApp.tornado_settings": {"websocket_max_message_size": PICTURE_BYTES},
-            "ServerApp.kernel_websocket_connection_class": "minicpmv_ref.commands.websocket.SendsAtOnce",
+            "ServerApp.kernel_websocket_connection_class": CONNECTION,
             "KernelManager.transport_encryption": "auto",  # else each kernel warns that it is not encrypted
             "LabApp.default_url": page,
             "LabApp.app_settings_dir": settings,

@@ -45,6 +45,7 @@ def test_a_learner_gets_an_own_copy(started):
     assert Path.cwd() == own
     assert run[0] == run[1] and run[0][1:3] == ["-m", "jupyterhub.singleuser"]
     assert f"--ServerApp.root_dir={own}" in run[0] and run[0][-1] == "--port=1"
+    assert "--ServerApp.kernel_websocket_connection_class=minicpmv_ref.commands.websocket.SendsAtOnce" in run[0]
 
 
 def test_the_configuration():
