@@ -73,6 +73,7 @@ class Panel(widgets.VBox):
     """
 
     strict = False  # tests set it: an error is shown and then raised
+    picked = None  # what `pick` chose in the picture, until a control changes
 
     def __init__(self, extras=(), **controls):
         self.controls = controls
@@ -113,13 +114,17 @@ class Panel(widgets.VBox):
 
     def changed(self, name: str):
         """A control has a new value. Override it where one control sets another, inside `with self.hold():`."""
+        self.picked = None
         self.redraw()
 
     def touch(self, spot, at, start, before: dict):
         """A spot was clicked, or dragged from `start` to `at`: (x, y) in the picture.
 
-        `spot` and the values `before` are those of the picture in which the drag began.
+        `spot` and the values `before` are those of the picture in which the drag began. A spot that is named as a
+        control is one of its values.
         """
+        if spot.name in self.controls:
+            self.controls[spot.name].value = spot.item
 
     def point(self, spot, at):
         """The mouse or an arrow key moved to `at` in a spot with how="hover"; `spot` is None when it has left."""
@@ -132,6 +137,12 @@ class Panel(widgets.VBox):
     def on(self, widget, handler, names="value"):
         """Call `handler()` whenever the widget changes. Errors show up in the panel."""
         widget.observe(lambda change: self.guarded(handler), names)
+
+    def pick(self, item):
+        """Choose something in the picture, or nothing: None."""
+        if item != self.picked:
+            self.picked = item
+            self.redraw()
 
     def guarded(self, handler):
         try:

@@ -109,8 +109,7 @@ class AlignmentRuns(Panel):
 
     def touch(self, spot, at, start, before):
         if spot.name == "run":
-            self.controls["run"].value = spot.item
-            return
+            return super().touch(spot, at, start, before)
         step = self.facts["axes"][spot.item].value(*at)[0]
         graded = draw.joined_rounds(draw.recorded()["runs"][before["run"]], "curve")
         self.controls["point"].value = min(range(len(graded)), key=lambda point: abs(graded[point]["step"] - step))

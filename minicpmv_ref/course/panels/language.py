@@ -21,7 +21,7 @@ class TokenStrip(Panel):
     pictures = ("cat.jpg", "coffee.jpg", "galaxies.jpg", "chart.png", "chinese_page.png", "receipt.png", "retina.jpg")
 
     def __init__(self, picture="coffee.jpg", images=1, version="2.6", view=2):
-        self._slot, named = None, []  # _slot: the one that is pointed at
+        named = []
         for name in dict.fromkeys([*self.pictures, picture]):
             grid = plan_slices(draw.load_sample(name).size).grid
             named.append((f"{name}, " + ("{} x {}".format(*grid) if grid else "not cut"), name))
@@ -36,20 +36,13 @@ class TokenStrip(Panel):
         )
 
     def changed(self, name):
-        self._slot = None
+        self.picked = None  # the slot that was pointed at
         with self.hold():
             self.controls["view"].max = len(self._tokens(**self.values())[1])
 
-    def touch(self, spot, at, start, before):
-        if spot.name == "view":
-            self.controls["view"].value = spot.item
-
     def point(self, spot, at):
-        row, col = spot.cell(at) if spot else (0, None)
-        slot = None if col is None else 16 * row + col
-        if slot != self._slot:
-            self._slot = slot
-            self.redraw()
+        row, col = spot.cell(at) if spot else (0, 0)
+        self.pick(16 * row + col if spot else None)
 
     def _pictures(self, picture, images):
         return (picture, *draw.STRIP_COMPANY[: images - 1])
@@ -58,13 +51,13 @@ class TokenStrip(Panel):
         return draw.strip_tokens(self._pictures(picture, images), version)
 
     def draw(self, picture, images, version, view):
-        return draw.token_strip(self._pictures(picture, images), version, view, self._slot)
+        return draw.token_strip(self._pictures(picture, images), version, view, self.picked)
 
     def describe(self, picture, images, version, view):
         views, slots = self._tokens(picture, images, version, view)[1], self.facts["slots"]
         what = f"View {view} of {len(views)}, {draw.view_words(*views[view - 1][1:3])}"
-        if self._slot is not None:
-            return f"{what}: its visual token {self._slot} goes to position {slots[self._slot]} of the message."
+        if self.picked is not None:
+            return f"{what}: its visual token {self.picked} goes to position {slots[self.picked]} of the message."
         return (
             f"{what}: its visual tokens go to positions {slots[0]} to {slots[-1]}. With the {len(slots)} queries of "
             f"version {version} the message has {self.facts['tokens']:,} tokens, {len(slots) * len(views):,} of them "
@@ -114,8 +107,7 @@ class AnswerAttention(Panel):
 
     def touch(self, spot, at, start, before):
         if spot.name != "cell":
-            self.controls[spot.name].value = spot.item
-            return
+            return super().touch(spot, at, start, before)
         ends = [draw.cell_at(self.facts["box"], self.facts["grid"], end) for end in (start, at)]
         (top, bottom), (left, right) = map(sorted, zip(*ends))
         cells = {(row, col) for row in range(top, bottom + 1) for col in range(left, right + 1)}

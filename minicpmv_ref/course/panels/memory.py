@@ -24,7 +24,6 @@ class MemoryPanel(Panel):
     def __init__(
         self, preset="v2_6", weights="bfloat16", training=True, recompute=False, batch=1, slices=9, text=256, own=10
     ):
-        self._part = None  # (moment, part) that was clicked
         super().__init__(
             preset=choice("model", draw.MODELS, preset),
             weights=choice("weights", ["float32", "bfloat16", "float16", "Q8_0", "Q4_K_M"], weights),
@@ -38,18 +37,17 @@ class MemoryPanel(Panel):
 
     def changed(self, name):
         if name == "training":  # other moments
-            self._part = None
+            self.picked = None
         self.redraw()
 
     def touch(self, spot, at, start, before):
         if spot.name == "own":
             self.controls["own"].value = round(self.facts["gigabytes"](at[0]))
         else:
-            self._part = None if spot.item == self._part else spot.item
-            self.redraw()
+            self.pick(None if spot.item == self.picked else spot.item)
 
     def draw(self, **controls):
-        return draw.memory_bars(part=self._part, **controls)
+        return draw.memory_bars(part=self.picked, **controls)
 
     def describe(self, own, **controls):
         need, given = draw.plan_memory(**controls)
@@ -60,8 +58,8 @@ class MemoryPanel(Panel):
         where = f"It fits {' and '.join(places)}." if places else "It fits none of these devices."
         where += f" Your {own} GB: {'enough' if need.total <= draw.own_bytes(own) else 'too little'}."
         remark, queries = "", PRESETS[controls["preset"]].resampler.num_queries
-        if self._part:
-            moment, part = self._part
+        if self.picked:
+            moment, part = self.picked
             share = need.moments[moment][part] / sum(need.moments[moment].values())
             remark = f" The chosen part is {share:.0%} of “{moment}”."
         if weights != controls["weights"]:

@@ -22,9 +22,6 @@ class WholeModel(Panel):
             extras=[player(step, interval=2500)],
         )
 
-    def touch(self, spot, at, start, before):
-        self.controls["stage"].value = spot.item
-
     def draw(self, stage, picture, question):
         return draw.course_map(stage, picture, question)
 

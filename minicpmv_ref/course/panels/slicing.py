@@ -36,8 +36,9 @@ class _AnyPicture(Panel):
         self.on(self._upload, self._take_upload)
 
     def changed(self, name):
+        self.picked = None
         if name != "picture":
-            return super().changed(name)
+            return self.redraw()
         chosen = self.controls["picture"].value
         if chosen not in self._pictures:
             self._pictures[chosen] = _open_sample(chosen)
@@ -78,25 +79,19 @@ class SlicingPlayground(_AnyPicture):
     """
 
     def __init__(self, picture="temple.jpg", width=None, height=None, max_slice_nums=9, scale_resolution=448):
-        self._grid = None  # the clicked one; None: the winner
         most = slider("max_slice_nums", max_slice_nums, 1, 16)
         scale = slider("scale_resolution", scale_resolution, 112, 980, 14)
         super().__init__(picture, width, height, max_slice_nums=most, scale_resolution=scale)
 
-    def changed(self, name):
-        self._grid = None
-        super().changed(name)
-
     def touch(self, spot, at, start, before):
         if spot.name == "grid":
-            self._grid = spot.item
-            return self.redraw()
+            return self.pick(spot.item)
         with self.hold():  # the size grows by the same part as the picture would that the mouse took hold of
             for side, drawn, end, begin in zip(("width", "height"), spot.item, at, start):
                 self.controls[side].value = round(before[side] * max(0.02, (drawn + end - begin) / drawn))
 
     def draw(self, picture, width, height, **slicing):
-        return draw.playground((width, height), SliceConfig(**slicing), self._pictures[picture][1], self._grid)
+        return draw.playground((width, height), SliceConfig(**slicing), self._pictures[picture][1], self.picked)
 
     def describe(self, picture, width, height, **slicing):
         plan, best = self.facts["plan"], self.facts["grid"]

@@ -16,7 +16,6 @@ class PositionExplorer(Panel):
     most = 240  # patches on one side
 
     def __init__(self, rows=24, cols=43, method="bucket", side=70):
-        self._place = None  # (kind, row, column), see draw.linked
         super().__init__(
             rows=slider("rows of patches", rows, 1, self.most),
             cols=slider("columns of patches", cols, 1, self.most),
@@ -24,23 +23,16 @@ class PositionExplorer(Panel):
             side=choice("side of the table", [70, 27], side),
         )
 
-    def changed(self, name):
-        self._place = None
-        self.redraw()
-
     def point(self, spot, at):
         kind = spot and ("patches" if spot.name == "patches" else "table")
-        pointed = spot and (kind, *spot.cell(at))
-        if pointed != self._place:
-            self._place = pointed
-            self.redraw()
+        self.pick(spot and (kind, *spot.cell(at)))
 
     def draw(self, **state):
-        return draw.position_explorer(**state, pointed=self._place)
+        return draw.position_explorer(**state, pointed=self.picked)
 
     def describe(self, rows, cols, method, side):
-        if self._place:
-            return draw.linked_words(self._place, rows, cols, method, side)
+        if self.picked:
+            return draw.linked_words(self.picked, rows, cols, method, side)
         reads, errors = draw.look_up(rows, cols, method, side)
         patches, cells = f"{rows} x {cols} patches", f"{side * side:,} cells"
         if reads is None:

@@ -17,28 +17,23 @@ class YourRecords(Panel):
     """
 
     def __init__(self, records, processor, answers=None, record=1):
-        self._records, self._answers, self._token = records, answers or {}, None
+        self._records, self._answers = records, answers or {}
         self._tokens = [draw.record_tokens(each, processor) for each in records]
         super().__init__(record=slider("record", record, 1, len(records)))
 
-    def changed(self, name):
-        self._token = None
-        self.redraw()
-
     def touch(self, spot, at, start, before):
-        self._token = None if spot.item == self._token else spot.item
-        self.redraw()
+        self.pick(None if spot.item == self.picked else spot.item)
 
     def draw(self, record):
         one = self._records[record - 1]
         image = load_image(next(iter(one.images.values())))
         said = {name: texts[record - 1] for name, texts in self._answers.items()}
-        return draw.record_card(image, self._tokens[record - 1], one.turns[1][1], said, self._token)
+        return draw.record_card(image, self._tokens[record - 1], one.turns[1][1], said, self.picked)
 
     def describe(self, record):
         tokens = self._tokens[record - 1]
-        if self._token is not None:
-            text, supervised, position = tokens[self._token]
+        if self.picked is not None:
+            text, supervised, position = tokens[self.picked]
             why = "the model learns to predict it from all before it" if supervised else "it is given, not learned"
             return f"“{text.strip() or 'newline'}” at position {position}: {why}."
         right, counted = self.facts["right"], self.facts["supervised"]
