@@ -45,7 +45,7 @@ NAMES = ("packed", "padded", "ours")
 
 
 def peer(kind, config_kind, ours: VisionTransformer):
-    """A tower of transformers that holds our weights. Parts that have none (4.6's merger) stay on the meta device."""
+    """A tower of transformers with our parameters. Parts that have none (4.6's merger) stay on the meta device."""
     cfg = ours.cfg
     config = config_kind(
         hidden_size=cfg.width,
@@ -59,7 +59,8 @@ def peer(kind, config_kind, ours: VisionTransformer):
     )
     with torch.device("meta"):
         model = kind(config)
-    strange = model.load_state_dict(ours.state_dict(), strict=False, assign=True).unexpected_keys
+    parameters = dict(ours.named_parameters())
+    strange = model.load_state_dict(parameters, strict=False, assign=True).unexpected_keys
     assert not strange, strange
     return model.eval()
 
