@@ -86,6 +86,7 @@ TABLES = {
         ("ours", "ours", ".0f"),
         ("TRL / ours, wall (CPU)", ("wall", "CPU"), ".2f"),
         ("on one thread", ("wall, one thread", "CPU, one thread"), ".2f"),
+        ("ours of GEMM rate", "roofline", ".0%"),
     ],
     "lora": [
         ("way", "way", ""),
@@ -102,6 +103,7 @@ TABLES = {
         ("LLM", "LLM", ""),
         ("dtype", "dtype", ""),
         *((f"prompt of {length}", str(length), ".2f") for length in (64, 128, 512)),
+        ("of memory rate", "of memory rate", ".0%"),
     ],
     "kquant": [
         ("kind", "kind", ""),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 
 
 def paired(candidates: dict[str, Callable], rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
@@ -50,3 +51,11 @@ def gemm_rate(dtype: torch.dtype, clock=time.perf_counter) -> float:
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     times = paired({"product": lambda: a @ b.T}, 9, clock)["product"]
     return 2 * 2048**3 / min(times)
+
+
+def read_rate(dtype: torch.dtype) -> float:
+    """Bytes of weights a millisecond when one token meets a matrix of 256 MB, best of 9: decoding waits for them."""
+    matrix = torch.randn(2**28 // dtype.itemsize // 4096, 4096).to(dtype)
+    token = torch.randn(1, 4096).to(dtype)
+    times = paired({"product": lambda: F.linear(token, matrix)}, 9)["product"]
+    return matrix.nbytes / min(times)

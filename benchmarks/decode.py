@@ -7,6 +7,7 @@ equal dtype and threads.
 transformers: LlamaForCausalLM.generate with its KV cache. MiniCPMV: the same LLM in this package's own loop.
 Runtime: the same loop with the decoder. Tokens are asserted equal first. Wall and CPU time come from the same runs.
 The table has Runtime's CPU-time ratios. A file given to --json keeps the lowest and highest of all runs that it saw.
+Each new token reads all weights: "of memory rate" is the share that Runtime reaches of the rate of one large product.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import GenerationConfig
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _report import arguments, report
-from _timing import measure, speedup
+from _timing import measure, read_rate, speedup
 
 from minicpmv_ref.config import nano
 from minicpmv_ref.deploy.runtime import Runtime
@@ -112,6 +113,7 @@ def main() -> None:
         for dtype in ("float32", "bfloat16"):
             model = model.to(getattr(torch, dtype))
             rows.append({"LLM": size, "dtype": dtype})
+            rate, nbytes = read_rate(getattr(torch, dtype)), Runtime(model).llm.nbytes
             for length in LENGTHS:
                 calls = candidates(model, prompt(length, config.llm.vocab_size))
                 check(calls, model, dtype)  # also the untimed call of each
@@ -121,6 +123,8 @@ def main() -> None:
                     ratios = [speedup(times["transformers"], times[name]) for times in (wall, cpu)]
                     speeds.append("{} x {:.2f} (CPU {:.2f})".format(name, *ratios))
                 rows[-1][str(length)] = [ratios[1]] * 2
+                if length == LENGTHS[0]:
+                    rows[-1]["of memory rate"] = [NEW * nbytes / median(wall["Runtime"]) / rate] * 2
                 print(size, dtype, length, *speeds, sep=" | ", file=sys.stderr, flush=True)
     if args.json and Path(args.json).exists():
         rows = widened(rows, read_json(args.json)["rows"])
@@ -133,7 +137,7 @@ def widened(rows: list[dict], earlier: list[dict]) -> list[dict]:
     found = []
     for row, old in zip(rows, earlier, strict=True):
         assert row["LLM"] == old["LLM"] and row["dtype"] == old["dtype"], "another file"
-        ranges = {str(n): [*row[str(n)], *old[str(n)]] for n in LENGTHS}
+        ranges = {key: [*row[key], *old[key]] for key in (*map(str, LENGTHS), "of memory rate")}
         found.append(row | {n: [min(both), max(both)] for n, both in ranges.items()})
     return found
 

@@ -32,10 +32,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _report import arguments, report
-from _timing import measure, speedup
+from _timing import gemm_rate, measure, speedup
 
 from experiments._fair import assert_same_training
 from minicpmv_ref.config import nano
+from minicpmv_ref.counts import Workload, flops
 from minicpmv_ref.learn.dpo import Prepared, dpo_loss, pair_batch, pair_logps
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.processor import Processor
@@ -139,6 +140,15 @@ def check(calls: dict) -> None:
     assert_same_training(found, loss_limit=2e-5)
 
 
+def step_flops(model: MiniCPMV, pairs: list[dict]) -> dict[str, int]:
+    """FLOPs of our step: each pair is one row, and only answers have logits."""
+    rows = [sum(map(len, pair.values())) for pair in pairs]
+    answers = sum(rows) - sum(len(pair["prompt_ids"]) for pair in pairs)
+    work = Workload(sum(rows), answers, sum(row**2 for row in rows))
+    learning, frozen = flops(model.config, work, ["llm"]), flops(model.config, work, [])
+    return {"online": learning + frozen, "precomputed": learning}
+
+
 def step(loss_of, llm, optimizer) -> None:
     optimizer.zero_grad()
     loss_of().backward()
@@ -152,10 +162,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     rows = []
+    torch.set_num_threads(args.threads)
+    rate = gemm_rate(torch.float32)
     for prompt in (64, 704):
-        model = MiniCPMV.seeded(replace(nano, llm=LLM)).train()
+        model, pairs = MiniCPMV.seeded(replace(nano, llm=LLM)).train(), draw_pairs(prompt, random.Random(args.seed))
         with tempfile.TemporaryDirectory() as folder:
-            calls = candidates(model, draw_pairs(prompt, random.Random(args.seed)), folder)
+            calls = candidates(model, pairs, folder)
             check(calls)
             # A learning rate of 0 does all the work of a step and changes nothing: every round is the same.
             steps = {
@@ -172,6 +184,8 @@ def main() -> None:
                     row |= {f"TRL{suffix}": median(wall[theirs]), f"ours{suffix}": median(wall[own])}
                     row |= {f"wall{suffix}": speedup(wall[theirs], wall[own])}
                     row |= {f"CPU{suffix}": speedup(cpu[theirs], cpu[own])}
+        for kind, count in step_flops(model, pairs).items():
+            found[kind]["roofline"] = count / found[kind]["ours"] / rate
         rows += [{"prompt": prompt, "reference": kind, **row} for kind, row in found.items()]
         print(*rows[-2:], sep="\n", file=sys.stderr, flush=True)
     report("dpo", args, rows, trl=version("trl"), dtype="float32", unit="milliseconds")

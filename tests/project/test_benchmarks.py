@@ -102,9 +102,11 @@ def test_slopes_are_those_of_what_was_measured():
 def test_runs_of_the_decoder_are_joined():
     import decode
 
-    new = [{"LLM": "nano", "dtype": "float32", "64": [2.0, 2.0], "128": [3.0, 3.0], "512": [1.0, 1.0]}]
-    old = [{"LLM": "nano", "dtype": "float32", "64": [2.1, 2.4], "128": [2.0, 4.0], "512": [0.5, 0.9]}]
-    assert decode.widened(new, old) == [new[0] | {"64": [2.0, 2.4], "128": [2.0, 4.0], "512": [0.5, 1.0]}]
+    kind = {"LLM": "nano", "dtype": "float32"}
+    new = [kind | {"64": [2.0, 2.0], "128": [3.0, 3.0], "512": [1.0, 1.0], "of memory rate": [0.1, 0.1]}]
+    old = [kind | {"64": [2.1, 2.4], "128": [2.0, 4.0], "512": [0.5, 0.9], "of memory rate": [0.2, 0.3]}]
+    wide = {"64": [2.0, 2.4], "128": [2.0, 4.0], "512": [0.5, 1.0], "of memory rate": [0.1, 0.3]}
+    assert decode.widened(new, old) == [kind | wide]
     with pytest.raises(AssertionError, match="another file"):
         decode.widened(new, [old[0] | {"dtype": "bfloat16"}])
 
