@@ -23,9 +23,11 @@ TABLES = {
     "preprocess": [
         ("size", "size", ""),
         ("transformers' MiniCPM-V 4.6 (PIL)", "transformers", ".1f"),
+        ("with torchvision", "torchvision", ".1f"),
         ("official 2.6, written plainly", "official", ".1f"),
         ("ours", "ours", ".1f"),
         ("ours / transformers", "ours / transformers", ".2f"),
+        ("ours / torchvision", "ours / torchvision", ".2f"),
         ("ours / official", "ours / official", ".2f"),
     ],
     "vision": [
