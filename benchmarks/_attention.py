@@ -36,7 +36,7 @@ def attention(lengths: list[int], peer: str, device) -> dict:
     calls = {"ours": partial(trained, packed(lengths), flat), peer: theirs}
     found = {"ours": (calls["ours"]().item(), torch.cat([x.grad.flatten().float() for x in flat]))}
     found[peer] = theirs().item(), torch.cat([x.grad[real].flatten().float() for x in leaves])
-    assert_same_training(found, 1e-2, 2e-2)
+    assert_same_training(found, 1e-2, 5e-2)  # bfloat16
     return calls
 
 

@@ -69,10 +69,12 @@ class Card:
     def waits(self, call) -> dict[str, int]:
         """Where `call` made the CPU wait for the GPU, and how often."""
         torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            call()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         return Counter(f"{Path(w.filename).name} {w.lineno}" for w in found if "synchronizing" in str(w.message))
 
 

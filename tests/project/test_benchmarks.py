@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import sys
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,31 @@ def test_the_script_for_a_gpu_runs(tmp_path, monkeypatch, capsys):
     }
     assert all(row["measured"] > 0 for row in rows if "error" not in row)
     assert "| decode |" in capsys.readouterr().out
+
+
+def test_a_card_adds_its_memory_its_peak_and_its_waits(tmp_path, monkeypatch):
+    import gpu
+
+    def with_waits(*given, real=gpu.run_steps):
+        if modes[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return real(*given)
+
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    answers = {"synchronize": None, "reset_peak_memory_stats": None, "empty_cache": None}
+    answers |= {"max_memory_allocated": 5 * 10**8, "get_device_name": "NVIDIA H100 80GB HBM3"}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *given, answer=answer: answer)
+    monkeypatch.setattr(gpu.Card, "cuda", True)
+    monkeypatch.setattr(gpu, "run_steps", with_waits)
+    monkeypatch.setattr(gpu, "MODELS", {"gpu profile": None})
+    monkeypatch.setattr(gpu, "READY", 1)
+    monkeypatch.setattr(gpu, "compile_layers", lambda *given: None)
+    found = {row["unit"]: row for row in gpu_rows(tmp_path, monkeypatch, "--tiny", "--parts", "training", "answer")}
+    assert found["MFU"]["measured"] == pytest.approx(found["TFLOP/s"]["measured"] / 989, rel=0.02)
+    assert found["peak GB"]["measured"] == 0.5 and 0 < found["peak GB"]["peer's"] < 0.5
+    assert found["waits in a step"]["measured"] == 1 and modes[-1] == "default"
 
 
 def test_what_no_longer_fits_into_the_minutes_says_so(tmp_path, monkeypatch):
