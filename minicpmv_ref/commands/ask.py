@@ -74,13 +74,15 @@ def run(args):
             say(f"asked     {question}" + " (in one view, as it has learned boxes)" * (slices != args.max_slice_nums))
         if outside(clips, name, processor.config):
             print(OUTSIDE)
-        text = answer(model, processor, batch, args, watch)
+        text, cut = answer(model, processor, batch, args, watch)
         print("\n")
         if args.draw:
             draw(text, clips[0].frames[0], args.draw)
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
     print(watch)
+    if cut:
+        print(f"\n{cut}")
 
 
 def choose_model(clips, question, boxes=False):
@@ -108,7 +110,7 @@ def asks_for_boxes(question):
 
 
 def answer(model, processor, batch, args, watch):
-    """Print the answer as it comes, and return it."""
+    """Print the answer as it comes; return it, and what there is to say if it did not end by itself."""
     import torch
 
     from ..model import decode_stream
@@ -122,21 +124,27 @@ def answer(model, processor, batch, args, watch):
         watch.lap("resampler")
     tokens = model.stream(batch, args.max_new_tokens, temperature=args.temperature, seed=args.seed, visual=visual)
     print("\nanswer: ", end="", flush=True)
-    count, text = 0, ""
+    count, text, last = 0, "", None
 
     def watched():
-        nonlocal count
+        nonlocal count, last
         for token in tokens:
             if count == 0:
                 watch.lap("LLM, prompt and first token")
-            count += 1
-            yield int(token)
+            count, last = count + 1, int(token)
+            yield last
 
     for piece in decode_stream(watched(), processor.tokenizer, batch.stop_ids):
         print(printable(piece), end="", flush=True)
         text += piece
     watch.lap(f"LLM, {count - 1} more tokens")
-    return text
+    return text, "" if last in batch.stop_ids else cut_off(count, args.max_new_tokens)
+
+
+def cut_off(count, most):
+    """What to say about an answer without its end."""
+    why = f"--max-new-tokens {most} allows no more" if count >= most else "the model has no position left"
+    return f"The answer may go on: {why}."
 
 
 # ---- the plan

@@ -22,7 +22,7 @@ def run(args):
     from ..inputs.clips import read_clip
     from ..model import MiniCPMV, decode_answer
     from ..processor import Processor
-    from .ask import check_question, choose_model
+    from .ask import check_question, choose_model, cut_off
 
     if llamacpp.missing():
         raise CommandError(
@@ -51,3 +51,5 @@ def run(args):
     print(
         f"decoding {steps} tokens in {said.answer_seconds * 1000:,.1f} ms: {steps / said.answer_seconds:,.0f} tokens/s"
     )
+    if steps == args.max_new_tokens:
+        print(f"\n{cut_off(steps, steps)}")

@@ -7,6 +7,7 @@ Nothing here needs more than the standard library.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from numbers import Real
 from operator import index
@@ -206,6 +207,31 @@ def check_size(size, what: str = "size", order: str = "(width, height)") -> tupl
     if max(first, second) > 2**31:
         raise ValueError(f"{what} {order} must be at most 2^31 on both sides, got {shown(size)}")
     return first, second
+
+
+def check_precision(learning: Iterable) -> list:
+    """Return the parameters of torch that will learn as a list; those of 16 bits get a warning.
+
+    Next to a weight, bfloat16 has no number nearer than 1/256 of it, and the steps of most learning rates are smaller.
+
+    Args:
+        learning: parameters.
+
+    Returns:
+        A new list.
+
+    Example:
+        >>> check_precision(iter([]))
+        []
+    """
+    learning = list(learning)
+    if coarse := next((p.dtype for p in learning if p.dtype.itemsize < 4), None):
+        warnings.warn(
+            f"weights that learn are {coarse}, in which most of their small steps are rounded away: the model would "
+            "learn little. Train model.float()",
+            stacklevel=2,
+        )
+    return learning
 
 
 def shown(value, most: int = 80) -> str:

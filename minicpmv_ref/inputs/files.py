@@ -104,7 +104,7 @@ def parse_json(text: str | bytes):
     Example:
         >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
-        ValueError: the key 'a' stands twice in one object
+        ValueError: the key 'a' stands twice in one object, {'a': 2}
     """
     try:
         if isinstance(text, bytes):
@@ -125,7 +125,7 @@ def _checked_object(pairs: list[tuple]) -> dict:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        raise ValueError(f"the key {shown(twice)} stands twice in one object, {shown(found)}")
     return found
 
 

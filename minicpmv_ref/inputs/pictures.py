@@ -43,9 +43,9 @@ def load_image(source) -> Image.Image:
     is dropped, as in the released code; a picture that looks different on white gives a warning, too.
 
     Args:
-        source: a path, a binary file object, or a PIL image of any mode. Of an animated file the first frame is taken;
-            a PIL image that was moved to another frame keeps it. Files are PNG, JPEG, GIF, BMP, PPM, WebP, TIFF, AVIF,
-            and HEIF if pillow-heif is loaded.
+        source: a path, a binary file object, or a PIL image of any mode. Of a file with several frames or pages the
+            first is taken, with a warning; a PIL image that was moved to another one keeps it. Files are PNG, JPEG,
+            GIF, BMP, PPM, WebP, TIFF, AVIF, and HEIF if pillow-heif is loaded.
 
     Returns:
         An RGB image, with its EXIF orientation applied.
@@ -63,7 +63,9 @@ def load_image(source) -> Image.Image:
     if isinstance(source, Image.Image):
         return _upright(source, "the picture")
     with opened(*file_of(source)) as (image, name):
-        return _upright(image, name)
+        upright = _upright(image, name)
+        _warn_if_several(name, image)
+        return upright
 
 
 def picture_size(source) -> tuple[int, int]:
@@ -230,28 +232,30 @@ def _decode(image: Image.Image) -> None:
         raise ValueError(f"the image cannot be decoded: {error}") from error
 
 
-def _deep(image: Image.Image) -> tuple[bool, int | None]:
-    """Whether samples have more than 8 bits, and the largest value they can have, if the image's file says so."""
+def _deep(image: Image.Image) -> tuple[bool, int | None, bool]:
+    """What a file says: whether samples have more than 8 bits, the largest value of one, and whether 0 is white."""
     if image.format == "PPM":
-        return image.mode == "I", 65535  # Pillow has scaled them by the file's own maximum
+        return image.mode == "I", 65535, False  # Pillow has scaled them by the file's own maximum
     try:
         raw = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in getattr(image, "tile", ())]
         tags = getattr(image, "tag_v2", {})
-        bits, most = (tags.get(number) for number in (258, 281))  # BitsPerSample, MaxSampleValue
+        bits, most, meaning = (tags.get(number) for number in (258, 281, 262))  # BitsPerSample, MaxSampleValue, ...
     except Exception:  # damaged: decoding will say so
-        raw, bits, most = [], None, None
+        raw, bits, most, meaning = [], None, None, None
     bits, most = (value[0] if isinstance(value, tuple) and value else value for value in (bits, most))
     deep = image.mode.startswith("I;16") or bits == 16 or any(re.match(r"(?!BGR)\w+;16", str(name)) for name in raw)
     if bits == 12:
         most = 4095
     elif not (isinstance(most, int) and most in (2**n - 1 for n in range(8, 17))):
         most = None  # some programs write the largest value that occurs
-    return deep or bits == 12, most
+    return deep or bits == 12, most, meaning == 0  # PhotometricInterpretation 0: WhiteIsZero
 
 
-def _rgb(image: Image.Image, name: str, deep: bool, most: int | None) -> Image.Image:
+def _rgb(image: Image.Image, name: str, deep: bool, most: int | None, negative: bool) -> Image.Image:
     if image.mode[0] in "IF":  # I, I;16, I;16B, F
-        return _gray(image, name, deep, most).convert("RGB")
+        gray = _gray(image, name, deep, most)
+        # Pillow turns around what is white at 0 only where it has up to 8 bits.
+        return (ImageOps.invert(gray) if negative else gray).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no direct way
     _warn_if_see_through(name, image)
@@ -283,6 +287,17 @@ def _gray(image: Image.Image, name: str, deep: bool, most: int | None) -> Image.
     if (mode == "F" and scale == 1) or (scale == 1 / 257 and most != 65535):
         _warn_if_dark(name, high * scale, top)
     return image.convert("L")
+
+
+def _warn_if_several(name: str, image: Image.Image) -> None:
+    """The model would answer about a part of the file. A JPEG of a phone (MPO) has other forms of the same picture."""
+    try:
+        several = image.format != "MPO" and image.is_animated
+    except Exception:  # most formats have no such property, and what follows the first frame may be damaged
+        return
+    if several:
+        others = "save its pages as files" if image.format == "TIFF" else "load_clip gives its frames"
+        warnings.warn(f"{name} holds several pictures, and only the first is read: {others}", stacklevel=3)
 
 
 def _warn_if_see_through(name: str, image: Image.Image) -> None:

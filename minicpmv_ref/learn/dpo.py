@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, shown
+from ..inputs.checks import WrongType, check_int, check_list, check_number, check_precision, check_type, shown
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
 from .evaluate import check_model
@@ -404,7 +404,7 @@ def train_dpo(
 
 def optimizer_for_dpo(module: nn.Module) -> AdamW:
     """AdamW for all parameters that require a gradient; see `set_learning_rate`."""
-    return AdamW((p for p in module.parameters() if p.requires_grad), weight_decay=0.01)
+    return AdamW(check_precision(p for p in module.parameters() if p.requires_grad), weight_decay=0.01)
 
 
 def set_learning_rate(optimizer: Optimizer, step: int, steps: int, lr: float) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..inputs.checks import check_int, check_type
+from ..inputs.checks import check_int, check_precision, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..toy.data import Sample
@@ -144,7 +144,7 @@ def optimizer_for(model: MiniCPMV, stage: Stage, objective=None) -> torch.optim.
     Returns:
         An AdamW.
     """
-    freeze(model, stage)
+    check_precision(freeze(model, stage))
     groups = []
     for part, learning_rate in stage.learning_rates.items():
         module = objective if isinstance(objective, Contrast) else getattr(model, part)

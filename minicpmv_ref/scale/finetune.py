@@ -165,7 +165,9 @@ def words_right(
             wanted.append(talk[turn]["content"])
     if not prompts:
         raise ValueError("there must be at least one record with an answer")
-    return share_of_words(answers(model, processor, prompts, max_new_tokens=128), wanted)
+    # An answer that is cut off would lack words that the model knows. A token has a byte or more.
+    long = [len(processor.tokenizer(text)["input_ids"]) + 1 for text in wanted if len(text.encode()) > 100]
+    return share_of_words(answers(model, processor, prompts, max_new_tokens=max([128, *long])), wanted)
 
 
 def _answers_in(records: Sequence[Record]) -> list[tuple[int, int]]:

@@ -29,7 +29,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..inputs.checks import check_choice, check_int, check_list, check_number, check_type, printable, shown
+from ..inputs.checks import (
+    check_choice,
+    check_int,
+    check_list,
+    check_number,
+    check_precision,
+    check_type,
+    printable,
+    shown,
+)
 from ..inputs.files import plain_file, replacing
 from ..model import MiniCPMV
 from .lora_settings import ADAPTED, MODULES_TO_SAVE, lora_settings, named, read_settings
@@ -169,6 +178,7 @@ def lora_optimizer(model: MiniCPMV, rate: float, full_rate: float | None = None)
     rate = check_number("rate", rate, least=0)
     full_rate = rate if full_rate is None else check_number("full_rate", full_rate, least=0)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    check_precision(trained.values())
     adapters = [p for name, p in trained.items() if "lora_" in name]
     in_full = [p for name, p in trained.items() if "lora_" not in name]
     groups = [{"params": adapters, "lr": rate}]
@@ -364,7 +374,8 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         folder: from `save_lora`, of an adapter of the same kind.
 
     Raises:
-        ValueError: a model without adapters, a damaged file, an adapter of another shape, kind or scale.
+        ValueError: a model without adapters, a damaged file, an adapter of another shape, kind or scale, or one that
+            was trained on other weights.
         OSError: a file is not there.
 
     Example:
@@ -385,6 +396,8 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
             if getattr(settings, key) != getattr(ours, key):
                 what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
                 raise ValueError(f"{named(folder)} holds another kind of adapter: {what}")
+        if (file.metadata() or {}).get("base_weights", ours := _fingerprint(model)) != ours:
+            raise ValueError(f"{named(folder)} was trained on other weights than those it would be put onto")
         tensors = _read_tensors(file, _tensors(model), folder)
     set_peft_model_state_dict(model, tensors)
 

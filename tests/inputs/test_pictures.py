@@ -206,7 +206,8 @@ def test_of_an_animated_file_the_first_frame_is_taken(kind, tmp_path):
     path.write_bytes(ANIMATED[kind])
     with Image.open(path) as file:
         assert file.n_frames == 3
-    image = load_image(path)
+    with pytest.warns(UserWarning, match=rf"{path.name} holds several pictures, and only the first is read: \w+"):
+        image = load_image(path)
     assert image.getpixel((5, 5)) == (255, 0, 0)
     assert slice_image(image)[0].getpixel((9, 9)) == (255, 0, 0)  # usable after its file is closed
 
@@ -568,6 +569,20 @@ def test_a_picture_that_says_how_many_bits_it_has_uses_them(bits):
         with Image.open(io.BytesIO(data)) as opened:
             for image in (load_bytes(data), load_image(opened)):
                 np.testing.assert_array_equal(np.asarray(image)[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize(
+    "values", [np.arange(0, 65536, 257, np.uint16), np.arange(256, dtype=np.float32) / 255, np.arange(256, dtype="u1")]
+)
+def test_a_tiff_in_which_white_is_0(values):
+    """X-rays often are. Pillow turns them around only where they have up to 8 bits."""
+    data = bytearray(encode(Image.fromarray(values[None]), "TIFF"))
+    place = data.index(struct.pack("<HHI", 262, 3, 1))  # PhotometricInterpretation
+    assert data[place + 8] == 1
+    data[place + 8] = 0
+    with Image.open(io.BytesIO(data)) as opened:
+        for image in (load_bytes(bytes(data)), load_image(opened), to_rgb(Image.open(io.BytesIO(data)))):
+            np.testing.assert_array_equal(np.asarray(image)[0, :, 0], np.arange(256)[::-1])
 
 
 def test_a_dark_picture_that_says_its_range_stays_dark_and_is_no_reason_to_warn():

@@ -26,6 +26,7 @@ def test_plan_answer_and_timings(capsys):
     assert "answer: " in out
     for stage in ("slice and normalize", "ViT", "resampler", "LLM, prompt and first token"):
         assert re.search(rf"^{stage} +\d+\.\d ms$", out, flags=re.M), stage
+    assert "may go on" not in out  # it has ended by itself
 
 
 def test_the_same_answer_as_chat(capsys):
@@ -183,7 +184,9 @@ def test_boxes_are_asked_for_in_one_view(monkeypatch, tmp_path, capsys):
 def test_small_picture_is_not_sliced(tmp_path, capsys):
     Image.new("RGB", (50, 40), "red").save(tmp_path / "small.png")
     assert main(["ask", str(tmp_path / "small.png"), "Color?", "--max-new-tokens", "1"]) == 0
-    assert "slices    none" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "slices    none" in out
+    assert out.endswith(" ms\n\nThe answer may go on: --max-new-tokens 1 allows no more.\n")
 
 
 @pytest.mark.parametrize("text", ["<ref>roof</ref><box>1 2 3 4</box>", "<quad>1 2</quad>", "the <point>5 6</point>"])

@@ -164,6 +164,19 @@ def test_words_that_are_right(small, monkeypatch):
     assert asked == [[1, 3, 1], [1]]
 
 
+def test_long_answers_are_not_cut_off(small, monkeypatch):
+    """A model that says the right words, as far as it may go on."""
+    processor, text = tiny_processor("2.6"), " ".join(map(str, range(200)))
+    records = [replace(small[0], turns=(("user", "<image>\nRead."), ("assistant", text)))]
+
+    def answers(model, processor, prompts, max_new_tokens):
+        ids = processor.tokenizer(text)["input_ids"] + [processor.stop_ids[0]]
+        return [processor.tokenizer.decode(ids[:max_new_tokens], skip_special_tokens=True)] * len(prompts)
+
+    monkeypatch.setattr(room, "answers", answers)
+    assert words_right(None, processor, records) == 1
+
+
 def known_answers(monkeypatch, said):
     """Let a model say these texts, by the number that is its question."""
     asked = []

@@ -667,6 +667,10 @@ def test_an_adapter_is_restored_into_its_own_kind(adapter, copy):
         with pytest.raises(ValueError, match=words):
             restore_lora(other, copy)
         assert torch.equal(logits(other, "2.6"), before)
+    other = tiny_model("2.6")
+    other.llm.model.norm.weight.data[0] += 1  # the base was trained again meanwhile
+    with pytest.raises(ValueError, match="was trained on other weights"):
+        restore_lora(add_lora(other, rank=3, alpha=5), copy)
     edit(copy)
     tensors = load_file(copy / WEIGHTS)
     save_file({name: tensor * float("inf") for name, tensor in tensors.items()}, copy / WEIGHTS)

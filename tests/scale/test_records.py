@@ -295,7 +295,7 @@ def test_all_problems_of_a_record_are_listed_and_the_record_counts_once(folder):
         (b"null", "not a list but None"),
         (b'{"0": {"id": 0}, "1": {"id": 1}}', "for an object of records, write its values without their keys"),
         (b'{"version": 1, "data": [{"id": 0}]}', "if 'data' holds the records, let the file be that list alone"),
-        (b'[{"id": 0, "id": 1}]', "the key 'id' stands twice in one object; which one counts?"),
+        (b'[{"id": 0, "id": 1}]', "the key 'id' stands twice in one object, {'id': 1}; which one counts?"),
         (b'[{"id": 0, "x": {"\\u001b[2J": 1, "\\u001b[2J": 2}}]', r"the key '\x1b[2J' stands twice"),
         (b'[{"id": NaN}]', "not JSON: 'id' is nan"),
         (b'[{"id": ' + b"9" * 5000 + b"}]", "not JSON"),
