@@ -113,7 +113,7 @@ def _array_problem(got, case: Case) -> str | None:
             return f"gave {_kind(got)}, expected {_kind(case.want)}."
         if got.device != case.want.device:
             return f"gave a tensor on {got.device}, expected one on {case.want.device}."
-    if not _suits(_dtype(got), _dtype(case.want)):
+    if _numbers(_dtype(got)) != _numbers(_dtype(case.want)):
         return f"gave numbers of dtype {_dtype(got)}, expected {_dtype(case.want)}."
     got, want = _to_numpy(got), _to_numpy(case.want)
     if got.shape != want.shape:
@@ -135,10 +135,9 @@ def _dtype(array) -> str:
     return str(array.dtype).removeprefix("torch.")
 
 
-def _suits(got: str, want: str) -> bool:
-    """Whether numbers of one dtype may stand for those of another: any two integers, and float32 and float64."""
-    kind = lambda name: "integer" if "int" in name else "float" if name in ("float32", "float64") else name  # noqa: E731
-    return kind(got) == kind(want)
+def _numbers(dtype: str) -> str:
+    """One name for the dtypes that may stand for each other: all integers, and float32 and float64."""
+    return "integer" if "int" in dtype else "float" if dtype in ("float32", "float64") else dtype
 
 
 def same(got, want, tolerance=None) -> bool:

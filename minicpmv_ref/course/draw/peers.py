@@ -222,14 +222,14 @@ def token_places(system: str, token: int, image: Image.Image) -> Canvas:
         there = [place for place in canvas.facts[order] if place]
         for place in there:
             canvas.rect(*cell_box(box, (side, side), *place), color, INK)
-        place = (322 + 160 * number, 30, 150, 150)
-        canvas.text(place[0], 20, words, bold=True, color=color)
-        canvas.image(*place, _as_tokens(view, system, order), smooth=False)
-        canvas.rect(*cell_box(place, (across, across), row, col), "none", RED, 2)
+        small = (322 + 160 * number, 30, 150, 150)
+        canvas.text(small[0], 20, words, bold=True, color=color)
+        canvas.image(*small, _as_tokens(view, system, order), smooth=False)
+        canvas.rect(*cell_box(small, (across, across), row, col), "none", RED, 2)
         rows, cols = (_span(sorted({*numbers})) for numbers in zip(*there))
         zeros = len(canvas.facts[order]) - len(there)
         spans = f"rows {rows}", f"columns {cols}", f"{zeros} of zeros" if zeros else ""
-        canvas.lines(place[0], 212, ("its patches:", *spans), 20, 14, color=color)
+        canvas.lines(small[0], 212, ("its patches:", *spans), 20, 14, color=color)
     words = "Above: all tokens in the order in which the language model gets them."
     canvas.lines(322, 306, wrap(words, 300, 14), 18, 14)
     canvas.text(8, 352, f"token {token} of {across**2}: row {row}, column {col} of the tokens", 14)
@@ -328,10 +328,8 @@ def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2)) -> Canvas:
         row, col = divmod(cell, queries)
         canvas.rect(8 + 30 * col, 32 + 30 * row, 28, 28, ORANGE if (row, col) == tuple(query) else PALE)
     for number, block in enumerate(blocks):
-        across = queries * block
-        box = canvas.picture(
-            square, (150 + 250 * number, 32, 180, 180), f"encoder {number}: {across} x {across} patches"
-        )
+        across, box = queries * block, (150 + 250 * number, 32, 180, 180)
+        canvas.picture(square, box, f"encoder {number}: {across} x {across} patches")
         canvas.mesh(box, across, across, "white", 1)
         every = [(row, col) for row in range(across) for col in range(across)]
         canvas.facts["resampler"].append(every)
