@@ -160,8 +160,12 @@ class Prompt(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def canvas_prompt(size, most: int) -> Prompt:
-    """The prompt of a picture in 4.6 and 4.7: three words, the picture, two words."""
+def canvas_places(size, most: int = 9):
+    """The prompt of a picture between three words and two, LongTensor (3, T) of positions, and (rows, cols) of the
+    canvas in tokens.
+    """
+    from minicpmv_ref.peers.canvas import Markers, canvas_position_ids
+
     plan = plan_slices(size, SliceConfig(patch_size=56, max_slice_nums=most))
     ids, views = [WORD] * 3, []
     for k, (rows, cols) in enumerate(plan.patch_grids):
@@ -171,20 +175,10 @@ def canvas_prompt(size, most: int) -> Prompt:
         views.append((len(ids) + 1, len(ids) + 1 + rows * cols))
         ids += [MARKS[start], *[0] * (rows * cols), MARKS[end]]
     ids += [WORD] * 2
-    grids = [(4 * rows, 4 * cols) for rows, cols in plan.patch_grids]
-    return Prompt(ids, [token == 0 for token in ids], grids, views, plan.grid)
-
-
-@lru_cache(maxsize=256)
-def canvas_places(size, most: int = 9):
-    """The prompt of a picture, LongTensor (3, T) of positions, and (rows, cols) of the canvas in tokens."""
-    from minicpmv_ref.peers.canvas import Markers, canvas_position_ids
-
-    prompt = canvas_prompt(size, most)
-    positions, _ = canvas_position_ids(prompt.ids, prompt.visual, prompt.grids, Markers(*MARKS.values()))
-    cols, rows = prompt.slices or (1, 1)
-    tall, wide = (side // 4 for side in prompt.grids[-1])
-    return prompt, positions, (rows * tall, cols * wide)
+    visual, grids = [token == 0 for token in ids], [(4 * rows, 4 * cols) for rows, cols in plan.patch_grids]
+    positions, _ = canvas_position_ids(ids, visual, grids, Markers(*MARKS.values()))
+    (tall, wide), (cols, rows) = plan.patch_grids[-1], plan.grid or (1, 1)
+    return Prompt(ids, visual, grids, views, plan.grid), positions, (rows * tall, cols * wide)
 
 
 def canvas_positions(picture: str, most: int, view: int, overview: bool = True) -> Canvas:
