@@ -54,7 +54,7 @@ def some_weights(kind: str, outlier: bool) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def sight(kind: str, outlier: bool, group: int, flipped: frozenset = NONE) -> Sighted:
-    """Quantize `some_weights`, flip bits of the block, and read sub-block `group` (0 to 7) back, bit by bit.
+    """Quantize `some_weights`, flip bits of the block, and read sub-block `group` (0 to 7) back.
 
     Bits are counted from 0, the lowest of byte 0, to 1151, the highest of byte 143.
     """
@@ -120,8 +120,7 @@ def error_ratio(seen: Sighted, scale: int, low: int) -> float:
 def error_curve(kind: str, outlier: bool, group: int, scale: int | None = None, low: int | None = None) -> list:
     """[(percent, `error_ratio`), ...] over FACTORS, of the one of scale and low that is not given."""
     seen = sight(kind, outlier, group)
-    pairs = ((p, low) if scale is None else (scale, p) for p in FACTORS)
-    return [(p, error_ratio(seen, *pair)) for p, pair in zip(FACTORS, pairs)]
+    return [(percent, error_ratio(seen, scale or percent, low or percent)) for percent in FACTORS]
 
 
 def q4k_microscope(scale: int, low: int, group: int, kind: str, outlier: bool, flipped: frozenset = NONE) -> Canvas:

@@ -124,8 +124,7 @@ def _formula_lines(size, cfg, plan):
 
 def signed(number: float) -> str:
     """Three decimals and a true minus sign; no minus before zero."""
-    text = f"{number:.3f}"
-    return "0.000" if text == "-0.000" else text.replace("-", "−")
+    return f"{number:z.3f}".replace("-", "−")
 
 
 WIDEST = 1800  # picture in `cliff`, in pixels
