@@ -23,7 +23,6 @@ STRIP_KINDS = {  # kind of token: (color of its cell, words)
     "newline": (INK, "newline"),
 }
 STRIP_COMPANY = ("street_sign.png", "cat.jpg")  # second and third image of a prompt
-STRIP_QUESTION = "What is this?"
 
 
 @cache
@@ -46,7 +45,7 @@ def strip_tokens(pictures: tuple, version: str):
     layouts = [image_layout(plan, STRIP_SLOTS, version, number) for number, plan in enumerate(plans)]
     text = "".join(layout.removesuffix("\n") + "\n" for layout in layouts)
     tokenizer = nano_tokenizer()
-    ids = tokenizer(text + STRIP_QUESTION, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text + "What is this?", add_special_tokens=False)["input_ids"]
     words = [tokenizer.decode([i]) for i in ids]
     kinds = {"\n": "newline", "<unk>": "slot"}
     cells = [(kinds.get(word, word.strip("</>") if word[0] == "<" else "text"), word) for word in words]
@@ -77,8 +76,7 @@ def token_strip(pictures: tuple, version: str, view: int, slot: int | None = Non
     seen = _crop_view(load_preview(name, 400), plan_slices(load_sample(name).size), number)
     w = canvas.picture(seen, (8, top, 116, 104))[2]
     canvas.arrow((14 + w, top + 42), (204, top + 42), INK)
-    for line, part in enumerate(("ViT", "resampler")):
-        canvas.text(max(132, (w + 216) / 2), top + 18 + 16 * line, part, 14, align="middle")
+    canvas.lines(max(132, (w + 216) / 2), top + 18, ("ViT", "resampler"), 16, 14, align="middle")
     _draw_slots(canvas, (212, top, 152, 84), queries, slot, [places[start], places[end - 1]])
     shown = f"{queries} slots, {slots[0]} to {slots[-1]}" if slot is None else f"slot {slot}: position {slots[slot]}"
     canvas.text(212, top + 102, shown, 14)
