@@ -1,4 +1,4 @@
-"""How other people train the same model: Trainer or accelerate, their batches, and the ways they have to see.
+"""How other people train the same model: Trainer or accelerate, their batches, and their vision towers.
 
 `Vision` makes visual tokens of views with their code and our weights: the ViT padded or packed, then the resampler as
 released or ours. `with_trainer` and `with_accelerate` train with it, or with our own ViT and resampler.
@@ -30,7 +30,7 @@ from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.positions import bucket_position_ids, sincos_2d
 from minicpmv_ref.processor import Batch, Processor
 
-# How they see: (is the ViT packed, is the resampler the released one); None: our ViT and resampler.
+# (is the ViT packed, is the resampler the released one); None: our ViT and resampler.
 VISIONS = {
     "our ViT": None,
     "padded ViT, released resampler": (False, True),

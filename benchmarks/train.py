@@ -1,14 +1,15 @@
 """A whole training, end to end: our loop beside transformers' Trainer on the same model, samples, steps and optimizer.
 
-    python benchmarks/train.py --steps 4 --rounds 5 --one-thread 3 --memory --json benchmarks/results/train.json
-    python benchmarks/train.py --steps 2 --batch 4 --rounds 1                       does it run?
+    python benchmarks/train.py --steps 4 --one-thread 3 --memory --json benchmarks/results/train.json    some 10 minutes
+    python benchmarks/train.py --steps 2 --batch 4 --rounds 1                                            does it run?
 
 The model is nano, the samples are those of the stage sft-2, all parts learn. Everybody is given the drawn samples and
 makes tensors of them in the loop, without workers; AdamW, rates, clipping and dtype are equal.
-Trainer's batches: padded; sorted, each step's samples by length and then padded; padding-free, one row whose positions
+Their batches: padded; sorted, each step's samples by length and then padded; padding-free, one row whose positions
 restart, as DataCollatorWithFlattening makes it. Each in one batch and in micro-batches of a quarter.
-Trainer's eyes: our ViT and resampler, so that only the training differs; or what people have, see `_trainers.Vision`.
-The best batches with our ViT are chosen first, then for these the best of the others; then both and ours take turns.
+Their ViT and resampler: ours, so that only the training differs; or what people have, see `_trainers.Vision`.
+Their loop: Trainer, or accelerate alone. The best batches for Trainer with our ViT are chosen first; with these batches
+the best loop with our ViT and the best loop and vision without it; these two and ours take turns.
 ours: `train_steps`, also in one batch or in quarters. Beside it, each time without one thing: packing (padded rows),
 equal views in one pass (each view alone), the head on supervised tokens only (logits of every token).
 Visual tokens and the losses of all steps are asserted equal, up to rounding, before anything is timed.
@@ -150,7 +151,7 @@ def candidates(args) -> tuple[list[dict], list[dict], list[dict], dict]:
 
 @torch.no_grad()
 def assert_same_tokens(model: MiniCPMV, batch: Batch, samples: int) -> None:
-    """Every way of Trainer to see gives our visual tokens of the first samples."""
+    """Everybody's vision gives our visual tokens of the first samples."""
     views, grids = ([x for own in every[:samples] for x in own] for every in (batch.images, batch.patch_grids))
     found = {"ours": model.encode_images(views, grids)}
     found |= {name: Vision(model, *how)(views, grids) for name, how in VISIONS.items() if how}
