@@ -6,7 +6,7 @@ A panel is a small subclass. Its controls are named; `draw` and `describe` take 
         def __init__(self, side=3):
             super().__init__(side=slider("Side", side, 1, 9))
 
-        def draw(self, side):      # -> draw.Canvas, matplotlib Figure, PIL image, PNG or JPEG bytes, SVG or HTML
+        def draw(self, side):      # -> draw.Canvas, SVG or HTML
             ...
 
         def describe(self, side):  # -> one or two plain sentences
@@ -18,9 +18,8 @@ Left out: `interact` and `Output` (slow, they flicker, and they hide errors). Ev
 The saved notebook keeps a picture of the panel, so a reader without a kernel sees it too.
 """
 
-import io
-from base64 import b64encode
-from contextlib import contextmanager
+import asyncio
+from contextlib import contextmanager, suppress
 from html import escape
 
 import ipywidgets as widgets
@@ -73,6 +72,7 @@ class Panel(widgets.VBox):
     """
 
     strict = False  # tests set it: an error is shown and then raised
+    slow = False  # a new picture asks a model: those one step of a slider away are drawn ahead, and the model remembers
     picked = None  # what `pick` chose in the picture, until a control changes
 
     def __init__(self, extras=(), **controls):
@@ -90,7 +90,7 @@ class Panel(widgets.VBox):
         super().__init__([widgets.HTML(STYLE), row, self._status, self._alert])
         self.add_class("mcv-panel")
         for name, control in self.controls.items():
-            self.on(control, lambda name=name: self.changed(name))
+            self.on(control, lambda name=name: self._moved(name))
         self.on(self.picture_box, self._touched, "touched")
         self.on(self.picture_box, self._pointed, "pointed")
         self.on(self.picture_box, self._read_typed, "typed")
@@ -149,6 +149,20 @@ class Panel(widgets.VBox):
             handler()
         except Exception as error:
             self._show(error)
+
+    def _moved(self, name):
+        self.changed(name)
+        control = self.controls[name]
+        if self.slow and isinstance(control, widgets.IntSlider):
+            for rest, value in ((0.01, control.value + control.step), (0.04, control.value - control.step)):
+                call = self._draw_ahead, {**self.values(), name: value}, self.picture_box.value
+                if control.min <= value <= control.max:
+                    with suppress(RuntimeError):  # no kernel, so nobody waits
+                        asyncio.get_running_loop().call_later(rest, *call)
+
+    def _draw_ahead(self, values, shown):
+        if shown == self.picture_box.value:  # else somebody moved on, and comes first
+            self.draw(**values)
 
     def _touched(self):
         event = self.picture_box.touched
@@ -226,47 +240,18 @@ class Panel(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs):
         data, metadata = {**super()._repr_mimebundle_(**kwargs), "text/plain": repr(self)}, {}
         if not self.error:
-            picture, words = self.snapshot(**self.values()), self.status
-            if hasattr(picture, "with_words"):
-                picture = picture.with_words(words, "A saved picture. Run this cell, and it gets its controls.")
-            image = as_bytes(picture)
-            data[mime_type(image)] = b64encode(image).decode()
-            metadata[mime_type(image)] = {"alt": words}
+            note = "A saved picture. Run this cell, and it gets its controls."
+            image, _ = self.snapshot(**self.values()).with_words(self.status, note)._repr_mimebundle_()
+            data = {**data, **image, "text/plain": repr(self)}
+            metadata = {kind: {"alt": self.status} for kind in image if kind != "text/plain"}
         return data, metadata
 
 
-# ---- what a picture may be
-
-
 def as_html(picture, words: str) -> str:
-    """HTML for anything that `draw` may give."""
-    if isinstance(picture, str):
-        return f'<div role="img" aria-label="{escape(words)}">{picture}</div>'
-    if hasattr(picture, "svg"):
-        role = "group" if getattr(picture, "spots", None) else "img"  # an img hides its parts from screen readers
-        return f'<div role="{role}" aria-label="{escape(words)}">{picture.svg()}</div>'
-    image = as_bytes(picture)
-    return f'<img alt="{escape(words)}" src="data:{mime_type(image)};base64,{b64encode(image).decode()}">'
-
-
-def as_bytes(picture) -> bytes:
-    """PNG or JPEG bytes of a Canvas, a matplotlib Figure, a PIL image or such bytes."""
-    if isinstance(picture, bytes):
-        return picture
-    if hasattr(picture, "encode_image"):  # draw.Canvas
-        return picture.encode_image()
-    file = io.BytesIO()
-    if hasattr(picture, "savefig"):  # a matplotlib Figure made without pyplot
-        picture.savefig(file, format="png", dpi=150, facecolor="white")
-    elif hasattr(picture, "save"):  # a PIL image; JPEG is ten times quicker than PNG
-        picture.convert("RGB").save(file, format="JPEG", quality=88)
-    else:
-        raise TypeError(f"a picture must be a Canvas, a Figure, a PIL image or bytes, got {type(picture).__name__}")
-    return file.getvalue()
-
-
-def mime_type(image: bytes) -> str:
-    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
+    """HTML for a Canvas, or around HTML."""
+    role = "group" if getattr(picture, "spots", None) else "img"  # an img hides its parts from screen readers
+    content = picture if isinstance(picture, str) else picture.svg()
+    return f'<div role="{role}" aria-label="{escape(words)}">{content}</div>'
 
 
 # ---- controls

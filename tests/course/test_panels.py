@@ -1,6 +1,7 @@
 """The panels without a browser: every control at both ends, pictures against the package's numbers, errors."""
 
 import ast
+import asyncio
 import base64
 import html
 import io
@@ -11,14 +12,13 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib.figure
 import pytest
 from PIL import Image
 from svg import SVG, svg_of, texts
 
 from minicpmv_ref import Processor, SliceConfig, best_grid, candidate_grids, paper_grid, partition_score, plan_slices
 from minicpmv_ref.course import check, draw, panels
-from minicpmv_ref.course.panel import Panel, as_bytes, as_html, choice, player, slider, toggle
+from minicpmv_ref.course.panel import Panel, as_html, choice, player, slider, toggle
 from minicpmv_ref.scale.records import read_records
 
 pytestmark = pytest.mark.usefixtures("strict_panels")
@@ -167,7 +167,7 @@ def test_a_panel_that_never_worked_raises(monkeypatch, strict):
 
 def test_hold_draws_once(monkeypatch):
     panel, drawn = Root(), []
-    monkeypatch.setattr(panel, "draw", lambda number: drawn.append(number) or b"\x89PNG")
+    monkeypatch.setattr(panel, "draw", lambda number: drawn.append(number) or "<svg/>")
     with panel.hold():
         for number in (5, 6):
             panel.controls["number"].value = number
@@ -176,15 +176,26 @@ def test_hold_draws_once(monkeypatch):
     assert drawn == [6]
 
 
-def test_what_a_picture_may_be():
-    figure = matplotlib.figure.Figure(figsize=(2, 1))
-    assert as_bytes(figure).startswith(b"\x89PNG")
-    assert as_bytes(Image.new("RGBA", (3, 2))).startswith(b"\xff\xd8")
-    assert as_bytes(b"\x89PNG...") == b"\x89PNG..."
+def test_a_picture_of_html_says_what_it_shows():
     assert as_html("<svg/>", 'a "b"') == '<div role="img" aria-label="a &quot;b&quot;"><svg/></div>'
-    assert as_html(figure, "words").startswith('<img alt="words" src="data:image/png;base64,')
-    with pytest.raises(TypeError, match="int"):
-        as_bytes(3)
+
+
+def test_a_slow_panel_draws_ahead_while_nothing_else_is_to_do(monkeypatch):
+    monkeypatch.setattr(Root, "slow", True)
+    panel, drawn = Root(), []
+    monkeypatch.setattr(panel, "draw", lambda number: drawn.append(number) or f"<svg>{number}</svg>")
+
+    async def moves(*numbers):
+        for number in numbers:
+            panel.controls["number"].value = number
+        await asyncio.sleep(0.1)
+        return [drawn.pop(0) for _ in list(drawn)]
+
+    assert asyncio.run(moves(5)) == [5, 6, 4]
+    assert panel.picture_box.value.endswith("<svg>5</svg></div>"), "the picture stays"
+    assert asyncio.run(moves(6, 9)) == [6, 9, 8], "nothing beyond the slider, nothing beside a place that was left"
+    monkeypatch.setattr(Root, "slow", False)
+    assert asyncio.run(moves(7)) == [7]
 
 
 def test_controls():

@@ -47,6 +47,8 @@ class ClipLook(Panel):
         model: "nano" or another checkpoint.
     """
 
+    slow = True
+
     def __init__(self, frames=6, star=4, shown=4, token=6, layer=2, ids=False, model="nano"):
         self._model = model
         layers = len(draw.watch_clip(frames, star, ids, model)["slots"])
@@ -91,8 +93,10 @@ class Boxes(Panel):
     Args:
         x, y: the middle of the triangle, in thousandths of the side.
         size: "small", "middle" or "large".
-        model: "nano" shows an example of an answer; another checkpoint is asked, and whenever the triangle moves.
+        model: "nano" shows an example of an answer; another checkpoint is asked, once for each place of the triangle.
     """
+
+    slow = True
 
     def __init__(self, x=480, y=500, size="large", model="nano"):
         self._model = model
