@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 
 from .config import MiniCPMVConfig, SliceConfig
-from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_type, shown
+from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_type, located, shown
 from .inputs.messages import PLACEHOLDER, SLOT, check_messages, content_parts, reserved_tokens, sample_frames  # noqa: F401
 from .inputs.pictures import load_image, upright_size
 from .inputs.published import base_folder, find_folder, read_config
@@ -163,8 +163,8 @@ class Processor:
         if max_slice_nums is not None:
             slicing = replace(slicing, max_slice_nums=check_int("max_slice_nums", max_slice_nums))
         pairs = zip(samples, image_lists, strict=True)
-        written = [self._write(sample, given, slicing, bool(use_image_id)) for sample, given in pairs]
-        return self.collate([self._add_pixels(**sample) for sample in written])
+        written = located(is_batch, lambda pair: self._write(*pair, slicing, bool(use_image_id)), pairs)
+        return self.collate(located(is_batch, lambda sample: self._add_pixels(**sample), written))
 
     def plan(self, size: tuple[int, int], cfg: SliceConfig) -> SlicePlan:
         """The rule that cuts pictures; the processors of the peers have others."""

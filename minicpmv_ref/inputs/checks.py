@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Real
 from operator import index
 
@@ -232,6 +232,37 @@ def check_precision(learning: Iterable) -> list:
             stacklevel=2,
         )
     return learning
+
+
+def located(many: bool, work: Callable, items: Iterable) -> list:
+    """Work on conversations one after the other; an error says which of them it is about, if there may be many.
+
+    Args:
+        many: whether there may be.
+        work: takes one.
+        items: the conversations.
+
+    Returns:
+        What `work` returns for each.
+
+    Raises:
+        TypeError, ValueError, OSError: as `work`.
+
+    Example:
+        >>> located(True, lambda size: check_int("size", size), [3, 0])
+        Traceback (most recent call last):
+        ValueError: conversation 1: size must be an integer of at least 1, got 0
+    """
+    made = []
+    for number, item in enumerate(items):
+        try:
+            made.append(work(item))
+        except (ValueError, OSError) as error:
+            if not many:
+                raise
+            kind = next(kind for kind in (WrongType, ValueError, OSError) if isinstance(error, kind))
+            raise kind(f"conversation {number}: {error}") from error
+    return made
 
 
 def shown(value, most: int = 80) -> str:

@@ -185,16 +185,17 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
     for number, pair in enumerate(check_type("pairs", pairs, Iterable)):
         _check_pair(number, pair)
         chats = [[*pair.prompt, {"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
-        batch = processor(chats)
-        key = _content(
-            batch.images[0], batch.patch_grids[0]
-        )  # not the prompt object: the caller may change and reuse it
+        try:
+            batch = processor(chats)
+        except ValueError as error:
+            raise (WrongType if isinstance(error, TypeError) else ValueError)(f"pair {number}, {error}") from error
+        views = batch.images[0], batch.patch_grids[0]
+        key = _content(*views)  # not the prompt object: the caller may change and reuse it
         batch = batch.to(model.llm.device)
         (prompt, chosen), (again, rejected) = (_split(batch, row) for row in range(2))
         if not torch.equal(prompt, again):
             raise ValueError(f"pair {number}: its answers change the tokens of the prompt before them")
         if key not in encoded:
-            views = batch.images[0], batch.patch_grids[0]
             encoded[key] = model.encode_images(*views), views
         bounds = batch.image_bounds[0] - (batch.attention_mask[0] == 0).sum().cpu()  # without the padding
         prepared.append(Prepared(prompt, chosen, rejected, bounds, batch.plans[0], *encoded[key]))
@@ -385,8 +386,7 @@ def train_dpo(
     """
     check_type("model", model, MiniCPMV)
     check_list("pairs", pairs, Prepared, empty=False)
-    check_int("steps", steps)
-    check_int("batch_size", batch_size)
+    check_int("steps", steps), check_int("batch_size", batch_size)
     check_number("lr", lr, above=0)
     check_number("beta", beta, above=0)
     check_type("seed", seed, int, str)

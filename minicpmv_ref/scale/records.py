@@ -62,7 +62,10 @@ class Report:
     def text(self, most: int = 20) -> str:
         """The counts on one line, one line for each of the first `most` problems, and the notes."""
         most = check_int("most", most, least=0)
-        kinds = Counter(re.split(r"[\[.]", problem.field)[0] or "record" for problem in self.problems)
+        places = (
+            re.split(r"[\[.]", problem.field)[0] or "record" for problem in self.problems if problem.number is not None
+        )
+        kinds = Counter(places)
         counted = f" ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common())})" if kinds else ""
         good = self.total - self.skipped
         lines = [f"{self.path}: {self.total} records, {good} good, {self.skipped} skipped{counted}"]
@@ -221,6 +224,8 @@ def _json_flaw(why: str) -> tuple[str, str]:
         return why, "save it as UTF-8"
     if "Extra data" in why:
         return f"not JSON: {why}", "one list is wanted: for JSON Lines, put [ ] around all and commas between the lines"
+    if "no number in JSON" in why:
+        return f"not JSON: {why}", "write null, or leave the field out"
     if "stands twice" in why:
         return f"not JSON: {why}", "which one counts? Take the other out"
     # The example in the official readme is not JSON either: single quotes, and a comma after the last item.

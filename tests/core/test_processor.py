@@ -1,6 +1,7 @@
 """From messages and pictures to a Batch: pixels, places, padding, labels, and what is refused."""
 
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -232,6 +233,17 @@ def test_a_batch_of_one_is_a_batch():
     p = processor()
     one, batch = p(ask(ONE, "a")), p([ask(ONE, "a")])
     assert all(torch.equal(getattr(one, name), getattr(batch, name)) for name in TENSORS)
+
+
+def test_an_error_of_a_batch_says_which_conversation():
+    file, pixels = io.BytesIO(), "the image cannot be decoded"
+    SLICED.save(file, "PNG")
+    damaged = Image.open(io.BytesIO(file.getvalue()[:-600]))
+    for content, words in (([3], "message 0: int is"), (["<image>"], "message 0: <image> is"), ([damaged], pixels)):
+        with pytest.raises(ValueError, match=f"^{words}"):
+            processor()([{"role": "user", "content": content}])
+        with pytest.raises(ValueError, match=f"^conversation 1: {words}"):
+            processor()([ask("a"), [{"role": "user", "content": content}]])
 
 
 def test_padding_uses_the_pad_token_or_zero():

@@ -395,6 +395,7 @@ def test_pairs_that_teach_nothing_are_refused(models, processors, chosen, reject
         (Pair(ask("Hi"), "yes", 3), "pair 0: rejected must be str"),
         (Pair([], "yes", "no"), "pair 0: the prompt must end with the user"),
         (Pair([{"role": "assistant", "content": "Hi"}], "yes", "no"), "pair 0: the prompt must end with the user"),
+        (Pair(ask("Hi"), "yes", "<|im_end|>"), r"pair 0, conversation 1: message 1: <\|im_end\|> is reserved"),
     ],
 )
 def test_what_is_no_pair_is_refused_by_its_number(models, processors, pair, message):

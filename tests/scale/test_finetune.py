@@ -294,7 +294,8 @@ def test_a_model_that_learns_still_does_after_a_failed_answer(small):
 def test_a_record_that_is_too_long_is_named_and_not_cut(small):
     long = replace(small[0], id="novel", turns=(*small[0].turns[:1], ("assistant", "cat " * 2000)))
     run = train(tiny_model("2.6"), tiny_processor("2.6"), STAGE, samples=in_order([long]))
-    with pytest.raises(ValueError, match=r"mine, step 1, one of the samples novel, novel: the prompt has \d+ tokens"):
+    where = "mine, step 1, one of the samples novel, novel: conversation 0"
+    with pytest.raises(ValueError, match=rf"{where}: the prompt has \d+ tokens"):
         next(run)
 
 

@@ -297,7 +297,7 @@ def test_all_problems_of_a_record_are_listed_and_the_record_counts_once(folder):
         (b'{"version": 1, "data": [{"id": 0}]}', "if 'data' holds the records, let the file be that list alone"),
         (b'[{"id": 0, "id": 1}]', "the key 'id' stands twice in one object, {'id': 1}; which one counts?"),
         (b'[{"id": 0, "x": {"\\u001b[2J": 1, "\\u001b[2J": 2}}]', r"the key '\x1b[2J' stands twice"),
-        (b'[{"id": NaN}]', "not JSON: 'id' is nan"),
+        (b'[{"id": NaN}]', "not JSON: 'id' is nan, which is no number in JSON; write null, or leave the field out"),
         (b'[{"id": ' + b"9" * 5000 + b"}]", "not JSON"),
         (b"[]", "the list is empty"),
     ],
