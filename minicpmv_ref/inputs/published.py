@@ -51,7 +51,8 @@ def read_config(folder: Path) -> MiniCPMVConfig:
             f"{folder} holds a model and a LoRA adapter, which would be left out: move adapter_config.json and "
             "adapter_model.safetensors to a folder of their own, and `load_lora` puts them onto the model"
         )
-    below = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{CONFIG}") if file.is_file()]
+    names = (CONFIG, "adapter_config.json")  # of a model, and of LoRA before its end
+    below = [file for depth in ("*", "*/*") for name in names for file in folder.glob(f"{depth}/{name}")]
     if below and not (folder / CONFIG).exists():  # the folder of a run, or of a training that has not ended
         newest = max(below, key=lambda file: file.stat().st_mtime).parent
         raise FileNotFoundError(f"no {CONFIG} in {folder}; the newest checkpoint below it is {newest}")

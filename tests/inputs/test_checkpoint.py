@@ -749,11 +749,12 @@ WRONG = ["3", "", -1, 0, True, False, math.nan, math.inf, 0.5, [], [64], {}, {"a
 def test_no_config(broken):
     (broken / "config.json").unlink()
     fails(broken, "config.json")
-    for number, name in enumerate(("sft-1", "stage-1", "saves/step-000020")):  # as a run leaves them
-        (broken / name).mkdir(parents=True)
-        (broken / name / "config.json").touch()
-        os.utime(broken / name / "config.json", (number, number))
-    fails(broken, f"no config.json in {broken}; the newest checkpoint below it is {broken / name}")
+    files = "sft-1/config.json", "stage-1/config.json", "saves/step-20/config.json", "saves/step-30/adapter_config.json"
+    for number, name in enumerate(files):  # as a run leaves them
+        (broken / name).parent.mkdir(parents=True)
+        (broken / name).touch()
+        os.utime(broken / name, (number, number))
+        fails(broken, f"no config.json in {broken}; the newest checkpoint below it is {(broken / name).parent}")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "7", '"x"', "{}", "NaN", '{"version": 2.6,}', "[" * 100000])
