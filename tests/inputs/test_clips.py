@@ -140,8 +140,10 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path):
     frame(3).save(tmp_path / "a.png")
     pages = io.BytesIO()
     frame(3).save(pages, "TIFF", save_all=True, append_images=[frame(4)])
-    for source in (tmp_path / "a.png", pages, written([3])):
+    for source in (tmp_path / "a.png", written([3])):
         assert places(load_clip(source)) == [3]
+    with pytest.warns(UserWarning, match="only the first is read: save its pages"):
+        assert places(load_clip(pages)) == [3]
     assert load_clip(tmp_path / "a.png") == [load_image(tmp_path / "a.png")]
 
 
