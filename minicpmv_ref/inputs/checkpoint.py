@@ -13,9 +13,11 @@ holds the others: {"base": "nano-start", ...} in config.json. That folder may ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -158,6 +160,23 @@ def _check_dtypes(folder: Path, config: MiniCPMVConfig, tensors: dict[str, torch
 
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A checksum of named weights, from the first 64 numbers of each.
+
+    They are rounded to bfloat16, so weights that were stored in 16 bits are the same in 32.
+
+    Example:
+        >>> a, b = torch.zeros(3), torch.ones(3)
+        >>> fingerprint({"a": a, "b": b}) == fingerprint({"b": b.half(), "a": a}) != fingerprint({"a": b, "b": a})
+        True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().flatten()[:64].bfloat16().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_checkpoint(

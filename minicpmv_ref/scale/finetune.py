@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ..inputs.checkpoint import INDEX, WEIGHTS
+from ..inputs.checkpoint import INDEX, WEIGHTS, fingerprint
 from ..inputs.checks import LIMITS, check_int, check_number, check_type
 from ..inputs.published import CONFIG
 from ..learn.evaluate import answers, share_of_words
@@ -270,10 +270,12 @@ def train_on(
         processor = Processor.from_pretrained(checkpoint)
         options = {"root": root, "processor": processor, "strict": recipe.strict}
         records, tests, marks = _read_both(data, held_out, report, **options)
-        settings = {"from": os.fspath(checkpoint), **marks} | ({} if recipe.lora is None else {"lora": recipe.lora})
+        model, optimizer = MiniCPMV.from_pretrained(checkpoint), None
+        base = {"from": os.fspath(checkpoint), "weights": fingerprint(dict(model.named_parameters()))}
+        settings = base | marks | ({} if recipe.lora is None else {"lora": recipe.lora})
         if result := _result_of(out, settings_of(recipe.stage, recipe.seed, settings), first, report):
             return result
-        model, optimizer = MiniCPMV.from_pretrained(checkpoint).float().to(machine.device), None
+        model = model.float().to(machine.device)
         words = words_right(model, processor, tests) if tests and first else None
         if recipe.lora is not None:
             from .lora import add_lora, lora_optimizer  # peft takes seconds to import

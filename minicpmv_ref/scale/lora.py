@@ -14,7 +14,6 @@ files, imports what the settings name, takes a missing tensor with a warning, an
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..inputs.checkpoint import fingerprint
 from ..inputs.checks import (
     check_choice,
     check_int,
@@ -293,19 +293,12 @@ def _base(model: MiniCPMV) -> str:
 
 
 def _fingerprint(model: MiniCPMV) -> str:
-    """A checksum of the base's weights, from the first numbers of each tensor.
-
-    They are rounded to bfloat16, so a base that was stored in 16 bits is the same in 32.
-    """
+    """That of the base, without adapters."""
     plain = {}
     for name, parameter in model.named_parameters():
         if "lora_" not in name and ".modules_to_save." not in name:
             plain[name.replace(".base_layer", "").replace(".original_module", "")] = parameter
-    digest = hashlib.sha256()
-    for name in sorted(plain):
-        digest.update(name.encode())
-        digest.update(plain[name].detach().flatten()[:64].bfloat16().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint(plain)
 
 
 def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
@@ -340,7 +333,7 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
         metadata = file.metadata() or {}
         if metadata.get("base", _base(model)) != _base(model):
             raise ValueError(f"{where} was trained on a model with another config")
-        if metadata.get("base_weights", fingerprint := _fingerprint(model)) != fingerprint:
+        if metadata.get("base_weights", ours := _fingerprint(model)) != ours:
             raise ValueError(f"{where} was trained on other weights; was it merged into this model before?")
         of_peft = "settings" not in metadata and "embed_tokens" in (settings.modules_to_save or ())
         if of_peft and model.config.llm.tie_word_embeddings:  # see _check_one_table

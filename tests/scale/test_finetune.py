@@ -436,6 +436,15 @@ def test_the_same_command_again_says_that_it_is_done(files, checkpoint, tmp_path
         assert command(files, checkpoint, out, *options, *other) == 1
         error = capsys.readouterr().err
         assert f"{out} holds a checkpoint already; write somewhere else" in error and words in error
+    base = MiniCPMV.from_pretrained(checkpoint)  # the folder is still there, with other weights
+    with torch.no_grad():
+        base.resampler.proj += 1
+    base.save_pretrained(other := tmp_path / "other")
+    kept = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert command(files, checkpoint, out, *options) == 1
+    assert "weights has changed" in capsys.readouterr().err
+    (checkpoint / "model.safetensors").write_bytes(kept)
     (out / "tokenizer_config.json").write_text("{}")
     assert command(files, checkpoint, out, *options) == 1
     assert "'tokenizer_config.json' is not what was written" in capsys.readouterr().err
