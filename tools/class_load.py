@@ -66,7 +66,8 @@ class Learner:
     async def open_lesson(self, cells: list[str], slider: str):
         for code in [*cells, f"_c = _.controls['{slider}']; print(_c.comm.comm_id, _c.min, _c.max)"]:
             published = await self.ask("execute_request", {"code": code, "silent": False, "store_history": True})
-        self.slider, low, high = next(m for m in published if m["msg_type"] == "stream")["content"]["text"].split()
+        printed = "".join(m["content"]["text"] for m in published if m["msg_type"] == "stream")
+        self.slider, low, high = printed.split()
         self.values = cycle([*range(int(low) + 1, int(high) + 1), int(low)])  # a panel may begin at the first
 
     async def move(self, pause: float, end: float) -> list[float]:
