@@ -51,14 +51,16 @@ def ratios(name: str, *keys: str, **wanted: str) -> str:
 
 def speed() -> str:
     vision = {dtype: ratios("vision", "best peer / ours", dtype=dtype) for dtype in ("float32", "bfloat16")}
-    decoding, dpo = ratios("decode", "64", "128", "512", LLM="nano"), ratios("dpo", "wall")
+    decoding = {size: ratios("decode", "64", "128", "512", LLM=size) for size in ("nano", "768 x 12")}
     q4_k = ratios("kquant", "ours / C", "ours / C, importance", kind="Q4_K")
+    others = [row["wall"] for row in published("train")["rows"] if not row["training"].startswith("ours")]
     return (
         f"In short, on one CPU: slicing and normalizing {ratios('preprocess', 'ours / transformers')} times as fast as "
-        f"transformers, the ViT {vision['float32']} in float32 and {vision['bfloat16']} in bfloat16, the resampler "
-        f"{ratios('resampler', 'official / fold')} (the official one), packing "
-        f"{ratios('packing', 'ours / best peer')}, DPO {dpo} (TRL), decoding at nano size {decoding}, "
-        f"Q4_K {q4_k} (ggml's C, one thread)."
+        f"transformers ({ratios('preprocess', 'ours / torchvision')} with torchvision), the ViT {vision['float32']} in "
+        f"float32 and {vision['bfloat16']} in bfloat16, the resampler {ratios('resampler', 'official / fold')} (the "
+        f"official one), packing {ratios('packing', 'ours / best peer')}, a whole training {min(others):.2f} (the best "
+        f"loop around transformers), DPO {ratios('dpo', 'wall')} (TRL), decoding {decoding['nano']} at nano size and "
+        f"{decoding['768 x 12']} at 0.1 billion parameters, Q4_K {q4_k} (ggml's C, one thread)."
     )
 
 

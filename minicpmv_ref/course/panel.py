@@ -162,7 +162,8 @@ class Panel(widgets.VBox):
 
     def _draw_ahead(self, values, shown):
         if shown == self.picture_box.value:  # else somebody moved on, and comes first
-            self.draw(**values)
+            with suppress(Exception):  # is shown to whoever gets there
+                self.draw(**values)
 
     def _touched(self):
         event = self.picture_box.touched

@@ -1,7 +1,7 @@
 """The language model once more, as small and quick as it gets: a decoder of its own, with plain or quantized weights.
 
 `Runtime` is a MiniCPMV whose LLM is a `Decoder`. In float it gives the answers of MiniCPMV.generate; with little to
-compute (small models, one conversation) it is more than twice as fast, because it does less around the same products:
+compute (small models, one conversation) it is about twice as fast, because it does less around the same products:
 three matrices become one, two become one, the KV cache is there before the tokens come, and a matrix meets a single
 token as fast as memory delivers it. With a quantization mixture, weights stay in their blocks and are unpacked a few
 rows at a time, each time they are used: that shows how little memory an answer takes, and what quantization does to it.

@@ -11,7 +11,7 @@ from minicpmv_ref.counts import Workload, flops_by_part
 from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import clip_frames, frame_groups
 
-from .canvas import RESULTS, WIDTH, Canvas, load_sample, preview
+from .canvas import RESULTS, WIDTH, Canvas, load_preview, load_sample
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PURPLE, RED, SKY, YELLOW
 
 VERSIONS = ("2.0", "2.5", "2.6", "4.5", "4.6", "4.6, 4x")
@@ -199,7 +199,7 @@ def canvas_positions(picture: str, most: int, view: int, overview: bool = True) 
 
     step = min(400 / (cols + 2), 372 / (rows + 2))
     left, top = 8 + step, 4 + step
-    canvas.image(left, top, cols * step, rows * step, preview(image, 500))
+    canvas.image(left, top, cols * step, rows * step, load_preview(picture, 500))
     across, down = prompt.slices or (1, 1)
     canvas.mesh((left, top, cols * step, rows * step), across, down, YELLOW, 3, border=True)
     center = lambda place: (left + (place[1] + 0.5) * step, top + (place[0] + 0.5) * step)  # noqa: E731

@@ -104,7 +104,7 @@ def all_systems(size, image: Image.Image, asked: str = "1 picture") -> Canvas:
     canvas = Canvas()
     canvas.scale = 1  # many small photos: larger, it would fill half of the notebook's file
     canvas.facts = {system: seen_by(system, size, asked) for system in SYSTEMS}
-    image = preview(image, 320)  # each is drawn smaller than that
+    image = preview(image, 200)  # each is drawn smaller than that
     there = [seen.plan for seen in canvas.facts.values() if seen]
     most = max(made.visual_tokens for made in there), max(made.pixels_seen for made in there)
     for number, (system, seen) in enumerate(canvas.facts.items()):

@@ -20,6 +20,8 @@ class World(Panel):
         brush: (color, shape) to draw with.
     """
 
+    slow = True
+
     def __init__(self, kind="caption", seed=17, view=1, words=False, things=None, brush=("red", "star")):
         self._things, self._brush = things, brush
         super().__init__(
