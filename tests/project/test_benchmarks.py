@@ -53,10 +53,12 @@ def test_a_changed_figure_changes_the_pages(tmp_path, monkeypatch):
     page, readme = (path.read_text(encoding="utf-8") for path in (figures.PAGE, figures.README))
     assert figures.page(page) == page and figures.readme(readme) == readme
     found = published("dpo")
+    old, cpu = found["rows"][2]["wall"], found["rows"][2]["CPU"]
+    least, _, most = figures.ratios("dpo", "wall").split()
     found["rows"][2]["wall"] = 9.99
     (tmp_path / "dpo.json").write_text(json.dumps(found))
-    assert figures.page(page) == page.replace("3.10 (2.86)", "9.99 (2.86)") != page
-    assert figures.readme(readme) == readme.replace("DPO 1.6 to 3.1", "DPO 1.6 to 10.0") != readme
+    assert figures.page(page) == page.replace(f"{old:.2f} ({cpu:.2f})", f"9.99 ({cpu:.2f})") != page
+    assert figures.readme(readme) == readme.replace(f"DPO {least} to {most}", f"DPO {least} to 10.0") != readme
 
 
 def test_a_page_without_its_markers_is_refused():
