@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 from operator import index
 
@@ -234,6 +235,23 @@ def check_precision(learning: Iterable) -> list:
     return learning
 
 
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Put `where` before the message of a TypeError, ValueError or OSError that is raised inside.
+
+    Example:
+        >>> with placed("pair 3: "):
+        ...     check_int("size", 0)
+        Traceback (most recent call last):
+        ValueError: pair 3: size must be an integer of at least 1, got 0
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        kind = next(kind for kind in (WrongType, ValueError, OSError) if isinstance(error, kind))
+        raise kind(f"{where}{error}") from error
+
+
 def located(many: bool, work: Callable, items: Iterable) -> list:
     """Work on conversations one after the other; an error says which of them it is about, if there may be many.
 
@@ -255,13 +273,8 @@ def located(many: bool, work: Callable, items: Iterable) -> list:
     """
     made = []
     for number, item in enumerate(items):
-        try:
+        with placed(f"conversation {number}: ") if many else nullcontext():
             made.append(work(item))
-        except (ValueError, OSError) as error:
-            if not many:
-                raise
-            kind = next(kind for kind in (WrongType, ValueError, OSError) if isinstance(error, kind))
-            raise kind(f"conversation {number}: {error}") from error
     return made
 
 

@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from ..inputs.checks import WrongType, check_int, check_list, check_number, check_precision, check_type, shown
+from ..inputs.checks import WrongType, check_int, check_list, check_number, check_precision, check_type, placed, shown
 from ..model import MiniCPMV
 from ..processor import Batch, Processor
 from .evaluate import check_model
@@ -185,10 +185,8 @@ def prepare(model: MiniCPMV, processor: Processor, pairs: Iterable[Pair]) -> lis
     for number, pair in enumerate(check_type("pairs", pairs, Iterable)):
         _check_pair(number, pair)
         chats = [[*pair.prompt, {"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
-        try:
+        with placed(f"pair {number}, "):
             batch = processor(chats)
-        except ValueError as error:
-            raise (WrongType if isinstance(error, TypeError) else ValueError)(f"pair {number}, {error}") from error
         views = batch.images[0], batch.patch_grids[0]
         key = _content(*views)  # not the prompt object: the caller may change and reuse it
         batch = batch.to(model.llm.device)

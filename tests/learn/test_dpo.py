@@ -403,6 +403,15 @@ def test_what_is_no_pair_is_refused_by_its_number(models, processors, pair, mess
         prepare(models["2.6"], processors["2.6"], iter([pair]))
 
 
+def test_a_file_that_cannot_be_read_is_refused_by_the_number_of_its_pair(models, processors, monkeypatch):
+    def gone(*arguments):
+        raise FileNotFoundError("gone.png is not there")
+
+    monkeypatch.setattr(type(processors["2.6"]), "_write", gone)
+    with pytest.raises(OSError, match=r"^pair 0, conversation 0: gone\.png is not there"):
+        prepare(models["2.6"], processors["2.6"], [Pair(ask("Hi"), "yes", "no")])
+
+
 def test_what_is_no_model_and_no_list_is_refused(models, processors):
     for arguments, message in (
         ((None, processors["2.6"], []), "model must be MiniCPMV"),
