@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median  # noqa: F401  for the experiments
 
 from tqdm.auto import tqdm
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from statistics import median
 
 from minicpmv_ref import plan_slices
 
-from ._frame import CONFIRMED, REFUTED, Claim, Finding, median, median_interval
+from ._frame import CONFIRMED, REFUTED, Claim, Finding, median_interval
 from ._sizes import SIZES
 
 CLAIM = Claim(

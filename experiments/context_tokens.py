@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import median
 
 from minicpmv_ref import peers, plan_slices
 from minicpmv_ref.prompt import image_layout
 
-from ._frame import CONFIRMED, REFUTED, Claim, Finding, median
+from ._frame import CONFIRMED, REFUTED, Claim, Finding
 from ._sizes import SIZES
 
 CLAIM = Claim(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import median
 
 from PIL import Image
 
@@ -10,7 +11,7 @@ from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.deploy.sequence import measure, missing
 from minicpmv_ref.scale.profiles import larger
 
-from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median
+from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding
 
 CLAIM = Claim(
     title="ViT first, then the LLM: less memory",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from statistics import median
 
 import torch
 
@@ -13,7 +14,7 @@ from minicpmv_ref.toy.data import draw
 
 from ._arms import checkpoint, processor_of
 from ._fair import assert_same_training
-from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Claim, Finding, median, median_interval
+from ._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Claim, Finding, median_interval
 
 CLAIM = Claim(
     title="Packing against padding, end to end",

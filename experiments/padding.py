@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 
 from minicpmv_ref.learn.packing import pack
 
 from ._fair import draw_length
-from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median, median_interval
+from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median_interval
 
 CLAIM = Claim(
     title="Packing makes pre-training 2 to 3 times faster",

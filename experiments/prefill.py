@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 from minicpmv_ref import plan_slices
 from minicpmv_ref.config import nano, v2_5
 
-from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median, median_interval
+from ._frame import CONFIRMED, NOT_CONFIRMED, Claim, Finding, median_interval
 
 CLAIM = Claim(
     title="With the ViT on an NPU, the prefill is the bottleneck",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from minicpmv_ref import plan_slices, v2_5, v2_6
 
-from ._frame import CONFIRMED, REFUTED, Claim, Finding, median
+from ._frame import CONFIRMED, REFUTED, Claim, Finding
 from ._sizes import SIZES
 
 CLAIM = Claim(

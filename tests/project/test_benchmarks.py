@@ -61,6 +61,17 @@ def test_a_changed_figure_changes_the_pages(tmp_path, monkeypatch):
     assert figures.readme(readme) == readme.replace(f"DPO {least} to {most}", f"DPO {least} to 10.0") != readme
 
 
+def test_the_words_about_a_whole_training_are_those_of_its_result():
+    result, page = published("train"), " ".join(figures.PAGE.read_text(encoding="utf-8").split())
+    tried = result["tried"]
+    padded, flat = (
+        tried[f"Trainer, our ViT, {kind}, 1 x 32"] / tried["ours, 1 x 32"] for kind in ("padded", "padding-free")
+    )
+    assert f"takes {padded:.1f} times our time with padded batches and {flat:.1f} times with one row" in page
+    others = [row["wall"] for row in result["rows"] if not row["training"].startswith("ours")]
+    assert 1.1 < max(others) < 1.15 and "gets within 15 %" in page
+
+
 def test_a_page_without_its_markers_is_refused():
     with pytest.raises(ValueError):
         figures.between_markers("no markers", "vision", "")

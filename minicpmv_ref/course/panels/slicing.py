@@ -36,9 +36,9 @@ class _AnyPicture(Panel):
         self.on(self._upload, self._take_upload)
 
     def changed(self, name):
-        self.picked = None
         if name != "picture":
-            return self.redraw()
+            return super().changed(name)
+        self.picked = None
         chosen = self.controls["picture"].value
         if chosen not in self._pictures:
             self._pictures[chosen] = _open_sample(chosen)
@@ -160,7 +160,8 @@ class PaperAgainstCode(Panel):
     def describe(self, width, height):
         case, paper, code = (self.facts[name] for name in ("case", "paper", "code"))
         scores = [partition_score((width, height), grid) for grid in (paper, code)]
-        tie, ideal = math.isclose(*scores, abs_tol=1e-9), math.ceil(width * height / 448**2)
+        tie = math.isclose(*scores, abs_tol=1e-9)
+        ideal = math.ceil(width * height / SliceConfig().scale_resolution ** 2)
         why = {
             "same": "They agree.",
             "paper": "The code never cuts a picture with N = 1.",
