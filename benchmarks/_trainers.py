@@ -7,6 +7,7 @@ released or ours. `with_trainer` and `with_accelerate` train with it, or with ou
 from __future__ import annotations
 
 import copy
+import tempfile
 from functools import partial
 from itertools import islice
 
@@ -151,7 +152,7 @@ def with_trainer(*common, parts: int) -> list[float]:
     wrapped, optimizer, schedule, samples, collator = parts_of(*common)
     stage, args = common[2], common[4]
     settings = TrainingArguments(
-        output_dir="unused",
+        output_dir=tempfile.gettempdir(),  # nothing is written, but it makes the folder
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch // parts,
         gradient_accumulation_steps=parts,

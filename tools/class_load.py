@@ -28,14 +28,10 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from minicpmv_ref.commands.course import CONNECTION  # noqa: E402
-
 MOVED = {"01": ("SlicingPlayground", "width"), "04": ("AnswerAttention", "token")}  # lesson: panel, slider
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # as docs/server/jupyterhub_config.py sets them
 WORDS = "--no-browser --allow-root --IdentityProvider.token= --ServerApp.disable_check_xsrf=True"
-WORDS += f" --ServerApp.kernel_websocket_connection_class={CONNECTION}"  # as start.py
+WORDS += " --ServerApp.kernel_websocket_connection_class=minicpmv_ref.commands.websocket.SendsAtOnce"  # as start.py
 SECONDS = 20  # of each measurement
 
 
