@@ -357,8 +357,7 @@ ENGINES = {
 
 # What is handed over to them -> the test that shows it, below tests/.
 HAND_OVER = {
-    "one process and two under torchrun (gloo): equal curves and weights, sharded or not": "scale/test_parallel",
-    "four processes": "",
+    "one process, two and four under torchrun (gloo): equal curves and weights, sharded or not": "scale/test_parallel",
     "several machines, NCCL": "",
     "weights: `transformers` reads the LLM of a folder, with equal logits": "inputs/test_checkpoint",
     "weights: llama.cpp reads both GGUF files, with equal logits": "deploy/test_llamacpp",

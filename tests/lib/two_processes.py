@@ -1,4 +1,4 @@
-"""What test_parallel.py starts twice. Each scenario trains a little; the first process writes what came out.
+"""What test_parallel.py starts in several processes. Each scenario trains a little; what came out is written.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 tests/lib/two_processes.py FOLDER SCENARIO...
 """
@@ -43,6 +43,7 @@ SCENARIOS = {  # stage, what is different
     "first half, frozen": ("stage-3", {"until": 2}),
     "second half, frozen": ("stage-3", {"done": 2}),
     "first half, shard": ("stage-3", {"until": 2, "shard": True, "micro_batches": 2}),
+    "four, shard": ("stage-3", {"until": 2, "shard": True}),
     "second half, shard": ("stage-3", {"done": 2, "shard": True}),
 }
 

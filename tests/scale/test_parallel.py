@@ -1,4 +1,4 @@
-"""Two processes against one: the same samples, the same curve, the same weights; and there really are two."""
+"""Two and four processes against one: the same samples, curve and weights; and there really are so many."""
 
 import importlib.util
 import json
@@ -33,6 +33,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # --multi_gpu is the option that starts torchrun; it takes CPUs, too.
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 TOGETHER = ["first half", "micro-batches", "contrast", "text", "first half, shard", "second half, shard"]
+IN_FOUR = {"first half": "first half", "four, shard": "first half, frozen"}  # and what one process plays
 NUMBERS = {
     "gradient": 1e-5,
     "loss": 1e-5,
@@ -53,8 +54,8 @@ Path(sys.argv[1], f"{processes.rank}.json").write_text(json.dumps(told))
 """
 
 
-def launch(command: list[str], script: Path, folder: Path, *scenarios: str) -> list[dict]:
-    """Start a script twice; what each process wrote."""
+def launch(command: list[str], script: Path, folder: Path, *scenarios: str, processes: int = 2) -> list[dict]:
+    """Start a script in several processes; what each of them wrote."""
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this build of torch has no gloo")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -66,7 +67,7 @@ def launch(command: list[str], script: Path, folder: Path, *scenarios: str) -> l
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +119,31 @@ def test_they_listen_on_the_loopback_device_only(two):
         assert two[0]["listening"]
 
 
-def test_all_ports_are_on_the_loopback_device_if_they_meet_at_a_file(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """What four processes do that meet at a file."""
+    command = ["torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+        return launch(
+            [*command, "--nproc-per-node", "4"], SCRIPT, tmp_path_factory.mktemp("four"), *IN_FOUR, processes=4
+        )
+
+
+def test_all_ports_are_on_the_loopback_device_if_they_meet_at_a_file(four):
     """Those of torchrun, too."""
     if sys.platform != "linux":
         pytest.skip("asks /proc who listens where")
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    command = ["torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
-    for told in launch([*command, "--nproc-per-node", "2"], SCRIPT, tmp_path):
-        assert told["processes"] == [2.0] and told["torchrun"] == []
+    for told in four:
+        assert told["processes"] == [4.0] and told["torchrun"] == []
         assert told["listening"] and set(told["listening"]) == {"0100007F"}
+
+
+@pytest.mark.parametrize("name", IN_FOUR)
+def test_four_processes_have_the_curve_of_one(four, one, name):
+    assert sorted(number for told in four for number in told[name]["seen"]) == list(range(2 * 5))
+    for told in four:
+        same(told[name], one(IN_FOUR[name]))
 
 
 @pytest.mark.parametrize("port", [None, "x", "0", "65536"])
