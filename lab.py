@@ -97,6 +97,13 @@ def ready_python(bundle=None):
         stamp = read_stamp()  # again: somebody else may just have installed everything
         if stamp == stamp_key() and python.exists():
             return python
+        owned = VENV if VENV.exists() else ROOT
+        if not os.access(owned, os.W_OK):
+            raise SetupError(
+                f"you may not write in {owned}, and its packages are incomplete, old, or for another Python than "
+                f"this {python_version()}.\nWho installed the course can run `python3 lab.py check` there; or copy "
+                "its folder, without .venv, to a place of your own, and start it there."
+            )
         if bundle:
             check_bundle(bundle)
         if stamp == UNFINISHED or not usable(python):

@@ -47,7 +47,8 @@ class Learner:
                 reply = await AsyncHTTPClient().fetch(url, method="POST", body=body, request_timeout=300)
             except OSError:  # it is not up yet
                 await asyncio.sleep(0.5)
-        self.socket = await websocket_connect(f"ws{url[4:]}/{json.loads(reply.body)['id']}/channels")
+        channels = f"ws{url[4:]}/{json.loads(reply.body)['id']}/channels"
+        self.socket = await websocket_connect(channels, connect_timeout=300)
 
     async def ask(self, kind: str, content: dict) -> list[dict]:
         """Send a message; what the kernel publishes until it has handled it."""

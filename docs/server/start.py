@@ -1,7 +1,7 @@
 """What JupyterHub starts for a learner: a server in the learner's own copy of the course, which is made once.
 
-The course itself is read only and belongs to whoever set it up. The copy has all but the packages, about 40 MB, so that
-everything works as on a laptop: links, solved exercises, what a lesson trains and saves.
+The course itself is read only and belongs to whoever set it up. The copy has all but the packages, to which it links:
+about 40 MB, so that everything works as on a laptop: links, solved exercises, what a lesson trains and saves, lab.py.
 """
 
 import os
@@ -21,6 +21,8 @@ if not OWN.exists():
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(COURSE, part, ignore=left_out)
     part.rename(OWN)
+if not os.path.lexists(OWN / ".venv"):
+    (OWN / ".venv").symlink_to(COURSE / ".venv")  # else lab.py would install the packages once more
 os.chdir(OWN)
 sys.path.insert(0, str(OWN))
 
@@ -29,5 +31,5 @@ from minicpmv_ref.commands import course  # noqa: E402
 course.renew_copies(OWN / "notebooks", course.LANGUAGES[0])
 os.environ.update(course.kernel_environment())
 words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}"]
-words += [f"--ServerApp.kernel_websocket_connection_class={course.CONNECTION}", *sys.argv[1:]]
+words += [f"--{name}={value}" for name, value in course.SERVER.items()] + sys.argv[1:]
 os.execv(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", *words])

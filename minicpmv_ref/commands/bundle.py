@@ -10,16 +10,15 @@ import sys
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..inputs.checks import printable
-from .common import ROOT, CommandError, need
+from .common import ROOT, CommandError, digest, need
 
 ASK_ABOVE = 10**9  # bytes
 NO_COPY = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints", "runs"}
-NO_COPY |= {"my_notebooks", "build", "wheels"}
+NO_COPY |= {"my_notebooks", "student_notebooks", "instructor_notebooks", "build", "wheels"}
 SYSTEMS = {  # name -> (what the markers of packages ask for, tags of the wheels that it can run)
     "linux": (
         {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
@@ -234,6 +233,5 @@ def checksums(folder):
     """One line for each file, as `sha256sum -c` reads them."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            lines.append(f"{file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+        lines.append(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n")
     return "".join(lines)

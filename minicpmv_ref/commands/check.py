@@ -12,11 +12,12 @@ import time
 import webbrowser
 from importlib.metadata import PackageNotFoundError, version
 
-from .common import ROOT, CommandError, notebooks_folder
-from .course import free_port
+from .common import ROOT, CommandError, changed_files, notebooks_folder
+from .course import free_port, must_be_yours
 
 LEAST_DISK, LEAST_MEMORY = 1.0, 4.0  # GB: what training writes; JupyterLab, a browser and the largest lesson
 ANSWER = ("data_samples/images/shapes.png", "What color is the triangle?", "green")
+RESTORE = "`git checkout FILE` restores one; without git, copy it from where the course came from."
 FAULTS = (ImportError, OSError, ValueError, RuntimeError)
 
 
@@ -29,7 +30,7 @@ def options(parser):
 
 
 def run(args):
-    parts = [python, cores, memory, disk, packages, browser, port, llama_cpp, nano, lesson]
+    parts = [python, cores, memory, disk, files, packages, browser, port, llama_cpp, nano, lesson]
     problems = []
     for part in parts:
         name = part.__name__.replace("_", ".")
@@ -78,8 +79,25 @@ def disk():
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < LEAST_DISK:
         raise CommandError(f"{free:.1f} GB free where the course is. Make {LEAST_DISK:.0f} GB of room.")
-    with tempfile.TemporaryFile(dir=notebooks_folder()):  # an OSError says what is wrong
-        return f"{free:.0f} GB free, and the folder of the lessons can be written"
+    must_be_yours()
+    with tempfile.TemporaryFile(dir=ROOT):  # an OSError says what is wrong
+        return f"{free:.0f} GB free, and the folder of the course can be written"
+
+
+def files():
+    changed = changed_files()
+    if changed is None:
+        raise Note("nothing is known about how they were: no git, and no list of a bundle")
+    missing = [name for name, there in changed.items() if not there]
+    if missing:
+        raise CommandError(f"missing: {several(missing)}.\n{RESTORE}")
+    if changed:
+        raise Note(f"not as they came: {several(list(changed))}. If that was not your wish:\n{RESTORE}")
+    return "all are as they came"
+
+
+def several(names):
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def packages():

@@ -15,11 +15,25 @@ from pathlib import Path
 
 from ..inputs.files import replacing
 from ..inputs.translated import LANGUAGES, texts, translate
-from .common import ROOT, CommandError, add_language, add_number, kernel_environment, need, notebooks_folder
+from .common import (
+    ROOT,
+    CommandError,
+    add_language,
+    add_number,
+    changed_files,
+    kernel_environment,
+    need,
+    notebooks_folder,
+    say,
+)
 
 COPIES = ROOT / "my_notebooks"  # beside notebooks/, so that every link and path in them stays true; git ignores it
-CONNECTION = "minicpmv_ref.commands.websocket.SendsAtOnce"  # of a kernel with the browser
-PICTURE_BYTES = 2**28  # of a picture that you show to a panel; tornado's own limit of 10 MB closes the connection
+SERVER = {  # how kernels and browsers talk, here and under JupyterHub (docs/server/start.py)
+    # Bytes of a picture that you show to a panel; tornado's own limit of 10 MB closes the connection.
+    "ServerApp.tornado_settings": {"websocket_max_message_size": 2**28},
+    "ServerApp.kernel_websocket_connection_class": "minicpmv_ref.commands.websocket.SendsAtOnce",
+    "KernelManager.transport_encryption": "auto",  # else each kernel warns that it is not encrypted
+}
 
 
 def options(parser):
@@ -36,19 +50,20 @@ def run(args):
     if first is None:
         raise CommandError(f"{folder} holds no notebook whose name starts with 00_")
     need("jupyterlab", "the course")
+    must_be_yours()
     port = free_port(args.port)
     for language in dict.fromkeys([LANGUAGES[0], args.language]):
-        if changed := renew_copies(folder, language):
-            words = f"{changed[0]} --language {language}" if language != LANGUAGES[0] else changed[0]
-            print(
-                f"Newer than your copy: {', '.join(changed)}. "
-                f"`python3 lab.py reset {words}` takes the new lesson and keeps your file beside it."
-            )
+        changed, damaged = renew_copies(folder, language)
+        for what, names in (("Newer than your copy", changed), ("Your copy is damaged", damaged)):
+            if names:
+                words = f"{names[0]} --language {language}" if language != LANGUAGES[0] else names[0]
+                print(
+                    f"{what}: {', '.join(names)}. "
+                    f"`python3 lab.py reset {words}` takes the new lesson and keeps your file beside it."
+                )
+    say_if_changed(lessons(folder).values())
     token = secrets.token_hex(24)
     page = f"/lab/tree/{COPIES.name}/{copy_of(first, args.language).name}"
-    url = f"http://127.0.0.1:{port}{page}?token={token}"
-    print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
-
     os.environ.update(kernel_environment())
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as settings:
         # Answers JupyterLab's first-start question about news, which covers a corner of every notebook.
@@ -57,14 +72,12 @@ def run(args):
         config = {
             "ServerApp.ip": "127.0.0.1",
             "ServerApp.port": port,
-            "ServerApp.port_retries": 0,
+            "ServerApp.port_retries": 0 if args.port else 50,  # others may start at the same moment
             "ServerApp.root_dir": ROOT,
             "ServerApp.open_browser": not args.no_browser,
             "ServerApp.allow_root": True,  # containers run as root; the address is this machine only
             "IdentityProvider.token": token,
-            "ServerApp.tornado_settings": {"websocket_max_message_size": PICTURE_BYTES},
-            "ServerApp.kernel_websocket_connection_class": CONNECTION,
-            "KernelManager.transport_encryption": "auto",  # else each kernel warns that it is not encrypted
+            **SERVER,
             "LabApp.default_url": page,
             "LabApp.app_settings_dir": settings,
             "LabApp.extension_manager": "readonly",  # the other manager asks the package index at start
@@ -73,15 +86,47 @@ def run(args):
         # In this process rather than a new one: the token must not appear in the list of processes.
         from jupyterlab.labapp import LabApp
 
-        LabApp.launch_instance(argv=[f"--{name}={value}" for name, value in config.items()])
+        server = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in config.items()])
+        url = f"http://127.0.0.1:{server.port}{page}?token={token}"
+        print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
+        server.start()
 
 
 # ---- the copies
 
 
+def must_be_yours():
+    """Where the copies are, you can write: a course that somebody else installed may be read only."""
+    place = COPIES if COPIES.exists() else ROOT
+    if not os.access(place, os.W_OK):
+        raise CommandError(
+            f"you may not write in {place}, where your lessons are kept. "
+            f"Copy the whole folder {ROOT} to a place of your own, and start it there."
+        )
+
+
 def lessons(folder):
     """{"03": path of that lesson} of a folder of notebooks."""
-    return {path.name.partition("_")[0]: path for path in sorted(folder.glob("*_*.ipynb"))}
+    found = {}
+    for path in sorted(folder.glob("*_*.ipynb")):
+        other = found.setdefault(path.name.partition("_")[0], path)
+        if other is not path:
+            raise CommandError(
+                f"{other.name} and {path.name} in {folder} begin with the same number: rename one of them"
+            )
+    return found
+
+
+def say_if_changed(originals):
+    """Warn of lessons in which somebody worked, instead of in a copy."""
+    changed = changed_files() or {}
+    for path in originals:
+        name = path.relative_to(ROOT).as_posix()
+        if name in changed:
+            say(
+                f"{name} is not as it came: somebody saved in the lesson itself, and copies are made of it. "
+                f"`git checkout {name}` restores it; without git, copy it from where the course came from."
+            )
 
 
 def copy_of(original, language):
@@ -91,8 +136,11 @@ def copy_of(original, language):
 
 
 def renew_copies(folder, language):
-    """Make the copies that are missing. Returns the lessons that have changed since you changed your copy."""
-    changed = []
+    """Make the copies that are missing.
+
+    Returns the lessons that have changed since you changed your copy, and those whose copy is no notebook any more.
+    """
+    changed, damaged = [], []
     for name, original in lessons(folder).items():
         copy = copy_of(original, language)
         if language != LANGUAGES[0] and copy.name == original.name:
@@ -100,14 +148,17 @@ def renew_copies(folder, language):
         fresh = without_outputs(original, language)
         if copy.exists():
             mine = read_notebook(copy)
-            made_from = mine and mine["metadata"].get("minicpmv_ref")
+            if mine is None:
+                damaged.append(name)
+                continue
+            made_from = mine["metadata"].get("minicpmv_ref")
             if made_from in (None, fresh["metadata"]["minicpmv_ref"]):
                 continue
             if made_from != checksum(mine):
                 changed.append(name)
                 continue
         write_copy(copy, fresh)
-    return changed
+    return changed, damaged
 
 
 def without_outputs(original, language):

@@ -1,7 +1,7 @@
 """`reset`: one lesson as it was before you worked on it."""
 
 from .common import CommandError, add_language, notebooks_folder, say
-from .course import COPIES, copy_of, lessons, without_outputs, write_copy
+from .course import COPIES, copy_of, lessons, say_if_changed, without_outputs, write_copy
 
 
 def options(parser):
@@ -25,6 +25,7 @@ def run(args):
             raise CommandError(f"{copy} cannot be renamed: {error.strerror}") from error
         say(f"Your file is now {COPIES.name}/{kept.name}.")
     write_copy(copy, fresh)
+    say_if_changed([original])
     say(
         f"{COPIES.name}/{copy.name} is as new. Where it is open in JupyterLab: File > Reload Notebook from Disk, then "
         "Kernel > Restart Kernel."

@@ -2,22 +2,21 @@
 
 A code is four characters of a checksum of the exercise and your name. It says that the checker said "correct" on some
 machine to somebody of this name; whoever reads this file can make one up. Kernels note what they see only when they run
-in the folder of the copies, so tests and other projects leave the file alone.
+in the folder of the copies or of the handout for learners, so tests and other projects leave the file alone.
 """
 
 import base64
 import hashlib
 import json
-import re
+import time
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
-from minicpmv_ref.inputs.files import replacing
+from minicpmv_ref.inputs.files import only_one, replacing
 
 FILE = Path(__file__).resolve().parents[2] / "my_notebooks" / "progress.json"
 LONGEST_NAME = 40
-SOLVED = re.compile(r"\s*([^:?]+):((?:[\s,]+\w+-[A-Z2-7]{4})+)\s*")  # Ada: boxes-7QK2 shrink-M3LA
-GUESSED = re.compile(r"\s*([^:?]+)\?\s(.+) \| (\S+) \| (\S+)\s*")  # Ada? tokens of 449 x 448 | 128 | 192
 
 _here = {}  # the name of a kernel that runs elsewhere: told, but not kept
 
@@ -34,7 +33,7 @@ def learner(name: str) -> None:
     name = clean(name)
     _here["name"] = name
     if _kept_here():
-        write({**read(), "name": name})
+        note(lambda kept: {**kept, "name": name})
     print(f"Hello, {name}. Solved exercises print your code from now on.")  # noqa: T201 (as checkers do)
 
 
@@ -57,8 +56,7 @@ def solved(exercise: str) -> str:
     name = _here.get("name")
     if _kept_here():
         try:
-            kept = read()
-            write({**kept, "solved": sorted({*kept.get("solved", []), exercise})})
+            kept = note(lambda kept: {**kept, "solved": sorted({*kept.get("solved", []), exercise})})
         except (OSError, ValueError) as error:
             return f"\n(not noted: {error})"
         name = name or kept.get("name")
@@ -69,34 +67,46 @@ def guessed(question: str, guess: float, truth: float) -> None:
     """Note a guess beside the truth."""
     try:
         if _kept_here() and question:
-            kept = read()
-            write({**kept, "guesses": {**kept.get("guesses", {}), question: [f"{guess:g}", f"{truth:g}"]}})
+            pair = {question: [f"{guess:g}", f"{truth:g}"]}
+            note(lambda kept: {**kept, "guesses": {**kept.get("guesses", {}), **pair}})
     except (OSError, ValueError):
         pass  # `python3 lab.py progress` says what is wrong with the file
 
 
 def _kept_here() -> bool:
-    return Path.cwd() == FILE.parent
+    return Path.cwd() in (FILE.parent, FILE.parent.with_name("student_notebooks"))
 
 
 # ---- the file
 
 
-def read() -> dict:
+def read(file: Path | None = None) -> dict:
     """What was noted, each part optional: {"name": str, "solved": [str], "guesses": {question: [guess, truth]}}."""
-    if not FILE.exists():
+    file = file or FILE
+    if not file.exists():
         return {}
     try:
-        kept = json.loads(FILE.read_text(encoding="utf-8"))
+        kept = json.loads(file.read_text(encoding="utf-8"))
         lines(kept), kept.get("solved", []) + [], {**kept.get("guesses", {})}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{FILE} is damaged ({error}); delete it, and run the cells of your answers again") from error
+        raise ValueError(f"{file} is damaged ({error}); delete it, and run the cells of your answers again") from error
     return kept
+
+
+def note(change) -> dict:
+    """Change what was noted, and return it: kernels of two lessons may do so at the same moment."""
+    FILE.parent.mkdir(exist_ok=True)
+    for _ in range(100):
+        with suppress(BlockingIOError), only_one(FILE.with_name(".progress.lock"), "another kernel writes"):
+            kept = change(read())
+            write(kept)
+            return kept
+        time.sleep(0.02)
+    raise OSError(f"other kernels keep {FILE} busy")
 
 
 def write(kept: dict) -> None:
     """Write all or nothing."""
-    FILE.parent.mkdir(exist_ok=True)
     with replacing(FILE) as (draft,):
         draft.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -113,30 +123,3 @@ def lines(kept: dict) -> list[str]:
     kept_guesses = kept.get("guesses", {}).items()
     guesses = [f"{name}? {question} | {yours} | {truth}" for question, (yours, truth) in kept_guesses]
     return [f"{name}: {' '.join(codes)}", *guesses] if codes else guesses
-
-
-def collect(text: str) -> tuple[dict, dict, list[str]]:
-    """Read what many learners sent.
-
-    Args:
-        text: their lines, in any order, with whatever stands between them.
-
-    Returns:
-        ({name: {exercises}}, {question: (truth, {name: guess})}, sentences about codes that do not fit).
-    """
-    solved, guesses, wrong, spelled = {}, {}, [], {}
-    for line in text.splitlines():
-        if match := SOLVED.fullmatch(line):
-            name = clean(match[1])
-            name = spelled.setdefault(name.casefold(), name)
-            for given in re.split(r"[\s,]+", match[2].strip()):
-                exercise = given.rpartition("-")[0]
-                if given == code(exercise, name):
-                    solved.setdefault(name, set()).add(exercise)
-                else:
-                    wrong.append(f"{given} is not the code of {name}")
-        elif match := GUESSED.fullmatch(line):
-            name = clean(match[1])
-            name = spelled.setdefault(name.casefold(), name)
-            guesses.setdefault(match[2], (match[4], {}))[1][name] = match[3]
-    return solved, guesses, wrong

@@ -1,12 +1,15 @@
 """Completion codes and guesses: what learners see and send, and what a teacher reads out of it."""
 
+import io
 import json
+import sys
+import threading
 
 import pytest
 from places import ROOT
 
 from minicpmv_ref.__main__ import main
-from minicpmv_ref.commands.progress import exercises
+from minicpmv_ref.commands.progress import collect, exercises
 from minicpmv_ref.course import check, draw, progress
 
 
@@ -49,7 +52,7 @@ def test_a_solved_exercise_prints_its_code_and_others_do_not_change(copies, caps
     progress._here.clear()  # a new kernel: the name is in the file
     check.visual_tokens(right_tokens)
     assert line in capsys.readouterr().out
-    assert progress.collect(line) == ({"Ada Lovelace": {"visual_tokens"}}, {}, [])
+    assert collect(line, {"visual_tokens"}) == ({"Ada Lovelace": {"visual_tokens"}}, {}, [])
 
 
 def test_elsewhere_nothing_is_written(copies, tmp_path, monkeypatch, capsys):
@@ -117,9 +120,111 @@ def test_a_damaged_file_is_named_and_stops_no_lesson(text, copies, capsys):
 
 def test_files_without_codes(copies, capsys):
     (copies / "codes.txt").write_text("dear teacher\n")
-    for name, words in (("codes.txt", "has no codes"), ("none.txt", "is no text file"), (".", "is no text file")):
+    (copies / "codes.rtf").write_bytes(b"{\\rtf1 Zo\xeb: boxes-AAAA}")
+    (copies / "progress.json").write_text("{")
+    for name, words in {
+        "codes.txt": "no codes were found",
+        "none.txt": "not read: none.txt: this is no text file",
+        ".": "this is no text file",
+        "codes.rtf": "save it as plain text in UTF-8",
+        "progress.json": "not read: progress.json: it is damaged",
+    }.items():
         assert main(["progress", "--collect", name]) == 1
-        assert words in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert words in said.out + said.err
+
+
+def code(name, exercise):
+    return progress.code(exercise, name)
+
+
+def test_lines_as_mail_and_chats_change_them():
+    ada, ben = code("Ada", "boxes"), code("Ben", "boxes")
+    read = [
+        f"> Ada: {ada}",
+        f"[29.11.26, 10:02:11] Ben: Ben: {ben}",
+        f"\ufeffEve: {code('Eve', 'boxes')}",  # where files were joined
+        f"李雷：{code('李雷', 'boxes')}",
+        f"Bo Li: {code('Bo Li', 'boxes')}",
+        f"{code('Bo Li', 'shrink')}",  # a long line was broken
+        "Thanks, Ben: see you at 10:30!",
+        "[29.11.26, 10:02] Cem: Cem? tokens | 64 | 192",
+        "Ada? tokens | 128 | 192",
+    ]
+    solved, guesses, wrong = collect("\n".join(read), {"boxes", "shrink"})
+    assert wrong == []
+    assert solved == {
+        "Ada": {"boxes"},
+        "Ben": {"boxes"},
+        "Eve": {"boxes"},
+        "李雷": {"boxes"},
+        "Bo Li": {"boxes", "shrink"},
+    }
+    assert guesses == {"tokens": ("192", {"Cem": "64", "Ada": "128"})}
+
+
+def test_what_is_not_read_is_said_and_costs_nobody_else():
+    told = {
+        f"Ada: {code('Ada', 'boxes')} (done!)": "not read: Ada: boxes-",
+        f"ada: {code('ada', 'boxes').lower()}": "not read: ada: boxes-",
+        f"Ada: {code('Ada', 'boxes').replace('-', '–')}": "not read: Ada: boxes–",
+        code("Ada", "boxes"): "(no name stands before it)",
+        f"{'x' * 41}: {code('Ada', 'boxes')}": "(a name has 1 to 40 characters",
+        f"Ada: {code('Ada', 'older')}": "sent by Ada, is of no exercise of this course",
+        "Ada? tokens | 64": "not read: Ada? tokens | 64",
+    }
+    for line, words in told.items():
+        solved, guesses, (wrong,) = collect(f"\n{line}\nBen: {code('Ben', 'boxes')}", {"boxes", "shrink"})
+        assert words in wrong and (solved, guesses) == ({"Ben": {"boxes"}}, {}), line
+    lines = ["Ada? tokens | 1 | 192", "Ben? tokens | 2 | 191", "Cem? tokens | 3 | 192"]
+    assert collect("\n".join(lines), {"boxes"}) == (
+        {},
+        {"tokens": ("192", {"Ada": "1", "Cem": "3"})},
+        ["does not fit: Ben has 191 for the truth of 'tokens', and most have 192"],
+    )
+
+
+def test_files_of_other_systems(copies, capsys):
+    check.learner("Ada")
+    check.visual_tokens(right_tokens)
+    for name, encoding in (("a", "utf-16"), ("b", "utf-8-sig")):
+        (copies / f"{name}.txt").write_text(f"{name}: {code(name, 'boxes')}\n", encoding=encoding)
+    (copies / "c.txt").write_bytes("Zoë: boxes-AAAA".encode("cp1252"))
+    out = said(capsys, "--collect", "a.txt", "b.txt", "c.txt", "progress.json")
+    assert "not read: c.txt: its letters cannot be read" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("     1")] == ["Ada", "a", "b"]
+
+
+def test_a_terminal_without_boxes(copies, monkeypatch):
+    check.visual_tokens(right_tokens)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert main(["progress"]) == 0
+    sys.stdout.flush()
+    assert b"x...   open: boxes" in sys.stdout.buffer.getvalue()
+
+
+def test_two_kernels_note_at_the_same_moment(copies, monkeypatch):
+    """One reads while the other is about to write: it waits, and nothing is lost."""
+    other, write = threading.Thread(target=progress.solved, args=["boxes"]), progress.write
+
+    def slow(kept):
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(0.1)
+        write(kept)
+
+    monkeypatch.setattr(progress, "write", slow)
+    progress.solved("shrink")
+    other.join(10)
+    assert progress.read() == {"solved": ["boxes", "shrink"]}
+    assert [path.name for path in copies.iterdir()] == ["progress.json"]
+
+
+def test_the_handout_of_learners_counts(copies, monkeypatch):
+    (copies.parent / "student_notebooks").mkdir()
+    monkeypatch.chdir(copies.parent / "student_notebooks")
+    check.visual_tokens(right_tokens)
+    assert progress.read() == {"solved": ["visual_tokens"]}
 
 
 def test_every_exercise_is_in_the_table():

@@ -25,7 +25,7 @@ def test_this_machine_is_ready(capsys):
     assert main(["check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     parts = dict(line.split(maxsplit=2)[1:] for line in lines if line.startswith(("ok ", "note ")))
-    assert list(parts) == "python cores memory disk packages browser port llama.cpp nano lesson".split()
+    assert list(parts) == "python cores memory disk files packages browser port llama.cpp nano lesson".split()
     assert "'green'" in parts["nano"] and parts["lesson"].startswith("2 cells of 00_one_picture.ipynb ran")
     assert lines[-1] == "Ready. `python3 lab.py` opens the course; in Chinese: `python3 lab.py --language zh`."
 
@@ -67,7 +67,7 @@ def intel_mac(monkeypatch):
     ],
 )
 def test_what_is_wrong_is_named_with_what_to_do(part, broken, said, monkeypatch, capsys):
-    for name in "python cores memory disk packages browser port llama_cpp nano lesson".split():
+    for name in "python cores memory disk files packages browser port llama_cpp nano lesson".split():
         if name != part:
             stand_in = lambda: "fine"  # noqa: E731
             stand_in.__name__ = name

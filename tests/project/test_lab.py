@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -26,7 +27,7 @@ from tornado.websocket import websocket_connect
 from traitlets import import_item
 
 from minicpmv_ref.__main__ import COMMANDS, main
-from minicpmv_ref.commands import common, course, reset
+from minicpmv_ref.commands import bundle, common, course, reset
 from minicpmv_ref.commands import test as test_command
 from minicpmv_ref.inputs.translated import fingerprint
 
@@ -155,6 +156,16 @@ def test_your_own_environment_is_kept(lab, steps):
     lab.venv_python().touch()
     lab.ready_python()
     assert steps == ["install"]
+
+
+def test_an_environment_of_somebody_else_is_left_alone(lab, steps, monkeypatch, capsys):
+    lab.ready_python()
+    monkeypatch.setattr(lab.os, "access", lambda path, mode: False)
+    assert lab.ready_python() == lab.venv_python()
+    lab.REQUIREMENTS.write_text("a==2\n")
+    assert lab.main([]) == 1
+    assert f"you may not write in {lab.VENV}" in capsys.readouterr().err
+    assert steps == ["make", "install"]
 
 
 def test_an_environment_that_cannot_run_is_not_usable(lab):
@@ -565,8 +576,8 @@ def opened(copy, monkeypatch):
     """A root with two lessons, and what `course` asks JupyterLab for."""
     lesson(copy / "notebooks" / "00_start.ipynb", "1 + 1")
     lesson(copy / "notebooks" / "07b_next.ipynb", "2 + 2")
-    asked = []
-    monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", lambda argv: asked.append(argv))
+    asked, server = [], SimpleNamespace(port=8899, start=lambda: asked[-1].append("started"))
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.initialize_server", lambda argv: asked.append(argv) or server)
     return asked
 
 
@@ -578,7 +589,9 @@ def test_you_work_in_copies_that_are_made_once(copy, opened, capsys):
     mine, original = copy / "my_notebooks", copy / "notebooks"
     before = [path.read_bytes() for path in sorted(original.iterdir())]
     assert main([]) == 0
-    assert "/lab/tree/my_notebooks/00_start.ipynb?token=" in capsys.readouterr().out
+    # The port is the one that the server got: somebody else may have started at the same moment.
+    assert "http://127.0.0.1:8899/lab/tree/my_notebooks/00_start.ipynb?token=" in capsys.readouterr().out
+    assert "--ServerApp.port_retries=50" in opened[0] and opened[0][-1] == "started"
     assert "--LabApp.default_url=/lab/tree/my_notebooks/00_start.ipynb" in opened[0]
     assert sorted(path.name for path in mine.iterdir()) == ["00_start.ipynb", "07b_next.ipynb"]
     assert sources(mine / "00_start.ipynb") == sources(original / "00_start.ipynb")
@@ -631,6 +644,55 @@ def test_reset_keeps_every_old_file(copy, opened, capsys):
     for wrong in ("7b", "00_start", "../notebooks/00"):
         assert main(["reset", wrong]) == 1
         assert "choose one of 00, 07b" in capsys.readouterr().err
+
+
+def test_a_damaged_copy_is_named(copy, opened, capsys):
+    main([])
+    (copy / "my_notebooks" / "07b_next.ipynb").write_bytes(b"")  # the disk was full
+    capsys.readouterr()
+    main([])
+    assert capsys.readouterr().out.startswith(
+        "Your copy is damaged: 07b. `python3 lab.py reset 07b` takes the new lesson"
+    )
+    assert (copy / "my_notebooks" / "07b_next.ipynb").read_bytes() == b""
+
+
+@pytest.mark.parametrize("known_by", ["git", "a bundle"])
+def test_who_saves_in_the_lesson_itself_is_told(known_by, copy, opened, capsys):
+    git = ["git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a"]
+    if known_by == "git":
+        for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+            subprocess.run([*git, *words], check=True)
+    else:
+        (copy / "SHA256SUMS").write_text(bundle.checksums(copy) + "0  wheels/large.whl\n")
+    assert common.changed_files() == {}
+    main([])
+    main(["reset", "00"])
+    assert "not as it came" not in capsys.readouterr().out
+    lesson(copy / "notebooks" / "00_start.ipynb", "my answer")
+    (copy / "minicpmv_ref" / "model.py").unlink()
+    assert common.changed_files() == {"minicpmv_ref/model.py": False, "notebooks/00_start.ipynb": True}
+    for words in ([], ["reset", "00"]):
+        main(words)
+        assert (
+            "notebooks/00_start.ipynb is not as it came: somebody saved in the lesson itself" in capsys.readouterr().out
+        )
+    main(["reset", "07b"])
+    assert "not as it came" not in capsys.readouterr().out
+
+
+def test_two_files_of_one_lesson_are_not_guessed_between(copy, opened, capsys):
+    lesson(copy / "notebooks" / "00_start_mine.ipynb", "1 + 1")
+    for words in ([], ["reset", "00"], ["handout", "student"], ["progress"]):
+        assert main(words) == 1
+        assert "00_start.ipynb and 00_start_mine.ipynb in " in capsys.readouterr().err
+
+
+def test_a_course_that_somebody_else_installed(copy, opened, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copy / "my_notebooks")
+    assert main([]) == 0
+    assert main([]) == 1
+    assert f"you may not write in {copy / 'my_notebooks'}" in capsys.readouterr().err
 
 
 def test_the_chinese_copy_stands_beside_the_english_one(copy, opened, capsys):

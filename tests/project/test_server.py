@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from jupyter_server.serverapp import ServerApp
 from places import ROOT
 from traitlets.config import Config
 
 from minicpmv_ref.commands import course
+from minicpmv_ref.commands.websocket import SendsAtOnce
 
 SERVER = ROOT / "docs" / "server"
 
@@ -40,12 +42,16 @@ def started(tmp_path, monkeypatch):
 
 def test_a_learner_gets_an_own_copy(started):
     own, run = started
-    assert sorted(path.name for path in own.iterdir()) == ["docs", "my_notebooks", "notebooks"]
+    assert sorted(path.name for path in own.iterdir()) == [".venv", "docs", "my_notebooks", "notebooks"]
+    assert (own / ".venv").is_symlink() and (own / ".venv" / "file").exists(), "lab.py installs nothing again"
     assert [path.name for path in (own / "my_notebooks").iterdir()] == ["00_one_picture.ipynb"]
     assert Path.cwd() == own
     assert run[0] == run[1] and run[0][1:3] == ["-m", "jupyterhub.singleuser"]
     assert f"--ServerApp.root_dir={own}" in run[0] and run[0][-1] == "--port=1"
-    assert "--ServerApp.kernel_websocket_connection_class=minicpmv_ref.commands.websocket.SendsAtOnce" in run[0]
+    server = ServerApp()
+    server.parse_command_line(run[0][3:])
+    assert server.tornado_settings["websocket_max_message_size"] == 2**28  # for pictures; else 10 MB
+    assert server.kernel_websocket_connection_class is SendsAtOnce
 
 
 def test_the_configuration():
