@@ -20,7 +20,7 @@ from torch import nn
 
 from .config import MiniCPMVConfig
 from .decoding import SEEDS, check_sampling, decode_answer, decode_stream, next_token  # noqa: F401 (decode_answer is public here)
-from .inputs.checkpoint import read_tensors, write_checkpoint
+from .inputs.checkpoint import read_tensors, without_tied_head, write_checkpoint
 from .inputs.checks import check_int, check_list, check_type, shown
 from .inputs.published import BUNDLED, find_folder, read_config
 from .llm import build_llm
@@ -139,10 +139,7 @@ class MiniCPMV(nn.Module):
 
     def own_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors that a checkpoint holds: `state_dict` without a tied lm_head."""
-        tensors = self.state_dict()
-        if self.config.llm.tie_word_embeddings:
-            del tensors["llm.lm_head.weight"]
-        return tensors
+        return without_tied_head(self.state_dict()) if self.config.llm.tie_word_embeddings else self.state_dict()
 
     def encode_images(self, images: list[torch.Tensor], patch_grids: list[tuple[int, int]]) -> torch.Tensor:
         """Turn views into visual tokens.
@@ -359,7 +356,7 @@ class MiniCPMV(nn.Module):
     def _steps(self, batch, steps, temperature, top_k, top_p, repetition_penalty, seed, visual):
         generator = torch.Generator(batch.input_ids.device).manual_seed(int(seed))
         stops = torch.tensor(batch.stop_ids, device=batch.input_ids.device)
-        mask, positions = F.pad(batch.attention_mask, (0, steps), value=1), batch.position_ids
+        mask, positions = batch.attention_mask, batch.position_ids
         seen = torch.zeros(len(mask), self.config.llm.vocab_size, dtype=torch.bool, device=mask.device)
         running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         step = {"inputs_embeds": self.embed(batch, visual)}
@@ -367,7 +364,7 @@ class MiniCPMV(nn.Module):
         for number in range(steps):
             out = self.llm(
                 **step,
-                attention_mask=mask[:, : number - steps],
+                attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -379,11 +376,12 @@ class MiniCPMV(nn.Module):
             token = next_token(logits, seen, temperature, top_k, top_p, repetition_penalty, generator)
             token = torch.where(running, token, batch.pad_id)
             yield token
-            seen.scatter_(1, token[:, None], True)
+            seen[torch.arange(len(token)), token] = True
             running &= ~torch.isin(token, stops)
             if not running.any():
                 return
             step = {"inputs_embeds": self._look_up(token[:, None])}
+            mask = F.pad(mask, (0, 1), value=1)
             positions = positions[:, -1:] + 1
 
     def chat(self, messages, processor: Processor, stream: bool = False, *, images=None, **options):
@@ -439,8 +437,7 @@ def _check_shapes(batch: Batch, *names: str) -> None:
 def _check_finite(logits: torch.Tensor, asked: torch.Tensor | None, where: str) -> None:
     """Refuse logits (..., V) that are not numbers, for the samples or tokens that are `asked`, a mask (...) or all."""
     # A NaN or +inf anywhere is the largest; a token with -inf is merely impossible, unless all are.
-    most = logits.detach().amax(dim=-1)
-    bad = most - most != 0  # an infinity minus itself is NaN
+    bad = ~logits.detach().amax(dim=-1).isfinite()
     bad = bad if asked is None else bad & asked
     if bad.any():
         sample = int(bad.nonzero()[0, 0])

@@ -14,6 +14,9 @@ from tokenizer_corpus import corpus
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from minicpmv_ref.deploy.gguf_keys import chat_template
+
 VOCAB_SIZE = 1024
 FOLDER = Path(__file__).parents[1] / "data_samples" / "checkpoints" / "nano"
 
@@ -29,12 +32,6 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 NAMED = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
 CONFIG = {
     # The plain class takes tokenizer.json as it is; Qwen2Tokenizer would rebuild it.
@@ -45,7 +42,7 @@ CONFIG = {
     "padding_side": "left",
     # Off, or decoding would turn " ." into "." and the round trip would not be exact.
     "clean_up_tokenization_spaces": False,
-    "chat_template": CHATML,
+    "chat_template": chat_template("2.6"),
 }
 
 

@@ -51,7 +51,8 @@ def export(
 
     What llama.cpp does otherwise than the released code: it cuts every picture into at most 9 slices, stretches a
     picture that it does not cut to a square, gives cut ones a black border instead of stretching them a little, rounds
-    half a patch up (Python rounds to even), writes no image ids, and gives 2.5 two-dimensional positions.
+    half a patch up (Python rounds to even), writes no image ids, gives 2.5 two-dimensional positions, and reads accents
+    that stand apart from their letters as they are (the tokenizer of 2.6 joins them first, NFC).
 
     Args:
         model: a MiniCPMV of version 2.5 or 2.6, in any dtype. Weights are widened to float32 and quantized from there.
@@ -116,12 +117,15 @@ def export(
 
 def _check_runs_in_llama_cpp(config: MiniCPMVConfig) -> None:
     """Refuse what llama.cpp would refuse, abort on, or silently compute otherwise; see clip.cpp, minicpmv.cpp."""
-    vision, resampler = config.vision, config.resampler
+    vision, resampler, side = config.vision, config.resampler, config.slicing.scale_resolution
     problems = {
         "version is 2.0, and it has the vision part of 2.5 and later only": config.version == "2.0",
         f"vision.act is {vision.act}, and it has the tanh GELU only": vision.act != "gelu_tanh",
         "vision.position is interpolate, and it has the table look-up only": vision.position == "interpolate",
         f"vision.table_side is {vision.table_side}, and it counts on 70": vision.table_side != 70,
+        f"scale_resolution {side} is not whole patches of {vision.patch_size} pixels, and it would cut the rest off": (
+            side % vision.patch_size > 0
+        ),
         # Equal widths are its sign of old files, in which the two matrices of the MLP are swapped.
         "vision.mlp_width equals vision.width, and it would swap the MLP's matrices": vision.mlp_width == vision.width,
         f"resampler heads are {resampler.width / resampler.heads:g} wide, and its own are 128": (
@@ -191,15 +195,21 @@ def _encode_rows(name: str, rows: np.ndarray, kind: str) -> np.ndarray:
 
 
 def weights_of(model: nn.Module, sources: Iterable[Source], prefix: str = "") -> dict[str, torch.Tensor]:
-    """The state dict of a model that holds all of these tensors under their own names."""
+    """The state dict of a model that holds these tensors under their own names, and no other ones in the same parts."""
     if hasattr(model, "peer"):
         raise ValueError("llama.cpp knows no other connector, cutting rule or expert: export the model it was made of")
-    state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
-    missing = [source.key for source in sources if source.key not in state]
-    if missing:
+    state, keys = {prefix + key: t for key, t in model.state_dict().items()}, [source.key for source in sources]
+    if missing := [key for key in keys if key not in state]:
         adapters = any("lora_" in key or ".base_layer." in key for key in state)
         hint = ": it has LoRA adapters, so merge_lora first" if adapters else ""
         raise ValueError(f"the model has no tensor {missing[0]}{hint}")
+    parts = {key.partition(".")[0] for key in keys}
+    surplus = {key for key in state if key.partition(".")[0] in parts} - {*keys}
+    head = "llm.lm_head.weight"
+    if head in surplus and torch.equal(state[head], state["llm.model.embed_tokens.weight"]):
+        surplus.remove(head)  # tied: one tensor of the file
+    if surplus:
+        raise ValueError(f"the model has a tensor that its config does not, {min(surplus)}, which would be left out")
     return state
 
 

@@ -79,16 +79,12 @@ PRE_TOKENIZERS = {
     _WORDS.replace("DIGITS", r"\p{N}"): "qwen2",  # each digit by itself: 2.6, nano
     _WORDS.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe",  # 2.5
 }
+ADDED = ("lstrip", "rstrip", "single_word")  # what an added token may ask for
 
 
 def tokenizer_keys(tokenizer, config: MiniCPMVConfig) -> list[Value]:
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    words = _find(data["pre_tokenizer"], "Regex")
-    if data["model"]["type"] != "BPE" or words not in PRE_TOKENIZERS:
-        raise ValueError(
-            f"only byte-level BPE tokenizers that cut text as Qwen2 or Llama 3 do can be exported, got "
-            f"{data['model']['type']} with the cut {words!r}"
-        )
+    words = _words(data)
     tokens = {number: (token, TokenType.NORMAL) for token, number in data["model"]["vocab"].items()}
     for added in data["added_tokens"]:
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
@@ -120,12 +116,33 @@ def tokenizer_keys(tokenizer, config: MiniCPMVConfig) -> list[Value]:
     return [*keys, ("string", "tokenizer.chat_template", chat_template(config.version))]
 
 
-def _find(tree, key: str):
-    """The first value of a key anywhere in a JSON tree."""
-    if isinstance(tree, dict) and key in tree:
-        return tree[key]
-    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return next((found for found in (_find(branch, key) for branch in branches) if found is not None), None)
+def _words(data: dict) -> str:
+    """How a tokenizer.json cuts text into words. Everything else in it must be as llama.cpp has it for that cut."""
+    parts = (data["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
+    words, split = parts[0].get("pattern", {}).get("Regex"), {"behavior": "Isolated", "invert": False}
+    if data["model"]["type"] != "BPE" or words not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"only byte-level BPE tokenizers that cut text as Qwen2 or Llama 3 do can be exported, got "
+            f"{data['model']['type']} with the cut {words!r}"
+        )
+    llama = PRE_TOKENIZERS[words] == "llama-bpe"
+    bytes_alone = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    asked = [
+        f"{name} of its added token {token['content']!r}"
+        for token in data["added_tokens"]
+        for name in ADDED
+        if token[name]
+    ]
+    problems = {
+        "its pre_tokenizer does more than to split and to spell bytes": len(parts) != 2
+        or not (parts[0].items() >= split.items() and parts[1].items() >= bytes_alone.items()),
+        "its normalizer is not NFC": (data["normalizer"] or {}).get("type") not in (None, "NFC"),
+        f"model.ignore_merges is {not llama}": bool(data["model"].get("ignore_merges")) is not llama,
+    }
+    for text, is_so in problems.items() | dict.fromkeys(asked, True).items():
+        if is_so:
+            raise ValueError(f"llama.cpp would read text otherwise than this tokenizer: {text}")
+    return words
 
 
 def chat_template(version: str) -> str:

@@ -105,6 +105,8 @@ def measure(model, processor, image: Image.Image, question: str, max_new_tokens=
     """
     if missing():
         raise OSError(missing())
+    if hasattr(model, "peer") or hasattr(processor, "cutting"):  # see peers/nano.py
+        raise ValueError("a part of this model would be lost: measure the MiniCPMV that it was made of")
     check_type("image", image, Image.Image, what="a PIL image")
     check_type("question", question, str)
     check_type("mapped", mapped, bool, what="True or False")

@@ -162,6 +162,17 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def without_tied_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Take a tied lm_head out of a state dict. One that has become another would be lost, so it is a ValueError."""
+    head, table = tensors.pop("llm.lm_head.weight"), tensors.get("llm.model.embed_tokens.weight")
+    if table is not None and head.data_ptr() != table.data_ptr() and not torch.equal(head, table):
+        raise ValueError(
+            "llm.lm_head is tied to the embeddings by the config, but differs from them and would be lost: "
+            "load_state_dict(..., assign=True) unties them, llm.tie_weights() ties them again"
+        )
+    return tensors
+
+
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """A checksum of named weights, from the first 64 numbers of each.
 

@@ -14,7 +14,14 @@ from ..config import LLMConfig, MiniCPMVConfig, ResamplerConfig, SliceConfig, Vi
 from .checks import LIMITS, check_int, check_list, check_type, printable, shown
 from .files import read_json
 
-CONFIG = "config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+# What a config may switch off in the released code, and what is always on here: cutting, image ids, views in one batch
+# (without it the positions of 2.5 follow each view's own length).
+SWITCHES = {
+    "2.0": {"slice_mode": True},
+    "2.5": {"slice_mode": True, "batch_vision_input": True},
+    "2.6": {"slice_mode": True, "use_image_id": True},
+}
 BUNDLED = Path(__file__).resolve().parents[2] / "data_samples" / "checkpoints"
 
 
@@ -61,9 +68,29 @@ def read_config(folder: Path) -> MiniCPMVConfig:
         raise ValueError(f"{folder} has another connector or cutting rule: minicpmv_ref.peers.load(path) reads it")
     data.pop("base", None)
     try:
-        return MiniCPMVConfig.from_dict(data) if "resampler" in data else config_from_published(data)
+        if "resampler" in data:
+            return MiniCPMVConfig.from_dict(data)
+        config = config_from_published(data)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
+    _check_preprocessor(folder / PREPROCESSOR, config)
+    return config
+
+
+def _check_preprocessor(file: Path, config: MiniCPMVConfig) -> None:
+    """The released processors cut and normalize as this file says, and `chat` stops where it contradicts config.json.
+
+    Source: chat in modeling_minicpmv.py of 2.6; image_processing_minicpmv.py, MiniCPMVImageProcessor.
+    """
+    said = vars(config.slicing) | {"image_feature_size": config.resampler.num_queries}
+    said |= {"norm_mean": [0.5] * 3, "norm_std": [0.5] * 3} | SWITCHES[config.version]
+    given = read_json(file) if file.is_file() else {}
+    for name, value in said.items():
+        if given.get(name) is not None and given[name] != value:
+            raise ValueError(
+                f"{file}: {name} is {shown(given[name])}, but the model of {CONFIG} beside it has {value}: pictures "
+                "would be cut or scaled otherwise than released. Correct one of the two files"
+            )
 
 
 def base_folder(folder: Path) -> Path | None:
@@ -122,6 +149,7 @@ def config_from_published(data: dict) -> MiniCPMVConfig:
             "here: download the model in bfloat16 or float16; `export` quantizes it for llama.cpp"
         )
     try:
+        _check_fixed(data, "", **SWITCHES[version])
         vision = _published_vision(data, preset)
         llm = _published_llm(data, preset)
         resampler = ResamplerConfig(data["query_num"], llm.hidden_size, vision.width, version=version)
@@ -217,4 +245,6 @@ def _check_fixed(given: dict, where: str, **allowed) -> None:
     """Refuse what would change the computation and that none of these models has."""
     for name, value in allowed.items():
         if given.get(name) is not None and given[name] != value:
-            raise ValueError(f"{where}{name} = {shown(given[name])} belongs to none of these models")
+            hint = ": set it to true, and give use_image_id=False in each call of the Processor"
+            hint = hint * (name == "use_image_id")
+            raise ValueError(f"{where}{name} = {shown(given[name])} belongs to none of these models{hint}")

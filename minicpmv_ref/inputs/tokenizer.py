@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +19,7 @@ from .checks import LIMITS, WrongType, check_choice, check_int, check_list, chec
 from .files import read_json, replacing
 from .messages import MARKERS, SLOT
 
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 
 # What the published tokenizer_config.json of each version says; it holds where a folder does not say otherwise.
 SPECIAL = {
@@ -93,7 +94,7 @@ def read_tokenizer(folder: Path, version: str | None = None):
 
     The published folders name a class of their own in tokenizer_config.json; that would run their code, so only the
     data is read: the tokenizer itself and the names of its special tokens. Those that the folder does not name are
-    the version's; special_tokens_map.json, added_tokens.json and generation_config.json are not needed.
+    the version's; special_tokens_map.json and generation_config.json are not needed.
 
     Args:
         folder: with tokenizer.json and, unless the version's special tokens are in it, tokenizer_config.json.
@@ -125,7 +126,50 @@ def read_tokenizer(folder: Path, version: str | None = None):
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(f"{file} is not a tokenizer of MiniCPM-V: {printable(str(error))}") from error
         raise
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **_special_tokens(folder, version, backend))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **_special_tokens(folder, version, backend))
+    _check_listed(folder, tokenizer)
+    return tokenizer
+
+
+def _check_listed(folder: Path, tokenizer) -> None:
+    """Compare the tokens that other files of a folder list with tokenizer.json: `transformers` would add those to it.
+
+    They differ where somebody has added tokens, and tokenizer.json was not written again.
+    """
+    held = {token.content: (str(number), token) for number, token in tokenizer.added_tokens_decoder.items()}
+    for file, listed, number in _listed(folder):
+        about = listed if isinstance(listed, dict) else {"content": listed}
+        content = check_type(f"{file}: an added token", about.get("content"), str)
+        here, own = held.get(content, (None, None))
+        if own is None:
+            what = "does not hold as one"
+        elif number is not None and str(number) != here:
+            what = f"gives the id {here}, not {shown(number)}"
+        elif any(about.get(name, getattr(own, name)) != getattr(own, name) for name in ("lstrip", "rstrip")):
+            what = "lets take other spaces around it"
+        else:
+            continue
+        raise ValueError(
+            f"{file} lists the added token {shown(content)}, which {TOKENIZER} {what}: text with it would be read "
+            "otherwise. Save the tokenizer again, as a fast one"
+        )
+
+
+def _listed(folder: Path) -> Iterator[tuple[Path, object, object]]:
+    """The added tokens that tokenizer_config.json and added_tokens.json list: (file, token, id or None)."""
+    for name in (SETTINGS, ADDED):
+        if not (file := folder / name).is_file():
+            continue
+        data = read_json(file)
+        if name == ADDED:
+            yield from ((file, token, number) for token, number in data.items())
+            continue
+        for key in ("extra_special_tokens", "additional_special_tokens"):  # transformers 5; 4
+            tokens = data.get(key) or []
+            tokens = list(tokens.values()) if isinstance(tokens, dict) else tokens
+            yield from ((file, token, None) for token in check_list(f"{file}: {key}", tokens, str, dict))
+        decoder = check_type(f"{file}: added_tokens_decoder", data.get("added_tokens_decoder") or {}, dict)
+        yield from ((file, token, number) for number, token in decoder.items())
 
 
 def _special_tokens(folder: Path, version: str | None, backend) -> dict[str, str]:

@@ -104,7 +104,7 @@ class VisualExpertLayer(nn.Module):
         self.self_attn = _Attention(width, heads, kv_heads, rope_base)
         self.mlp = nn.ModuleDict({f"{name}_mlp": _MLP(width, mlp_width) for name in ("vision", "language")})
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past=None):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past=None, there=None):
         """One layer.
 
         Args:
@@ -112,11 +112,12 @@ class VisualExpertLayer(nn.Module):
             mask: (B, T), True where the vision expert is used: `expert_mask`.
             positions: (B, T): `expert_position_ids`.
             past: the keys and values that the layer returned for the tokens before, or None.
+            there: (B, all tokens so far), False for padding, at which nobody looks; None: there is none.
 
         Returns:
             (B, T, D), and the keys and values of all tokens so far.
         """
-        seen, past = self.self_attn(self.input_layernorm(x), mask, positions, past)
+        seen, past = self.self_attn(self.input_layernorm(x), mask, positions, past, there)
         x = x + seen
         return x + self.experts(self.post_attention_layernorm(x), mask), past
 
@@ -135,7 +136,7 @@ class _Attention(nn.Module):
         self.language_expert_query_key_value = nn.Linear(width, fused, bias=False)
         self.language_expert_dense = nn.Linear(width, width, bias=False)
 
-    def forward(self, x, mask, positions, past):
+    def forward(self, x, mask, positions, past, there=None):
         fused = by_expert(x, mask, self.vision_expert_query_key_value, self.language_expert_query_key_value)
         fused = rearrange(fused, "b t (h k) -> b h t k", k=self.head_width)
         q, k, v = fused.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
@@ -145,6 +146,7 @@ class _Attention(nn.Module):
         every = [repeat(t, "b g t k -> b (g n) t k", n=self.heads // self.kv_heads) for t in (k, v)]
         # Causal over the order of the tokens, not over their positions: image tokens that share one do not see ahead.
         causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - q.shape[2])
+        causal = causal if there is None else causal & there[:, None, None]
         out = F.scaled_dot_product_attention(q, *every, attn_mask=causal)
         out = rearrange(out, "b h t k -> b t (h k)")
         return by_expert(out, mask, self.vision_expert_dense, self.language_expert_dense), (k, v)

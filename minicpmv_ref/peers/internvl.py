@@ -43,7 +43,7 @@ def tile(image: Image.Image, max_num: int = 12, side: int = 448) -> list[Image.I
     Source: dynamic_preprocess in internvl_chat/internvl/train/dataset.py.
     """
     image, side = to_rgb(image), check_int("side", side, most=MOST_SIDE)
-    columns, rows = tile_grid(image.size, max_num)
+    columns, rows = tile_grid(image.size, max_num, side)
     large = image.resize((columns * side, rows * side))
     tiles = squares(large, side)
     return tiles if len(tiles) == 1 else [*tiles, image.resize((side, side))]

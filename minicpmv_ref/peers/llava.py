@@ -18,7 +18,7 @@ from torch import nn
 from ..inputs.checks import check_int, check_size, shown
 from ..inputs.pictures import to_rgb
 from .shapes import check_tensor
-from .sizes import best_resolution, cap_grid, fit_inside, unpad
+from .sizes import NEXT_CANVASES, best_resolution, cap_grid, fit_inside, unpad
 
 MOST_SIDE = 2048  # of a tile, in pixels
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -95,8 +95,8 @@ def anyres_views(image: Image.Image, side: int = 336, ties: str = "public") -> l
     Source: process_anyres_image in llava/mm_utils.py; LlavaNextImageProcessorPil in transformers.
     """
     image, side = to_rgb(image), check_int("side", side, most=MOST_SIDE)
-    columns, rows = (length // 336 for length in best_resolution(image.size, ties))  # LLaVA-NeXT's canvases
-    width, height = columns * side, rows * side
+    canvases = tuple((width // 336 * side, height // 336 * side) for width, height in NEXT_CANVASES)
+    width, height = best_resolution(image.size, ties, canvases)
     fitted = image.resize(fit_inside(image.size, (width, height)), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (width, height))  # black
     canvas.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))

@@ -144,9 +144,7 @@ def cut(size: tuple[int, int], cfg: SliceConfig, cutting: str) -> SlicePlan:
     view = (cfg.scale_resolution, cfg.scale_resolution)
     if cutting == "padded":
         size = (max(size), max(size))
-    scale = 448 / cfg.scale_resolution  # InternVL's rule counts in tiles of 448 pixels
-    larger = tuple(round(side * scale) for side in size)
-    grid = tile_grid(larger, cfg.max_slice_nums) if cutting == "tiles" else (1, 1)
+    grid = tile_grid(size, cfg.max_slice_nums, cfg.scale_resolution) if cutting == "tiles" else (1, 1)
     if grid == (1, 1):
         return SlicePlan(size, cfg.patch_size, view)
     return SlicePlan(size, cfg.patch_size, view, grid, view)

@@ -197,18 +197,19 @@ def _pad_and_tile(size: Size, canvases: tuple[Size, ...], tile: int, most: int |
 # ---- InternVL-1.5: bend and tile
 
 
-def tile_grid(size: Size, max_num: int = 12) -> Grid:
+def tile_grid(size: Size, max_num: int = 12, side: int = 448) -> Grid:
     """Choose the grid whose shape is nearest the picture's. Its number of tiles does not matter, but for equal shapes.
 
     Args:
         size: (width, height) of the picture in pixels.
         max_num: the most tiles; 12 in training, up to 40 in tests.
+        side: of a tile in pixels; between grids of equal shape it decides.
 
     Returns:
-        (cols, rows). Each tile has 448 x 448 pixels; with more than one, a thumbnail of the whole picture follows.
+        (cols, rows). Each tile has side x side pixels; with more than one, a thumbnail of the whole picture follows.
 
     Raises:
-        TypeError: `size` is not two integers, `max_num` none.
+        TypeError: `size` is not two integers, `max_num` or `side` none.
         ValueError: a side below 1 or above 2^31, a number of tiles below 1 or above 1,000.
 
     Example:
@@ -219,11 +220,11 @@ def tile_grid(size: Size, max_num: int = 12) -> Grid:
         Of equal shapes (1 x 1, 2 x 2, ...) the largest wins that the picture fills by more than half. 640 x 480 has 12
         tiles because 4 x 3 is the only grid of exactly its shape.
     """
-    width, height = check_size(size)
+    (width, height), area = check_size(size), check_int("side", side) ** 2
     best, nearest = (1, 1), math.inf
     for cols, rows in _grids(check_int("max_num", max_num, most=LIMITS["max_slice_nums"])):
         distance = abs(width / height - cols / rows)
-        fills = width * height > 0.5 * 448 * 448 * cols * rows
+        fills = 2 * width * height > area * cols * rows  # the picture has more than half of the grid's pixels
         if distance < nearest or (distance == nearest and fills):
             best, nearest = (cols, rows), distance
     return best

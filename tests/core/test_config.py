@@ -444,6 +444,9 @@ def test_a_vision_config_is_whole(field):
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "weights are quantized"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "download the model in bfloat16"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"slice_mode": False}, "slice_mode = False belongs to none"),
+        ({"use_image_id": False}, "use_image_id = False belongs to none of these models: set it to true, and give"),
+        ({**PUBLISHED["2.5"]["config"], "batch_vision_input": False}, "batch_vision_input = False belongs to none"),
     ],
 )
 def test_what_contradicts_or_is_not_built_is_refused(change, words):

@@ -27,7 +27,7 @@ from minicpmv_ref.deploy.gguf import (
     plan_vision,
     vision_tensors,
 )
-from minicpmv_ref.deploy.gguf_keys import PRE_TOKENIZERS, chat_template
+from minicpmv_ref.deploy.gguf_keys import PRE_TOKENIZERS, chat_template, tokenizer_keys
 from minicpmv_ref.deploy.gguf_reader import read_gguf
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
 from minicpmv_ref.deploy.runtime import Runtime
@@ -422,6 +422,7 @@ def test_a_folder_that_is_a_file(small, tmp_path):
         (dict(vision=dict(mlp_width=32)), "vision.mlp_width equals vision.width"),
         (dict(vision=dict(eps=1e-5)), "vision.eps 1e-05 and resampler.eps 1e-06"),
         (dict(resampler=dict(heads=4)), "resampler heads are 64 wide"),
+        (dict(slicing=dict(scale_resolution=60)), "scale_resolution 60 is not whole patches of 14 pixels"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(change, words, tmp_path):
@@ -470,7 +471,9 @@ def cut(data):
 def test_llama_3_is_known_by_its_cut(tmp_path):
     model, _ = phone_model(version="2.5")
     pattern = TikTokenConverter(None).pattern
-    processor = with_tokenizer(lambda data: cut(data).update(Regex=pattern), model.config)
+    processor = with_tokenizer(
+        lambda data: (cut(data).update(Regex=pattern), data["model"].update(ignore_merges=True)), model.config
+    )
     llm, mmproj = (read_gguf(path).keys for path in export(model, processor, tmp_path))
     assert llm["tokenizer.ggml.pre"] == "llama-bpe"
     assert "tokenizer.ggml.bos_token_id" not in llm, "this tokenizer has none"
@@ -491,6 +494,44 @@ def test_other_tokenizers_are_refused(small, tmp_path):
         export(small[0], with_tokenizer(lambda data: cut(data).update(Regex=r"\w+")), tmp_path)
     with pytest.raises(ValueError, match=r"byte-level BPE.* the cut None"):
         export(small[0], with_tokenizer(lambda data: data.update(pre_tokenizer=None)), tmp_path)
+
+
+def spelled(data):
+    return data["pre_tokenizer"]["pretokenizers"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data["model"].update(ignore_merges=True), "model.ignore_merges is True"),
+        (lambda data: cut(data).update(Regex=TikTokenConverter(None).pattern), "model.ignore_merges is False"),
+        (lambda data: spelled(data)[1].update(add_prefix_space=True), "its pre_tokenizer does more"),
+        (lambda data: spelled(data)[1].update(use_regex=True), "its pre_tokenizer does more"),
+        (lambda data: spelled(data)[0].update(behavior="Removed"), "its pre_tokenizer does more"),
+        (lambda data: spelled(data).append(dict(type="Digits", individual_digits=True)), "its pre_tokenizer does more"),
+        (lambda data: data.update(normalizer={"type": "Lowercase"}), "its normalizer is not NFC"),
+        (lambda data: data["added_tokens"][8].update(rstrip=True), "rstrip of its added token"),
+        (lambda data: data["added_tokens"][8].update(lstrip=True), "lstrip of its added token"),
+        (lambda data: data["added_tokens"][8].update(single_word=True), "single_word of its added token"),
+    ],
+)
+def test_text_that_llama_cpp_would_read_otherwise_is_refused(small, change, words):
+    """llama.cpp 0.5.0 gives other tokens than such a tokenizer: for words that no merges reach, spaces, parts of words."""
+    with pytest.raises(ValueError, match=f"llama.cpp would read text otherwise than this tokenizer: {words}"):
+        tokenizer_keys(with_tokenizer(change).tokenizer, small[0].config)
+
+
+def test_a_head_that_is_tied_no_more_is_not_left_out(tmp_path):
+    """AdamW moves both where `load_state_dict(..., assign=True)` has put two tensors in the place of one."""
+    model, processor = phone_model()
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    Runtime(model)  # two equal ones are one
+    model.llm.lm_head.weight.data[0, 0] += 1
+    with pytest.raises(ValueError, match="lm_head is tied to the embeddings by the config, but differs"):
+        model.save_pretrained(tmp_path)
+    for use in (lambda: export(model, processor, tmp_path), lambda: Runtime(model)):
+        with pytest.raises(ValueError, match=r"a tensor that its config does not, llm\.lm_head\.weight, which"):
+            use()
 
 
 def test_a_tokenizer_larger_than_the_model(tmp_path):

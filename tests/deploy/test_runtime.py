@@ -208,6 +208,18 @@ def test_half_precision(wide):
     assert Runtime(half).llm.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("table", "rest"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_embeddings_of_another_dtype(processors, table, rest):
+    """As merging what the official LoRA script has trained leaves them."""
+    model, batch = tiny_model("2.6"), processors["2.6"](several())
+    model.llm.to(rest).model.embed_tokens.to(table)
+    with torch.no_grad():
+        right, ours = model(batch).logits, Runtime(model)(batch).logits
+    there = batch.attention_mask.bool()
+    error = (ours - right)[there].float().norm() / right[there].float().norm()
+    assert ours.dtype == rest and error < (0.05 if rest == torch.bfloat16 else 1e-5)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_folder(models, processors, quick, version, tmp_path):
     models[version].save_pretrained(tmp_path)

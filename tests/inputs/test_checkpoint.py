@@ -139,6 +139,30 @@ def test_defaults_of_the_published_config_class():
     assert config_from_published(with_bare_numbers).slicing.max_slice_nums == 5
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_preprocessor_config_that_says_otherwise(tmp_path, version):
+    """The released `chat` stops where the two files differ; the released processor cuts as the second one says."""
+    (tmp_path / "config.json").write_text(json.dumps(LAYOUTS[version]["config"]))
+    queries = PRESETS[version].resampler.num_queries
+    good = dict(max_slice_nums=9, scale_resolution=448, patch_size=14, slice_mode=True, image_feature_size=queries)
+    good |= dict(norm_mean=[0.5] * 3, norm_std=[0.5] * 3, im_start="<image>", version=float(version))
+    good |= dict(use_image_id=version == "2.6")
+    bad = dict(max_slice_nums=4, scale_resolution=336, patch_size=16, slice_mode=False, image_feature_size=32)
+    bad |= dict(norm_mean=[0.48, 0.46, 0.41], norm_std=[0.26, 0.26, 0.28])
+    bad |= dict(use_image_id=False) if version == "2.6" else {}
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(good))
+    assert read_config(tmp_path) == PRESETS[version]
+    for name, value in bad.items():
+        file.write_text(json.dumps(good | {name: value}))
+        with pytest.raises(
+            ValueError, match=rf"preprocessor_config\.json: {name} is .*, but the model of config\.json"
+        ):
+            read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS[version].to_dict()))  # ours says all by itself
+    assert read_config(tmp_path) == PRESETS[version]
+
+
 # --- Scaled-down published folders ---------------------------------------------------------------------------------
 
 

@@ -138,6 +138,47 @@ def test_another_tokenizer_needs_its_settings(tmp_path, version):
         assert 2 in processor.stop_ids
 
 
+NEW = dict(content="<new>", lstrip=False, rstrip=False, normalized=False, single_word=False, special=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "words"),
+    [
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"1024": NEW}},
+            "'<new>', which tokenizer.json does not hold",
+        ),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<new>"]}, "'<new>', which tokenizer.json does not hold"),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<new>"]}, "'<new>', which"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"4": NEW | dict(content="<image>", lstrip=True)}},
+            "spaces",
+        ),
+        ("added_tokens.json", {"<new>": 1024}, "'<new>', which tokenizer.json does not hold"),
+    ],
+)
+def test_tokens_that_were_added_beside_an_old_tokenizer_json(tmp_path, file, entry, words):
+    """`transformers` adds them while it reads, so a text with them has other ids there."""
+    folder = write(tmp_path, "2.6", json.loads((BUNDLED / "nano/tokenizer.json").read_text("utf-8")))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    text, ours = "a <new> b <image>", read_tokenizer(folder, "2.6")
+    (folder / file).write_text(
+        json.dumps(({"tokenizer_class": "PreTrainedTokenizerFast"} if "config" in file else {}) | entry)
+    )
+    assert AutoTokenizer.from_pretrained(folder)(text).input_ids != ours(text).input_ids
+    with pytest.raises(ValueError, match=rf"{file} lists the added token .*{words}"):
+        read_tokenizer(folder, "2.6")
+
+
+def test_an_added_token_with_another_id(tmp_path):
+    folder = write(tmp_path, "2.6")
+    (folder / "added_tokens.json").write_text('{"<image>": 5}')
+    with pytest.raises(ValueError, match=r"'<image>', which tokenizer\.json gives the id \d+, not 5"):
+        read_tokenizer(folder, "2.6")
+
+
 def test_nano_without_its_settings_is_the_same(tmp_path):
     write(tmp_path, "2.6", json.loads((BUNDLED / "nano/tokenizer.json").read_text("utf-8")))
     bare, nano_s = Processor.from_pretrained(tmp_path), Processor.from_pretrained("nano")

@@ -80,22 +80,24 @@ def test_merge_is_transformers(which):
     assert which == "next" or shrunk > 10
 
 
-def test_views_are_transformers():
+WIDE = [(640, 480), (200, 1000), (1000, 200), (123, 456), (700, 701), (37, 30), (480, 640)]
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(336, WIDE), (48, [(48, 49), (60, 61), (90, 130), (30, 99)])])
+def test_views_are_transformers(side, sizes):
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
     rng = np.random.default_rng(1)
+    one = {"height": side, "width": side}
+    grids = [[rows * side, cols * side] for rows, cols in [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]]
     theirs = LlavaNextImageProcessorPil(
-        do_normalize=False,
-        do_rescale=False,
-        size={"height": 336, "width": 336},
-        crop_size={"height": 336, "width": 336},
+        do_normalize=False, do_rescale=False, size=one, crop_size=one, image_grid_pinpoints=grids
     )
-    for size in [(640, 480), (200, 1000), (1000, 200), (123, 456), (700, 701), (37, 30), (480, 640)]:
+    for size in sizes:
         picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
         pixels = np.asarray(theirs(picture, return_tensors="np")["pixel_values"][0])
-        ours = np.stack(
-            [np.asarray(view).transpose(2, 0, 1) for view in llava.anyres_views(picture, ties="transformers")]
-        )
+        views = llava.anyres_views(picture, side, ties="transformers")
+        ours = np.stack([np.asarray(view).transpose(2, 0, 1) for view in views])
         assert pixels.shape == ours.shape, size
         assert np.abs(pixels.astype(int) - ours.astype(int)).max() == 0, size
 
@@ -200,6 +202,7 @@ def test_tiles():
     v = golden("internvl15_tiling")
     tiles = internvl.tile(Image.fromarray(v["tiny/pixels"].numpy()), max_num=6, side=4)
     assert np.array_equal(np.stack([np.asarray(tile) for tile in tiles]), v["tiny/tiles"].numpy())
+    assert len(internvl.tile(Image.new("RGB", (400, 400)), side=224)) == 5  # 2 x 2 and the thumbnail
 
 
 # ---- VILA
@@ -287,6 +290,23 @@ def test_text_does_not_feel_the_vision_expert():
         if "vision" in name:
             parameter.normal_()
     assert torch.equal(layer(x, mask, positions)[0], before)
+
+
+@torch.no_grad()
+def test_padding_changes_nothing():
+    """A prompt with an image, alone and to the right of three tokens of padding; then one more token from the cache."""
+    layer, x = expert_layers()[0], torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
+    types = torch.tensor([[-1, -1, -1, 0, 1, 1, 1, 0]])
+    there, mask, positions = types >= 0, cogvlm.expert_mask(types), cogvlm.expert_position_ids(types)
+    padded, cache = layer(x, mask, positions, there=there)
+    alone, own = layer(x[:, 3:], mask[:, 3:], positions[:, 3:])
+    assert padded.isfinite().all()
+    close(padded[:, 3:], alone)
+    language, there = torch.zeros(1, 1, dtype=torch.bool), F.pad(there, (0, 1), value=True)
+    close(
+        layer(x[:, :1], language, positions[:, -1:] + 1, cache, there)[0],
+        layer(x[:, :1], language, positions[:, -1:] + 1, own)[0],
+    )
 
 
 @torch.no_grad()

@@ -247,10 +247,13 @@ def test_tile_grid_equals_the_public_code():
     np.testing.assert_allclose(plan("internvl-1.5", (800, 1300)).tiles, boxes)
 
 
-@pytest.mark.parametrize(("most", "count"), [(12, 20_000), (40, 5000), (1, 100)])
-def test_tile_grid_equals_transformers(most, count):
-    for width, height in SIZES[:count]:
-        assert tile_grid((width, height), most) == get_optimal_tiled_canvas((height, width), (448, 448), 1, most)
+@pytest.mark.parametrize(
+    ("most", "count", "side"), [(12, 16_000, 448), (40, 5000, 448), (1, 100, 448), (12, 4000, 224)]
+)
+def test_tile_grid_equals_transformers(most, count, side):
+    for width, height in [*SIZES[:count], (400, 400), (800, 400)]:
+        found = tile_grid((width, height), most, side)
+        assert found == get_optimal_tiled_canvas((height, width), (side, side), 1, most)
 
 
 # ---- MiniCPM-V

@@ -10,6 +10,8 @@ from tiny import ask, picture, tiny_model
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.deploy.gguf import export
+from minicpmv_ref.deploy.runtime import Runtime
+from minicpmv_ref.deploy.sequence import measure
 from minicpmv_ref.learn.packing import pack_batch, packed_loss
 from minicpmv_ref.learn.stages import stage_named
 from minicpmv_ref.learn.train import train
@@ -135,6 +137,10 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     for not_for_llama_cpp in (model, expert):
         with pytest.raises(ValueError, match="no other connector, cutting rule or expert"):
             export(not_for_llama_cpp, processor, tmp_path)
+        with pytest.raises(ValueError, match="a part of this model would be lost"):
+            measure(not_for_llama_cpp, processor, picture(60, 50), "What?")
+    with pytest.raises(ValueError, match=r"a tensor that its config does not, .*\.vision\.weight, which would be left"):
+        Runtime(expert)
     with pytest.raises(ValueError, match="takes 8 x 8"):
         model.encode_images([torch.zeros(3, 84, 140)], [(6, 10)])
 

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from minicpmv_ref.prompt import render_chat
+
 FOLDER = ROOT / "data_samples" / "checkpoints" / "nano"
 FILE = FOLDER / "tokenizer.json"
 
@@ -222,12 +224,12 @@ def test_split_is_the_one_of_qwen2(tokenizer):
         assert encode(tokenizer, text) == encode(authority, text)
 
 
-def test_chat_template_is_chatml(tokenizer):
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
-    text = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+def test_chat_template_is_what_the_model_has_learned(tokenizer):
+    """Other runtimes take it from tokenizer_config.json."""
+    asked, said, told = ({"role": role, "content": "Hi."} for role in ("user", "assistant", "system"))
+    for messages in ([asked], [asked, said], [told, asked], [told, asked, said, asked]):
+        options = {"tokenize": False, "add_generation_prompt": messages[-1] is asked}
+        assert tokenizer.apply_chat_template(messages, **options) == render_chat(messages)[0]
 
 
 def test_training_again_gives_the_same_bytes(tmp_path):
