@@ -356,7 +356,7 @@ class MiniCPMV(nn.Module):
     def _steps(self, batch, steps, temperature, top_k, top_p, repetition_penalty, seed, visual):
         generator = torch.Generator(batch.input_ids.device).manual_seed(int(seed))
         stops = torch.tensor(batch.stop_ids, device=batch.input_ids.device)
-        mask, positions = batch.attention_mask, batch.position_ids
+        mask, positions = F.pad(batch.attention_mask, (0, steps), value=1), batch.position_ids
         seen = torch.zeros(len(mask), self.config.llm.vocab_size, dtype=torch.bool, device=mask.device)
         running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         step = {"inputs_embeds": self.embed(batch, visual)}
@@ -364,7 +364,7 @@ class MiniCPMV(nn.Module):
         for number in range(steps):
             out = self.llm(
                 **step,
-                attention_mask=mask,
+                attention_mask=mask[:, : number - steps],
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -376,12 +376,11 @@ class MiniCPMV(nn.Module):
             token = next_token(logits, seen, temperature, top_k, top_p, repetition_penalty, generator)
             token = torch.where(running, token, batch.pad_id)
             yield token
-            seen[torch.arange(len(token)), token] = True
+            seen.scatter_(1, token[:, None], True)
             running &= ~torch.isin(token, stops)
             if not running.any():
                 return
             step = {"inputs_embeds": self._look_up(token[:, None])}
-            mask = F.pad(mask, (0, 1), value=1)
             positions = positions[:, -1:] + 1
 
     def chat(self, messages, processor: Processor, stream: bool = False, *, images=None, **options):
@@ -437,7 +436,8 @@ def _check_shapes(batch: Batch, *names: str) -> None:
 def _check_finite(logits: torch.Tensor, asked: torch.Tensor | None, where: str) -> None:
     """Refuse logits (..., V) that are not numbers, for the samples or tokens that are `asked`, a mask (...) or all."""
     # A NaN or +inf anywhere is the largest; a token with -inf is merely impossible, unless all are.
-    bad = ~logits.detach().amax(dim=-1).isfinite()
+    most = logits.detach().amax(dim=-1)
+    bad = most - most != 0  # an infinity minus itself is NaN
     bad = bad if asked is None else bad & asked
     if bad.any():
         sample = int(bad.nonzero()[0, 0])

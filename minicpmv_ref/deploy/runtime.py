@@ -2,10 +2,10 @@
 
 `Runtime` is a MiniCPMV whose LLM is a `Decoder`. In float it gives the answers of MiniCPMV.generate; with little to
 compute (small models, one conversation) it is about twice as fast, because it does less around the same products:
-three matrices become one, two become one, the KV cache is there before the tokens come, and a matrix meets a single
-token as fast as memory delivers it. With a quantization mixture, weights stay in their blocks and are unpacked a few
-rows at a time, each time they are used: that shows how little memory an answer takes, and what quantization does to it.
-It is no fast way to run them: real engines multiply the blocks.
+three matrices become one, two become one, the KV cache is there before the tokens come, a norm takes fewer steps, and a
+matrix meets a single token as fast as memory delivers it. With a quantization mixture, weights stay in their blocks and
+are unpacked a few rows at a time, each time they are used: that shows how little memory an answer takes, and what
+quantization does to it. It is no fast way to run them: real engines multiply the blocks.
 Implements Llama, Qwen2 (biases) and MiniCPM-2.4B (three multipliers). Left out: training, sliding windows.
 S samples, T new tokens, N tokens in the cache, D width, H heads, G key-value heads, K head width, V vocabulary.
 """
@@ -13,6 +13,7 @@ S samples, T new tokens, N tokens in the cache, D width, H heads, G key-value he
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -125,10 +126,10 @@ class Step(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    attention_norm: torch.Tensor  # (D,)
+    attention_norm: Norm
     qkv: Matrix  # D -> (H + 2 G) K
     out: Matrix  # H K -> D
-    mlp_norm: torch.Tensor  # (D,)
+    mlp_norm: Norm
     gate_up: Matrix  # D -> 2 F
     down: Matrix  # F -> D
 
@@ -158,6 +159,9 @@ class Decoder:
         def vector(name):
             return state[sources[name].key].to(self.dtype, copy=True)
 
+        def norm(name):
+            return Norm(vector(name), self.cfg.rms_norm_eps)
+
         def matrix(*names):
             names = [name for name in names if f"{name}.weight" in sources]
             weights = [state[sources[f"{name}.weight"].key] for name in names]
@@ -174,15 +178,15 @@ class Decoder:
             blk = f"blk.{i}."
             self.layers.append(
                 _Layer(
-                    vector(blk + "attn_norm.weight"),
+                    norm(blk + "attn_norm.weight"),
                     matrix(*(blk + "attn_" + part for part in "qkv")),
                     matrix(blk + "attn_output"),
-                    vector(blk + "ffn_norm.weight"),
+                    norm(blk + "ffn_norm.weight"),
                     matrix(blk + "ffn_gate", blk + "ffn_up"),
                     matrix(blk + "ffn_down"),
                 )
             )
-        self.norm = vector("output_norm.weight")
+        self.norm = norm("output_norm.weight")
         self.head = self.embeddings if self.cfg.tie_word_embeddings else matrix("output")
 
     @property
@@ -228,6 +232,7 @@ class Decoder:
         cache = past_key_values or Cache(cfg, samples, count + 256, x)
         start = cache.length
         cache.grow(count)
+        residual = cfg.residual_multiplier
         if position_ids is None:
             position_ids = torch.arange(start, cache.length, device=x.device).expand(samples, count)
         turn = cache.cosines[position_ids], cache.sines[position_ids]  # (S, T, 1, K) each
@@ -235,34 +240,32 @@ class Decoder:
         if cfg.embedding_multiplier != 1:
             x = x * cfg.embedding_multiplier
 
-        for i, layer in enumerate(self.layers):
+        for layer, part in zip(self.layers, cache.parts(start)):
             # If only the last token is asked, the last layer needs no more of the others than their keys and values.
-            asking = 1 if logits_to_keep == 1 and layer is self.layers[-1] else x.shape[1]
-            seen = self._attend(layer, self._normed(x, layer.attention_norm), turn, cache, i, start, mask, asking)
-            x = torch.add(x[:, -asking:], seen, alpha=cfg.residual_multiplier)
-            gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = torch.add(x, layer.down(F.silu(gate) * up), alpha=cfg.residual_multiplier)
+            asking = 1 if logits_to_keep == 1 and layer is self.layers[-1] else count
+            seen = self._attend(layer, layer.attention_norm(x), turn, part, mask, asking)
+            x = torch.add(x if asking == count else x[:, -asking:], seen, alpha=residual)
+            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
+            x = torch.add(x, layer.down(F.silu(gate, inplace=True).mul_(up)), alpha=residual)
 
-        logits = self.head(self._normed(x[:, -logits_to_keep:], self.norm))
+        logits = self.head(self.norm(x[:, -logits_to_keep:]))
         return Step(logits / cfg.logits_divisor if cfg.logits_divisor != 1 else logits, cache)
 
-    def _normed(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, gain.shape, gain, self.cfg.rms_norm_eps)
-
-    def _attend(self, layer: _Layer, x, turn, cache: Cache, i: int, start: int, mask, asking: int) -> torch.Tensor:
+    def _attend(self, layer: _Layer, x, turn, part, mask, asking: int) -> torch.Tensor:
         """Grouped-query attention, (S, T, D) -> (S, asking, D). Plain views: einops takes longer than the products."""
         heads, groups = self.cfg.num_attention_heads, self.cfg.num_key_value_heads
         qkv = layer.qkv(x).unflatten(-1, (heads + 2 * groups, -1))  # (S, T, H + 2 G, K)
         # Rotary positions: channel k and its partner half a head away turn as a pair. The sines carry the sign.
-        qk = qkv[:, :, :-groups]
+        qk = qkv.narrow(2, 0, heads + groups)
         partners = qk.roll(qk.shape[-1] // 2, dims=-1)
         qk.mul_(turn[0]).addcmul_(partners, turn[1])
-        keys, values = cache.write(i, start, qkv[:, :, heads:])  # (S, G, N, K) each
+        keys, values, new = part
+        new.copy_(qkv.narrow(2, heads, 2 * groups))
         if asking == 1:
             # The heads of a group stand where queries do, so that no key is repeated for them.
             q = qkv[:, -1, :heads].unflatten(1, (groups, -1))  # (S, G, H / G, K)
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=None if mask is None else mask[:, :, -1:])
-            return layer.out(out.flatten(1)[:, None])
+            return layer.out(out.reshape(len(out), 1, -1))
         q = qkv[:, :, :heads].transpose(1, 2)  # (S, H, T, K)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return layer.out(out.transpose(1, 2).flatten(2))
@@ -299,11 +302,11 @@ class Cache:
         if self.length > room:
             self._resize(min(max(self.length, 2 * room), most))
 
-    def write(self, layer: int, start: int, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new (S, T, 2 G, K) keys and values; return all of the layer's, (S, G, N + T, K) each, not copied."""
-        both = self.store[layer, :, :, : self.length]
-        both[:, :, start:] = new.transpose(1, 2)
-        return both.chunk(2, dim=1)
+    def parts(self, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of each layer its keys, its values, (S, G, N + T, K) each, and where the new of both go, (S, T, 2 G, K)."""
+        held = self.store.narrow(3, 0, self.length)
+        new = held.narrow(3, start, self.length - start).transpose(2, 3)
+        return zip(*(part.unbind() for part in (*held.chunk(2, dim=2), new)))
 
     def _resize(self, room: int) -> None:
         old = self.store
@@ -314,6 +317,27 @@ class Cache:
         cosines, sines = angles.cos()[:, None], angles.sin()[:, None]
         self.cosines = torch.cat([cosines, cosines], dim=-1).to(old.dtype)  # (room, 1, K)
         self.sines = torch.cat([-sines, sines], dim=-1).to(old.dtype)
+
+
+class Norm:
+    """An RMS norm. torch's own is one step on a GPU, but ten on a CPU, so there it is written in four, quicker."""
+
+    def __init__(self, gain: torch.Tensor, eps: float):
+        self.gain, self.eps = gain, eps
+        if gain.is_cpu:
+            # x / sqrt(mean of squares + eps) = x * sqrt(D) / sqrt(sum of squares + D * eps), in float32 at least.
+            self.gain = gain.to(torch.promote_types(gain.dtype, torch.float32)) * len(gain) ** 0.5
+            self.least = self.gain.new_tensor((len(gain) * eps) ** 0.5)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_cpu:
+            return F.rms_norm(x, self.gain.shape, self.gain, self.eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.gain.dtype)
+        return (x / length.hypot(self.least) * self.gain).to(x.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.gain.nbytes
 
 
 class Matrix:
@@ -331,7 +355,7 @@ class Matrix:
             self.weight = weight.T.contiguous().T  # column by column
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[:-1].numel() != 1:
+        if x.numel() != self.weight.shape[1]:
             return linear(x, self.weight, self.bias)
         if not self.sums_columns:
             return F.linear(x, self.weight, self.bias)  # what `linear` looks for takes as long as a small product

@@ -516,7 +516,7 @@ def spelled(data):
     ],
 )
 def test_text_that_llama_cpp_would_read_otherwise_is_refused(small, change, words):
-    """llama.cpp 0.5.0 gives other tokens than such a tokenizer: for words that no merges reach, spaces, parts of words."""
+    """llama.cpp 0.5.0 reads words that no merges reach, spaces, marks or parts of words otherwise than such a one."""
     with pytest.raises(ValueError, match=f"llama.cpp would read text otherwise than this tokenizer: {words}"):
         tokenizer_keys(with_tokenizer(change).tokenizer, small[0].config)
 
