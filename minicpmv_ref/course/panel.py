@@ -46,7 +46,7 @@ STYLE = """<style>
 @container (max-width: 640px) { .mcv-controls { flex: 1 1 100%; flex-flow: row wrap; column-gap: 14px; } }
 .mcv-picture, .mcv-status .widget-html-content, .mcv-alert .widget-html-content {
   font-size: clamp(17px, 1.1vw, 22px); line-height: 1.35; white-space: normal; }
-.mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px);
+.mcv-picture svg, .mcv-picture img { display: block; width: 100%; max-height: min(60vh, 620px); user-select: none;
   object-fit: contain; object-position: left top; }
 .mcv-spot { cursor: pointer; }
 .mcv-spot[data-how=drag] { cursor: crosshair; touch-action: none; }

@@ -194,10 +194,12 @@ def test_words_and_numbers():
     texts = [element.text for element in svg.iter(SVG + "text")]
     assert texts[0] == f"{len(placed.rows)} rows of 1,024: {placed.fill:.1%} full, {placed.lost:,} cut off"
     assert panel.status == (
-        f"40 samples, {tokens:,} tokens, in {len(placed.rows)} rows of 1,024 ({-(-tokens // 1024)} at the least): "
+        f"40 samples, {tokens:,} tokens, in {len(placed.rows)} rows of 1,024 "
+        f"({-(-(tokens - placed.lost) // 1024)} at the least): "
         f"{placed.fill:.1%} full, {placed.lost:,} tokens cut off. Row 1 holds {len(placed.rows[0])} samples; "
         f"{draw.pairs_used(placed.rows[0]):.1%} of its causal pairs are inside a sample."
     )
+    assert "in 6 rows of 768 (6 at the least)" in panels.PackingPlan("truncate", capacity=768, seed=0).status
     panel = panels.PackingPlan("first_fit", "text", capacity=2048)
     assert "in 1 row of 2,048 (1 at the least)" in panel.status
     assert "cut off" not in panel.status

@@ -138,6 +138,7 @@ def test_the_panel_says_what_it_shows():
     panel = panels.AllSystems("banner.png", 2400, 800)
     assert "from 96 tokens (InternVL-1.0) to 7,215 (OneVision)" in panel.status
     assert "LLaVA-1.5 keeps the fewest of its own pixels: 2.0%" in panel.status
+    assert panels.AllSystems("shapes.png", 200, 100).status.endswith("All keep all pixels.")  # enlarged by all
     panel.controls["show"].value = "cogvlm2"
     assert "CogVLM2 makes 2,304 tokens" in panel.status
     panel.controls["asked"].value = "2 pictures"
@@ -210,7 +211,7 @@ def test_the_token_picture(system):
 def test_the_panel_finds_the_transposed_order():
     panel = panels.TokenPlaces("vila-1.5", 1)
     assert panel.status == (
-        "VILA-1.5, token 1: its first patch is in row 0, column 2 (rows); in row 2, column 0 (columns)."
+        "VILA-1.5, token 1. Its first patch in main branch: row 0, column 2; in released 1.5: row 2, column 0."
     )
     panel.controls["token"].value = 15
     assert panel.status.endswith("This token is the same in both.")
@@ -247,7 +248,7 @@ def test_the_strip_shows_its_facts(state):
     numbers = [shape[2] for kind, shape, _ in canvas.shapes if kind == "text" and shape[1] == 202]
     assert numbers[1:] == [str(position) for position in facts["positions"]]
     vision = sum(facts["vision"])
-    assert f"{vision} use the vision expert, {len(experts) - vision} the language expert" in panel.status
+    assert f"vision expert for {vision} tokens, language expert for {len(experts) - vision}." in panel.status
     assert panel.status.endswith(f"The last position is {facts['positions'][-1]}.")
     assert len(shapes(panel, "rect")) == len(drawn) + 1
 
@@ -255,7 +256,7 @@ def test_the_strip_shows_its_facts(state):
 def test_masks():
     canvas = draw.stage2_masks(3, 4)
     inside_the_canvas(canvas)
-    cells = [shape[4] != "white" for kind, shape, _ in canvas.shapes if kind == "rect" and shape[2] == 196 / 7]
+    cells = [shape[4] != "white" for kind, shape, _ in canvas.shapes if kind == "rect" and shape[2] == 180 / 7]
     wanted = []
     for task, mask in canvas.facts.items():
         package = stage2_mask(task, 3, torch.ones(1, 4, dtype=torch.long))[0].tolist()

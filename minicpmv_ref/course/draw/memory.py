@@ -104,7 +104,7 @@ def _draw_devices(canvas, own):
         for name, fit in canvas.facts["fits"].items():
             if name.endswith(kind):
                 label = f"own {own}" if name == "own" else name.removesuffix(f" {kind}")
-                wide = 62 if name == "own" else 51
+                wide = 70 if name == "own" else 51
                 canvas.rect(x, 336, wide, 26, GREEN if fit else "white", GREEN if fit else RED, 2)
                 canvas.text(x + wide / 2, 354, label, 14, "white" if fit else RED, "middle", bold=True)
                 x += wide + 3

@@ -12,7 +12,7 @@ from minicpmv_ref.inputs.files import read_json
 from minicpmv_ref.peers.sizes import SYSTEMS, Plan, plan
 from minicpmv_ref.slicing import plan_slices
 
-from .canvas import RESULTS, WIDTH, Canvas, cell_box, load_sample, preview, wrap
+from .canvas import RESULTS, WIDTH, Canvas, cell_box, counted, load_sample, preview, wrap
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, SKY, YELLOW
 from .later import arm_means
 
@@ -230,8 +230,7 @@ def token_places(system: str, token: int, image: Image.Image) -> Canvas:
         zeros = len(canvas.facts[order]) - len(there)
         spans = f"rows {rows}", f"columns {cols}", f"{zeros} of zeros" if zeros else ""
         canvas.lines(small[0], 212, ("its patches:", *spans), 20, 14, color=color)
-    words = "Above: all tokens in the order in which the language model gets them."
-    canvas.lines(322, 306, wrap(words, 300, 14), 18, 14)
+    canvas.lines(322, 306, wrap("Above: all tokens in the order in which the language model gets them.", 300), 18, 14)
     canvas.text(8, 352, f"token {token} of {across**2}: row {row}, column {col} of the tokens", 14)
     canvas.words = f"{system}, token {token}: " + "; ".join(f"{order}: {p}" for order, p in canvas.facts.items())
     return canvas
@@ -281,10 +280,8 @@ def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
         cells = (58, name), (106, kind), (154, "V" if vision else "L"), (202, position), (248, number)
         for y, text in cells:
             canvas.text(x + wide / 2, y, text, 14, GRAY if y == 248 else INK, "middle")
-    meanings = (ORANGE, "vision expert"), (GREEN, "language expert"), (PURPLE, "the same position as before")
-    canvas.legend(4, 274, meanings)
-    many = "one picture" if pictures == 1 else "two pictures"
-    canvas.text(4, 22, f"CogVLM2, {many} of {patches} image tokens", bold=True)
+    canvas.legend(4, 274, [(ORANGE, "vision expert"), (GREEN, "language expert"), (PURPLE, "same position as before")])
+    canvas.text(4, 22, f"CogVLM2: {counted(pictures, 'picture')} of {counted(patches, 'image token')}", bold=True)
     return canvas
 
 
@@ -292,27 +289,31 @@ def expert_strip(pictures: int, patches: int, words: int) -> Canvas:
 
 
 def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
-    """Who may look where in the three tasks of InternVL-1.0's second stage."""
+    """Who may look where in the three tasks of InternVL-1.0's second stage; one text token's row is outlined."""
     import torch
 
     from minicpmv_ref.peers.qllama import TASKS, stage2_mask
 
     canvas, titles = Canvas(height=290), {"itm": "match", "itc": "contrast", "itg": "caption"}
+    chosen, cell = queries + text // 2, 180 / (queries + text)
     for number, task in enumerate(TASKS):
         mask = stage2_mask(task, queries, torch.ones(1, text, dtype=torch.long))[0]
         canvas.facts[task] = mask.tolist()
-        x, border = 8 + 212 * number, 196 * queries / len(mask)
-        canvas.text(x, 22, f"{task}: {titles[task]}", bold=True)
+        x = 26 + 212 * number
+        canvas.text(x, 20, f"{task}: {titles[task]}", bold=True)
         for row, line in enumerate(canvas.facts[task]):
+            canvas.text(x - 5, 56 + cell * row, f"{row}", 13, GRAY, "right")
+            canvas.text(x + cell * (row + 0.5), 38, f"{row}", 13, GRAY, "middle")
             for col, allowed in enumerate(line):
                 color = "white" if not allowed else SKY if col < queries else GREEN
-                canvas.rect(*cell_box((x, 32, 196, 196), mask.shape, row, col), color, "#C8C8C8")
-        canvas.path([(x + border, 32), (x + border, 228)], INK, 2)
-        canvas.path([(x, 32 + border), (x + 196, 32 + border)], INK, 2)
-    canvas.text(8, 250, f"down: who looks, {queries} queries, then {text} text tokens; across: at whom", 14)
+                canvas.rect(*cell_box((x, 42, 180, 180), mask.shape, row, col), color, "#C8C8C8")
+        canvas.path([(x + cell * queries, 42), (x + cell * queries, 222)], INK, 2)
+        canvas.path([(x, 42 + cell * queries), (x + 180, 42 + cell * queries)], INK, 2)
+        canvas.rect(x, 42 + cell * chosen, 180, cell, "none", RED, 3)
+    canvas.text(8, 246, f"down: who looks ({queries} queries, {text} text tokens); across: at whom; red: {chosen}", 14)
     canvas.legend(8, 262, ((SKY, "looks at a query"), (GREEN, "looks at a text token"), ("white", "may not look")))
-    pairs = {task: f"{sum(map(sum, mask))} of {len(mask) ** 2}" for task, mask in canvas.facts.items()}
-    canvas.words = "; ".join(f"{task}: {count} pairs" for task, count in pairs.items())
+    pairs = ((task, sum(map(sum, mask)), len(mask) ** 2) for task, mask in canvas.facts.items())
+    canvas.words = "; ".join("{}: {} of {} pairs".format(*each) for each in pairs)
     return canvas
 
 
@@ -322,6 +323,9 @@ def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2)) -> Canvas:
     canvas.scale = 1
     side = min(image.size)
     square = image.crop((0, 0, side, side)).resize((360, 360), Image.Resampling.BICUBIC)
+    x, y, wide, high = cell_box((0, 0, 360, 360), (queries, queries), *query)
+    region, pale = (x, y, x + wide, y + high), Image.blend(square, Image.new("RGB", square.size, "white"), 0.6)
+    pale.paste(square.crop(region), (round(x), round(y)))
     canvas.facts = {"sva": [], "resampler": []}
     canvas.text(8, 22, "queries", bold=True)
     for cell in range(queries**2):
@@ -329,16 +333,16 @@ def query_region(query=(1, 2), queries: int = 4, blocks=(1, 2)) -> Canvas:
         canvas.rect(8 + 30 * col, 32 + 30 * row, 28, 28, ORANGE if (row, col) == tuple(query) else PALE)
     for number, block in enumerate(blocks):
         across, box = queries * block, (150 + 250 * number, 32, 180, 180)
-        canvas.picture(square, box, f"encoder {number}: {across} x {across} patches")
+        canvas.picture(pale, box, f"encoder {number}: {across} x {across} patches")
         canvas.mesh(box, across, across, "white", 1)
         every = [(row, col) for row in range(across) for col in range(across)]
         canvas.facts["resampler"].append(every)
         canvas.facts["sva"].append([(row, col) for row, col in every if (row // block, col // block) == tuple(query)])
         canvas.rect(*cell_box(box, (queries, queries), *query), "none", ORANGE, 4)
+        canvas.text(box[0], 230, f"{block**2} of {across**2} patches", 14)
     counts = {name: sum(map(len, found)) for name, found in canvas.facts.items()}
     canvas.words = f"query {tuple(query)}: {counts['sva']} keys in SVA, {counts['resampler']} in a plain resampler"
-    canvas.text(8, 240, canvas.words)
-    canvas.text(8, 262, "orange: its region; a plain resampler's query reads every patch of both", 14, GRAY)
+    canvas.text(8, 258, canvas.words)
     return canvas
 
 
@@ -394,8 +398,7 @@ def baked(result: dict) -> dict[str, Baked]:
 
 def bake_off(result: dict | None = None) -> Canvas:
     """What each connector has learned after the same short training (None: the recorded one), and what it costs."""
-    result = result or read_json(RESULTS / "connectors.json")
-    canvas = Canvas()
+    result, canvas = result or read_json(RESULTS / "connectors.json"), Canvas()
     arms = canvas.facts = dict(sorted(baked(result).items(), key=lambda pair: pair[1].loss))
     worst = max(max(one.seeds) for one in arms.values())
     most = max(one.operations for one in arms.values())

@@ -16,7 +16,7 @@ class Versions(Panel):
         super().__init__(
             width=slider("width", width, 100, 4000, 20),
             height=slider("height", height, 100, 4000, 20),
-            seconds=slider("seconds (0: a picture)", seconds, 0, 600),
+            seconds=slider("seconds (0: picture)", seconds, 0, 600),
         )
 
     def draw(self, **state):

@@ -72,10 +72,11 @@ class PackingPlan(Panel):
         if self._at:
             return draw.who_sees_whom(here, *draw.cell_at(draw.MASK, (placed.width, placed.width), self._at))
         tokens = sum(map(sum, placed.samples))
+        least = -(-(tokens - placed.lost) // placed.width)
         rows, held = draw.counted(placed.used, "row"), draw.counted(len(here), "sample")
         lost = f", {placed.lost:,} tokens cut off" if placed.lost else ""
         return (
             f"{self._note}{len(placed.samples)} samples, {tokens:,} tokens, in {rows} of {placed.width:,} "
-            f"({-(-tokens // placed.width)} at the least): {placed.fill:.1%} full{lost}. Row {row} holds {held}; "
+            f"({least} at the least): {placed.fill:.1%} full{lost}. Row {row} holds {held}; "
             f"{draw.pairs_used(here):.1%} of its causal pairs are inside a sample."
         )

@@ -33,13 +33,10 @@ class AllSystems(_AnyPicture):
         start = f"{picture}, {width} x {height}, {asked}" + f" ({warned})" * bool(warned)
         there = {system: seen for system, seen in self.facts.items() if seen}
         if show == "all":
-            fewest, *_, most = sorted(there, key=lambda system: there[system].plan.visual_tokens)
-            least = min(there, key=lambda system: there[system].kept)
-            return (
-                f"{start}: from {there[fewest].plan.visual_tokens:,} tokens ({draw.NAMES[fewest]}) to "
-                f"{there[most].plan.visual_tokens:,} ({draw.NAMES[most]}). {draw.NAMES[least]} keeps the fewest "
-                f"of its own pixels: {there[least].kept:.1%}."
-            )
+            fewest, *_, most = sorted((seen.plan.visual_tokens, draw.NAMES[system]) for system, seen in there.items())
+            share, least = min((seen.kept, draw.NAMES[system]) for system, seen in there.items())
+            kept = f"{least} keeps the fewest of its own pixels: {share:.1%}." if share < 1 else "All keep all pixels."
+            return "{}: from {:,} tokens ({}) to {:,} ({}). {}".format(start, *fewest, *most, kept)
         if not there:
             return f"{start}: {draw.NAMES[show]} is not published for that."
         tokens = there[show].plan.visual_tokens
@@ -70,9 +67,10 @@ class TokenPlaces(Panel):
         return draw.token_places(system, token, draw.load_preview(picture))
 
     def describe(self, system, token, picture):
-        first = ("in row {}, column {} ({})".format(*patches[0], order) for order, patches in self.facts.items())
+        orders = draw.ORDERS[system][1:]
+        first = ("{}: row {}, column {}".format(words, *self.facts[order][0]) for order, words in orders)
         same = " This token is the same in both." if len({*self.facts.values()}) == 1 else ""
-        return f"{draw.NAMES[system]}, token {token}: its first patch is {'; '.join(first)}.{same}"
+        return f"{draw.NAMES[system]}, token {token}. Its first patch in {'; in '.join(first)}.{same}"
 
 
 def _tokens(system):
@@ -99,8 +97,6 @@ class ExpertStrip(Panel):
         return draw.expert_strip(pictures, patches, words)
 
     def describe(self, pictures, patches, words):
-        count, vision = len(self.facts["types"]), sum(self.facts["vision"])
-        return (
-            f"{count} tokens: {vision} use the vision expert, {count - vision} the language expert. The last "
-            f"position is {self.facts['positions'][-1]}."
-        )
+        vision, last = self.facts["vision"], self.facts["positions"][-1]
+        experts = f"vision expert for {sum(vision)} tokens, language expert for {len(vision) - sum(vision)}"
+        return f"{len(vision)} tokens: {experts}. The last position is {last}."

@@ -81,9 +81,9 @@ class ClipLook(Panel):
         best = int(facts["frames"].argmax()) + 1
         right = "right" if facts["right"] else "wrong"
         return (
-            f"{frames} frames, the star in frame {star}: “{facts['said']}”, {right}. Of what “{facts['word']}” gives "
-            f"to frames, frame {star} gets {facts['frames'][star - 1]:.0%}, and frame {best} most, "
-            f"{facts['frames'][best - 1]:.0%}."
+            f"{draw.counted(frames, 'frame')}, the star in frame {star}: “{facts['said']}”, {right}. Of what "
+            f"“{facts['word']}” gives to frames, frame {star} gets {facts['frames'][star - 1]:.0%}, and frame {best} "
+            f"most, {facts['frames'][best - 1]:.0%}."
         )
 
 
