@@ -697,6 +697,17 @@ drops_the_long_ones = keeps_by(lambda c, r: (c - r) / r, apart)
 drops_both = keeps_by(lambda c, r: abs(c - r) / r, apart)
 divides_by_the_chosen = keeps_by(lambda c, r: (r - c) / c, apart)
 likes_short_ones = keeps_by(lambda c, r: (r - c) / r, lambda stay: sum(c - r for c, r in stay))
+divides_by_the_pairs = keeps_by(lambda c, r: (r - c) / r, lambda stay: abs(sum(c - r for c, r in stay)) / len(stay))
+stays_below_rho = keeps_by(lambda c, r: (r - c) / r + 1e-9, apart)
+
+
+def takes_the_last_rho(lengths):
+    best = None
+    for rho in (0.02 * i for i in range(50)):
+        stay = [(c, r) for c, r in lengths if (r - c) / r <= rho]
+        if stay and (best is None or apart(stay) <= best[0]):
+            best = apart(stay), stay
+    return best[1] if best else []
 
 
 # lesson 10
@@ -772,6 +783,14 @@ def counts_enlarged_pixels(size):
 def takes_the_last_of_equals(size):
     kept = {canvas: (min(kept_pixels(size, canvas), size[0] * size[1]), -canvas[0] * canvas[1]) for canvas in CANVASES}
     return max(reversed(CANVASES), key=kept.get)
+
+
+def cuts_no_decimals_off(size):
+    def kept(canvas):
+        scale = min(canvas[0] / size[0], canvas[1] / size[1])
+        return min(size[0] * scale * size[1] * scale, size[0] * size[1]), -canvas[0] * canvas[1]
+
+    return max(CANVASES, key=kept)
 
 
 def answers_height_first(size):
@@ -914,6 +933,11 @@ def multiplies_and_cuts(seconds):
 
 def multiplies_negatives(a, b):
     both = (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def takes_the_distance(a, b):
+    both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * abs(min(a[3], b[3]) - max(a[1], b[1]))
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
@@ -1087,6 +1111,11 @@ def looks_for_leaks_in_the_new_arm(old, new):
     return reviewed(old, new, leak=False)
 
 
+def one_sided(old, new):
+    cheaper = new["steps"] * new["step_cost"] < old["steps"] * old["step_cost"]
+    return [name for name in reviewed(old, new) if name != "cost" or not cheaper]
+
+
 def minds_the_order(old, new):
     return reviewed(old, new, items=list)
 
@@ -1158,14 +1187,15 @@ WRONG = {  # checker: wrong answers
     ],
     "answer_logp": [forgets_to_shift, takes_the_average, scores_the_prompt_too, sums_logits],
     "beta_limits": [forgets_the_half, takes_the_right_order_for_the_wrong_one, means_first],
-    "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones],
+    "kept_pairs": [drops_the_long_ones, drops_both, divides_by_the_chosen, likes_short_ones]
+    + [divides_by_the_pairs, stays_below_rho, takes_the_last_rho],
     "read_header": [reads_the_highest_byte_first, takes_four_bytes_each, trusts_every_file],
     "from_storage": [reads_both_for_every_question, reads_both_for_every_picture, needs_more_room_than_both],
     "full_batch": [forgets_the_caches, believes_in_one_cache, rounds_down, counts_one_operation],
     "picture_of": [counts_ids, counts_views, counts_newlines],
     "sampled": [takes_the_first, cuts_the_rate, takes_the_start_of_each_part, steps_over_whole_frames],
     "time_id": [cuts_the_tenth, divides_downward, multiplies_and_cuts],
-    "iou": [multiplies_negatives, covered(lambda a, b: a + b), covered(min), covered(max)],
+    "iou": [multiplies_negatives, takes_the_distance, covered(lambda a, b: a + b), covered(min), covered(max)],
     "clip_tokens": [rounds_groups_down, samples_without_a_limit, always_packs_three],
     "frame_shares": [forgets_the_scores, averages_the_scores, takes_exp_of_large_numbers],
     "fixed_rows": [patch_by_patch, channel_by_channel, keeps_three_axes],
@@ -1177,10 +1207,11 @@ WRONG = {  # checker: wrong answers
     "decide": [compares_with_zero, trusts_the_interval_alone, calls_the_rest_refuted, trusts_the_mean_of_the_seeds],
     "faults": [
         *(counts_steps_only, looks_for_leaks_in_the_new_arm, arm_by_arm),
-        *(minds_the_order, allows_no_change),
+        *(minds_the_order, allows_no_change, one_sided),
     ],
     "best_canvas": [
         *(takes_the_nearest_shape, counts_enlarged_pixels, takes_the_last_of_equals, answers_height_first),
+        cuts_no_decimals_off,
     ],
     "without_padding": [
         *(keeps_just_what_is_needed, takes_the_size_as_height_and_width, compares_with_a_square, rounds_up),

@@ -62,7 +62,7 @@ def faults():
         *((fair, four | {"trained": [1, 2, 8]}, ["leak"]), (fair | {"trained": [7, 1]}, four, ["leak"])),
         (fair, four | {"graded": [8, 9]}, ["items"]),
         # The new arm learns from what only the old one is graded on.
-        (fair, both | {"steps": 150, "trained": [1, 8], "graded": [5, 9]}, ["changes", "cost", "leak", "items"]),
+        (fair, both | {"steps": 110, "trained": [1, 8], "graded": [5, 9]}, ["changes", "cost", "leak", "items"]),
         (fair, fair | {"steps": 99, "trained": [4, 3, 2, 1]}, ["changes"]),
         (fair, four | {"steps": 124, "graded": [8, 7]}, []),
     ):
