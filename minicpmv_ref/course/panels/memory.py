@@ -55,7 +55,7 @@ class MemoryPanel(Panel):
         what = f"{'A training step' if given['training'] else 'An answer'} in {weights}"
         enough = {kind: [n for n in DEVICES if fits(need, n) and n.endswith(kind)] for kind in ("phone", "GPU")}
         places = [f"{kind}s from {names[0].removesuffix(f' {kind}')}" for kind, names in enough.items() if names]
-        where = f"Of these devices it fits {' and '.join(places) or 'none'}."
+        where = f"Of these devices it fits {' and '.join(places)}." if places else "It fits none of these devices."
         where += f" Your {own} GB: {'enough' if need.total <= draw.own_bytes(own) else 'too little'}."
         remark, queries = "", PRESETS[controls["preset"]].resampler.num_queries
         if self.picked:
