@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ def lab_server(tmp_path_factory):
         pytest.skip("no chromium: run .ci/setup, or `playwright install chromium`")
     with LabServer(tmp_path_factory.mktemp("lab")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def lab_tab(lab_server):
+    """`lab_tab(name)` shows a notebook in the browser of this file of tests, in place of the one before."""
+    with ExitStack() as stack:
+        tabs = []
+
+        def show(name):
+            if tabs:
+                tabs[0].open(name)
+            else:
+                tabs.append(stack.enter_context(lab_server.open(name)))
+            return tabs[0]
+
+        yield show
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from minicpmv_ref import MiniCPMV, Processor, nano
+from minicpmv_ref.decoding import next_token
 from minicpmv_ref.model import decode_answer, decode_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -362,6 +363,15 @@ def test_samples_follow_the_distribution(processors, options):
     assert (frequency[expected == 0] == 0).all()
     deviation = (expected * (1 - expected) / 5000).sqrt()
     assert ((frequency - expected).abs() <= 5 * deviation).all(), (frequency, expected)
+
+
+def test_tokens_that_reach_top_p_exactly_are_enough():
+    """Of four tokens of a quarter each, two make a half: as in transformers, no third is sampled."""
+    logits = torch.zeros(200, 4)
+    kept = TopPLogitsWarper(0.5)(None, logits.clone()).isfinite().sum(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = next_token(logits, None, 1.0, None, 0.5, 1, generator)
+    assert drawn.unique().numel() == 2 == kept[0]
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7, 20.0])

@@ -229,10 +229,11 @@ def test_sines_equal_the_released_ones(key, shape):
     np.testing.assert_allclose(sincos_2d(*shape).numpy(), wanted, atol=6e-8, rtol=0)
 
 
-def test_sines_follow_the_formula():
+@pytest.mark.parametrize("dim", [4, 16])
+def test_sines_follow_the_formula(dim):
     """Channel by channel in float64: [sin | cos] of the column, then [sin | cos] of the row, at rates 10000^(-i/q)."""
-    dim, rows, cols = 16, 4, 6
-    table, quarter = sincos_2d(dim, rows, cols), 4
+    rows, cols = 4, 6
+    table, quarter = sincos_2d(dim, rows, cols), dim // 4
     for r in range(rows):
         for c in range(cols):
             for channel in range(dim):

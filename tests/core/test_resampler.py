@@ -250,6 +250,14 @@ def test_a_key_bias_changes_nothing():
         assert error(resampler(features, GRIDS), before) < 1e-5
 
 
+def test_a_fresh_resampler_spreads_as_released():
+    """Resampler._init_weights of 2.0: 0.02, no bias, and a projection that keeps the size of what it gets."""
+    fresh = Resampler(ResamplerConfig(num_queries=64, width=128, kv_width=96, version="2.0"))
+    spread = {"query": 0.02, "kv_proj.weight": 0.02, "proj": 128**-0.5}
+    assert {name: fresh.get_parameter(name).std().item() for name in spread} == pytest.approx(spread, rel=0.05)
+    assert not any(p.any() for name, p in fresh.named_parameters() if name.endswith("bias"))
+
+
 def test_2_0_gives_its_queries_a_square_of_positions():
     resampler, features = made(V2_0), patches(V2_0, GRIDS)
     assert torch.equal(resampler.pos_embed, rearrange(sincos_2d(64, 3, 3), "r c e -> (r c) e"))

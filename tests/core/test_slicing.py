@@ -18,6 +18,7 @@ from places import ROOT
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
 from minicpmv_ref.config import SliceConfig
+from minicpmv_ref.inputs.checks import LIMITS
 from minicpmv_ref.slicing import (
     best_grid,
     candidate_grids,
@@ -706,3 +707,16 @@ def test_configs_whose_views_are_too_many_or_too_large_are_refused(cfg):
     plan = plan_slices((16_000, 16_000), cfg)
     with pytest.raises(ValueError, match="a smaller max_slice_nums or scale_resolution makes them fewer"):
         check_plan(plan)
+
+
+def test_the_largest_views_that_are_computed(monkeypatch):
+    plan = plan_slices((1000, 700))
+    views = [plan.overview_size, plan.refined_size]
+    pixels = sum(width * height for width, height in views)
+    for name, most in (("picture_pixels", pixels), ("picture_patches", pixels // 14**2)):
+        with monkeypatch.context() as context:
+            context.setitem(LIMITS, name, most)
+            check_plan(plan)
+            context.setitem(LIMITS, name, most - 1)
+            with pytest.raises(ValueError, match=f"would have {pixels:,} pixels and {pixels // 14**2:,} patches"):
+                check_plan(plan)

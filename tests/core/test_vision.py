@@ -492,6 +492,8 @@ def test_a_fresh_tower_is_calm_and_seeded():
     assert all(p.abs().max() == 0 for name, p in first.named_parameters() if name.endswith("bias"))
     features = first(pictures([(8, 8)]))[0]
     assert features.std().item() == pytest.approx(1, abs=0.05)  # post_layernorm with gain 1
+    spread = {name: p.std().item() for name, p in first.named_parameters() if p.ndim > 1}
+    assert spread == {name: pytest.approx(0.02, rel=0.05) for name in spread}
 
 
 # ---- matrix products

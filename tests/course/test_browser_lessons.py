@@ -71,30 +71,30 @@ def move(lab, cell, control, *keys):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-def test_a_lesson(lab_server, tmp_path, record_property, name):
+def test_a_lesson(lab_tab, tmp_path, record_property, name):
     cells = find(name, "panels.")
-    with lab_server.open(name) as lab:
-        for cell in cells:
-            a_reader_without_a_kernel_sees_the_panel(lab, cell)
-        pictures_stand_in_folds(lab)
-        lab.run_all()
-        assert lab.errors() == []
-        assert any(lab.outputs())
-        if name == "01_slicing.ipynb":
-            play_steps_the_slider(lab)
-            a_typed_number_out_of_range_is_explained(lab)
-        if name == "03_resampler.ipynb":
-            hover_and_arrow_keys_need_no_kernel(lab)
-        if name in TOUCHED:
-            pictures_can_be_touched(lab, name, record_property)
-        for cell in cells:
-            panel_follows_the_keyboard(lab, cell, record_property)
-        if name == "01_slicing.ipynb":
-            own_picture_and_a_broken_one(lab, tmp_path)
-        assert lab.errors() == []
-        assert lab.outside == []
-        if name == "01_slicing.ipynb":
-            a_restarted_kernel_leaves_dead_panels(lab, cells[0])
+    lab = lab_tab(name)
+    for cell in cells:
+        a_reader_without_a_kernel_sees_the_panel(lab, cell)
+    pictures_stand_in_folds(lab)
+    lab.run_all()
+    assert lab.errors() == []
+    assert any(lab.outputs())
+    if name == "01_slicing.ipynb":
+        play_steps_the_slider(lab)
+        a_typed_number_out_of_range_is_explained(lab)
+    if name == "03_resampler.ipynb":
+        hover_and_arrow_keys_need_no_kernel(lab)
+    if name in TOUCHED:
+        pictures_can_be_touched(lab, name, record_property)
+    for cell in cells:
+        panel_follows_the_keyboard(lab, cell, record_property)
+    if name == "01_slicing.ipynb":
+        own_picture_and_a_broken_one(lab, tmp_path)
+    assert lab.errors() == []
+    assert lab.outside == []
+    if name == "01_slicing.ipynb":
+        a_restarted_kernel_leaves_dead_panels(lab, cells[0])
 
 
 def a_reader_without_a_kernel_sees_the_panel(lab, cell):

@@ -359,6 +359,14 @@ def test_each_pair_has_the_tokens_of_its_own_picture(models, processors, pairs):
     assert prepared[0].visual is prepared[2].visual, "equal pictures are encoded once, whatever holds them"
 
 
+def test_equal_pixels_in_another_shape_are_another_picture(models, processors):
+    model, processor = models["2.6"], processors["2.6"]
+    questions = [ask(Image.new("RGB", size, "red"), "What color?") for size in ((28, 112), (112, 28))]
+    for question, pair in zip(questions, prepare(model, processor, [Pair(one, "yes", "no") for one in questions])):
+        batch = processor(question)
+        assert torch.equal(pair.visual, model.encode_images(batch.images[0], batch.patch_grids[0]))
+
+
 def test_only_the_last_answer_counts(processors, models):
     [prepared] = prepare(models["2.6"], processors["2.6"], conversations()[-1:])
     decode = processors["2.6"].tokenizer.decode
@@ -463,6 +471,8 @@ def test_training_prefers_the_chosen_answers_and_leaves_vision_alone(learner):
     assert changed and all(name.startswith("llm.") for name in changed)
     last = history[-1]
     assert last["chosen"] - last["rejected"] == pytest.approx((after[0] - after[1]).mean().item(), rel=0.3)
+    moved = last["chosen"] - last["rejected"] - margins[0](margins[1]).mean().item()
+    assert last["margin"] == pytest.approx(0.1 * moved, rel=1e-3)
 
 
 def test_the_reference_is_the_model_before_training(learner):

@@ -159,10 +159,11 @@ def test_a_model_is_asked_each_question_once_and_nothing_asked_is_not_valid(monk
 
     monkeypatch.setattr(rlaif, "ask_yes_no", answer)
     label = partial(label_by_model, None, None)
-    samples = [draw(0), draw(1), draw(2)]
-    claims = [["red star", "hello", "a red star", "blue star"], [], ["hello"]]
-    assert label(samples, claims) == [[True, False, True, False], [], [False]]
-    assert asked == [(["Is there a blue star?", "Is there a red star?"], "en")]
+    samples = [draw(0), draw(1), draw(2), draw(3, language="fr")]
+    claims = [["red star", "hello", "a red star", "blue star"], [], ["hello"], ["étoile bleue"]]
+    assert label(samples, claims) == [[True, False, True, False], [], [False], [False]]
+    french = LANGUAGES["fr"].ask_exist("blue", "star", True)[0]
+    assert asked == [(["Is there a blue star?", "Is there a red star?"], "en"), ([french], "fr")]
 
 
 def test_words_that_begin_alike_are_refused(models, processors, monkeypatch):
@@ -290,6 +291,8 @@ def test_figures_counted_by_hand():
         "mentions": 7 / 5,
         "words": (8 + 4 + 3 + 0 + 13) / 5,
     }
+    one, other = (hallucination(answers, scenes, seed)["mention"] for seed in (0, 1))
+    assert one.value == other.value and one != other  # a seed decides what the bootstrap draws
 
 
 def test_true_captions_have_perfect_figures_in_every_language():

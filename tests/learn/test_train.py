@@ -16,7 +16,7 @@ from minicpmv_ref.learn.contrast import Contrast
 from minicpmv_ref.learn.dpo import optimizer_for_dpo
 from minicpmv_ref.learn.evaluate import answers, evaluate, share_of_words
 from minicpmv_ref.learn.objectives import draw_samples, held_out_loss, objective_for
-from minicpmv_ref.learn.stages import LATER, PARTS, STAGES, stage_named, start
+from minicpmv_ref.learn.stages import LATER, PARTS, STAGES, Stage, stage_named, start
 from minicpmv_ref.learn.train import lr_scale_at
 from minicpmv_ref.scale import machine
 from minicpmv_ref.scale import run as trainer
@@ -26,7 +26,7 @@ from minicpmv_ref.scale.metrics import plot
 from minicpmv_ref.scale.profiles import PROFILES, Profile
 from minicpmv_ref.scale.run import run
 from minicpmv_ref.scale.steps import train_steps as train
-from minicpmv_ref.toy.data import EVERY_KIND, draw, spell
+from minicpmv_ref.toy.data import EVERY_KIND, TOPICS, draw, spell
 from minicpmv_ref.toy.spelled import spelled_tokens
 
 PROCESSOR = Processor.from_pretrained("nano")
@@ -193,7 +193,7 @@ def test_weights_of_16_bits_are_a_reason_to_warn():
 
 def test_training_helps():
     """Thirty steps of the LLM on one kind of question: held-out loss falls by a lot."""
-    model, stage = start(), short("start-text", steps=30, batch=8, data_mix={"caption": 1})
+    model, stage = start(), short("start-text", steps=30, batch=4, data_mix={"caption": 1})
     objective = objective_for(model, PROCESSOR, stage)
     before = held_out_loss(objective, stage, n=16)
     list(train(model, PROCESSOR, stage, objective=objective))
@@ -206,6 +206,21 @@ def test_a_loss_that_is_not_finite_stops_with_its_step():
         model.resampler.query.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="stage-1, step 1: the loss is nan; its samples: 0, 1, 2"):
         list(train(model, PROCESSOR, short("stage-1")))
+
+
+def test_a_step_is_clipped_and_follows_adamw_of_the_document():
+    """By hand: AdamW's first step is the rate times the sign of the gradient, and a hundredth of the weight decays."""
+    model, stage = start(), Stage("x", "answer", {"resampler": 1e-3, "llm": 1e-2}, {}, steps=100)
+    optimizer = plain_loop.optimizer_for(model, stage)
+    query, table = model.resampler.query, model.llm.get_input_embeddings().weight
+    for p in (query, table):
+        p.data.fill_(10)
+        p.grad = torch.full_like(p, 7.0)
+    scale = plain_loop.update(optimizer, stage, step=1, loss=1.0)
+    assert torch.cat([query.grad.flatten(), table.grad.flatten()]).double().norm() == pytest.approx(1, rel=1e-3)
+    for p, rate in ((query, 1e-3), (table, 1e-2)):
+        first = rate * scale
+        torch.testing.assert_close(p, torch.full_like(p, 10 - 10 * 0.01 * first - first), rtol=0, atol=1e-2 * first)
 
 
 def test_the_rate_rises_and_falls():
@@ -273,8 +288,16 @@ def test_the_contrast_is_a_yes_no_question_for_every_pair():
                 yes = torch.sigmoid(image[i] @ text[j] * 10 - 10)
                 loss -= (yes if samples[i].key == samples[j].key else 1 - yes).log() / 4
         assert contrast(samples).item() == pytest.approx(loss.item(), rel=1e-4)
+        for i, sample in enumerate(samples):  # whatever the length of the captions beside it
+            torch.testing.assert_close(contrast.vectors([sample])[1][0], text[i], atol=1e-5, rtol=1e-4)
     assert image.norm(dim=1).tolist() == pytest.approx([1] * 4)
-    assert contrast.recall(samples[:1]) == 1
+    best = [samples[j].key for j in (image @ text.T).argmax(dim=1)]
+    assert contrast.recall(samples) == sum(a == b.key for a, b in zip(best, samples)) / 4 < 1
+
+
+def test_pictures_and_captions_are_compared_at_full_and_at_half_resolution_in_turn():
+    objective = objective_for(start(), PROCESSOR, stage_named("start-vit"))
+    assert [objective.prepare([draw(0)], step)[0][0].shape for step in (2, 3)] == [(3, 112, 112), (3, 56, 56)]
 
 
 # ---- grades
@@ -286,28 +309,34 @@ def test_share_of_words():
 
 
 def test_grades_of_a_model_that_knows_everything(monkeypatch):
+    """Everything but what it cannot know: a question without its picture, and a document in one view."""
     by_heart, keep = {}, []
 
     def key(content):  # picture and question; without a picture it is in no list
         return id(content[0]), str(content[-1])
 
     def know(model, processor, prompts, **options):
-        return [by_heart.get(key(prompt[0]["content"]), "") for prompt in prompts]
+        return ["" if options else by_heart.get(key(prompt[0]["content"]), "") for prompt in prompts]
 
     original = draw
 
-    def remember(*args, **options):
-        sample = original(*args, **options)
+    def remember(seed, kind, *rest, **options):
+        sample = original(seed, kind, *rest, **options)
         by_heart[key(sample.prompt[0]["content"])] = sample.answer
-        keep.append(sample)
+        keep.append((seed, kind, sample.language, options))
+        assert sample.held_out
         return sample
 
     monkeypatch.setattr("minicpmv_ref.learn.evaluate.draw", remember)
     monkeypatch.setattr("minicpmv_ref.learn.evaluate.answers", know)
-    grades = evaluate(start(), PROCESSOR, n=3)
-    seeing = {name: share for name, share in grades.items() if "blind" not in name}
-    assert set(seeing.values()) == {1.0}
-    assert all(sample.held_out for sample in keep)
+    half = replace(nano, slicing=replace(nano.slicing, scale_resolution=56))
+    grades = evaluate(MiniCPMV.seeded(half), PROCESSOR, "s", n=3, language="fr")
+    blind = {name for name, share in grades.items() if share == 0}
+    assert blind == {"read one view", "question blind", "lookup blind"}
+    assert all(grades[name] == 1 for name in grades.keys() - blind)
+    kinds = [("caption", {}), ("long", {}), *(("question", {"topic": topic}) for topic in TOPICS)]
+    kinds += [("read", {}), ("lookup", {}), ("crop", {}), ("read", {"aligned": False})]
+    assert keep == [(f"s/{i}", kind, "fr", {"view": 56, **given}) for kind, given in kinds for i in range(3)]
 
 
 def test_answers_are_those_of_chat():

@@ -10,7 +10,8 @@
         assert lab.outside == []                         # no request left this machine
 
 `lab.page` is Playwright's own page, for all that is not wrapped here. Cells are counted from 0, markdown
-included. Each `open` starts its own browser: a shared one would keep an event loop running in other tests.
+included. Each `lab_server.open` starts its own browser, which takes eight seconds; `lab.open` shows another notebook in
+the same tab. Keep no browser open for longer than a file of tests: its event loop runs in all of them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ OUTPUTS = """() => [...jupyterapp.shell.currentWidget.content.model.cells].map(c
     for (let i = 0; i < (cell.outputs?.length ?? 0); i++) found.push(cell.outputs.get(i).toJSON());
     return found;
 })"""
+OPEN = """async path => {
+    const before = [...jupyterapp.shell.widgets('main')];
+    await (await jupyterapp.commands.execute('docmanager:open', {path})).context.ready;
+    for (const widget of before) {
+        await widget.context?.sessionContext.shutdown();
+        widget.dispose();
+    }
+}"""
+IS_OPEN = "path => jupyterapp.shell.currentWidget?.context?.path === path"
 # The stored outputs go first: otherwise a notebook that never ran would look fine.
 RUN_ALL = """() => {
     window.allCellsRan = false;
@@ -176,6 +186,13 @@ class LabPage:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "127.0.0.1":
             self.outside.append(url)
+
+    def open(self, name: str):
+        """Show another notebook of the served notebooks folder, and close the one that is here with its kernel."""
+        self.outside.clear()
+        self.page.evaluate(OPEN, f"notebooks/{name}")
+        self.page.wait_for_function(IS_OPEN, arg=f"notebooks/{name}")
+        self.wait_idle()
 
     # -- running
 

@@ -123,6 +123,7 @@ def test_every_mistake_is_told_from_every_other(version, stage, kits):
         "the layout is that of 2.0, not of 2.6": "the layout is that of 2.5, not of 2.6",
         "the newline after the last row of slices is extra": "the layout is that of 2.0, not of 2.5",
     }
+    never = []
     for name, theirs in plants.items():
         found = compare(kit, stage, kit.right[stage] | theirs)
         if stage == "bounds":
@@ -130,7 +131,7 @@ def test_every_mistake_is_told_from_every_other(version, stage, kits):
                 each for each in found.mistakes if each == name or {(each, name), (name, each)}.isdisjoint(same.items())
             ]
         assert found.mistakes == [name] * (found.different > 0)
-    never = [name for name, theirs in plants.items() if not compare(kit, stage, kit.right[stage] | theirs).different]
+        never += [name] * (found.different == 0)
     assert stage in ("grid", "bounds") or len(never) <= 2, never
 
 

@@ -5,6 +5,7 @@ import ast
 import json
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ def gpu_rows(folder, monkeypatch, *options):
     path = folder / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--rounds", "1", "--json", str(path), *options])
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(gpu, "gc", SimpleNamespace(collect=lambda: None))  # half a second among all these tests
     gpu.main()
     return json.loads(path.read_text())["rows"]
 

@@ -1,7 +1,10 @@
 """Every command with odd options and paths: one clear line and no traceback, before a model is loaded."""
 
+import json
 import random
+import shutil
 import zlib
+from pathlib import Path
 
 import pytest
 from command_options import takes_a_value
@@ -11,7 +14,7 @@ from places import ROOT
 from minicpmv_ref.__main__ import COMMANDS, build_parser, main
 from minicpmv_ref.deploy import llamacpp
 
-PICTURE, RECORDS = str(ROOT / "data_samples/images/shapes.png"), str(ROOT / "data_samples/records/train.json")
+PICTURE, RECORDS = str(ROOT / "data_samples/images/shapes.png"), "records.json"
 SOUND = {  # a command line for each command, with OUT in place of an empty folder; None: patched below
     "course": ["course", "--no-browser", "--port", "8888"],
     "reset": ["reset", "03"],
@@ -74,6 +77,11 @@ def nothing_begins(monkeypatch, tmp_path):
         monkeypatch.setattr(f"minicpmv_ref.commands.{command}.COPIES", tmp_path / "copies")
     monkeypatch.setattr("minicpmv_ref.commands.handout.ROOT", tmp_path)
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)
+    monkeypatch.chdir(tmp_path)
+    all_records = json.loads((ROOT / "data_samples/records/train.json").read_text("utf-8"))
+    few = [{**entry, "image": "a.png"} for entry in all_records[:2]]
+    shutil.copy(PICTURE, "a.png")
+    Path(RECORDS).write_text(json.dumps(few), encoding="utf-8")
 
 
 def outcome(argv, capsys) -> str:
@@ -124,10 +132,9 @@ WITH_MARKS = [pytest.param(name, marks=[pytest.mark.llamacpp] * (name == "phone"
 
 
 @pytest.mark.parametrize("command", WITH_MARKS)
-def test_odd_values(command, tmp_path, capsys, monkeypatch, request):
+def test_odd_values(command, tmp_path, capsys, request):
     if command == "phone" and llamacpp.missing():
         pytest.skip("needs the extra: pip install minicpmv-ref[llamacpp]")
-    monkeypatch.chdir(tmp_path)
     rng, out = random.Random(zlib.crc32(command.encode())), tmp_path / "out"
     assert outcome([str(out) if word == "OUT" else word for word in SOUND[command]], capsys) != "refused"
     few = 3 if request.config.getoption("--fuzz") is None else 100

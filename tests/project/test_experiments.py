@@ -9,6 +9,7 @@ import math
 import random
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from itertools import product
 from operator import itemgetter
@@ -22,6 +23,7 @@ from experiments import _arms, _frame
 from experiments._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Each, Finding
 from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_5
 from minicpmv_ref import __main__ as commands
+from minicpmv_ref.deploy import sequence
 from minicpmv_ref.deploy.sequence import Loading, Peak
 
 NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have names that begin with "_"
@@ -33,7 +35,8 @@ TRAINED = (
 ).split()
 UNTRAINED = [name for name in _frame.NAMES if name not in TRAINED]
 MEASURED = {"prefill", "loading"}  # their figures depend on the machine
-WHOLE = "pooling"  # one training stands for all: its answers are whole, and it is run again
+WHOLE = "pooling"  # one training stands for all: its model and its answers are whole, and it is run again
+FLAT = replace(nano, vision=replace(nano.vision, layers=1), llm=replace(nano.llm, num_hidden_layers=1))
 DONE = [name for name in _frame.NAMES if (_frame.RESULTS / f"{name}.json").exists()]
 
 
@@ -93,9 +96,20 @@ def test_a_changed_figure_or_verdict_changes_the_page(tmp_path):
 # ---- the frame
 
 
+def run_here(folder, job):
+    """What `sequence.measure` does in other processes; there, it is tested in test_sequence.py."""
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    sequence._child(folder)
+    return Peak(**json.loads((folder / "peak.json").read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("name", _frame.NAMES)
-def test_the_fast_version_runs(name, tmp_path):
+def test_the_fast_version_runs(name, tmp_path, monkeypatch, one_thread):
     before = {path: path.read_bytes() for path in _frame.RESULTS.glob("*.json")}
+    monkeypatch.setattr(sequence, "_run", run_here)
+    for module in (_arms, import_module(f"experiments.{name}")):
+        if name in TRAINED and name != WHOLE and hasattr(module, "nano"):
+            monkeypatch.setattr(module, "nano", FLAT)
     with nullcontext() if name == WHOLE else short_answers():
         found = _frame.run(name, "fast", runs=tmp_path, results=tmp_path / "real")
     assert json.loads((tmp_path / "fast" / f"{name}.json").read_text(encoding="utf-8")) == found

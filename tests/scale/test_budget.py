@@ -150,6 +150,10 @@ def test_the_fullest_moment():
     assert Budget(**parts, copies=1, vision=2, llm=3).total == 200 + 50 + 50  # in AdamW
 
 
+def test_sharding_divides_what_belongs_to_the_parameters():
+    assert Budget(100, 60, 80, 40, 7, 9, True).sharded(4) == Budget(25, 15, 20, 10, 7, 9, True)
+
+
 def test_the_line_says_what_is_needed_and_what_is_there(monkeypatch):
     need = Budget(4_000_000_000, 1_000_000_000, 2_000_000_000, 0, 500_000_000, 2_500_000_000)
     monkeypatch.setattr(module, "device_memory", lambda device: (12_000_000_000, 16_000_000_000))

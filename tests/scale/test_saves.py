@@ -109,7 +109,7 @@ def test_killed_while_it_ends_the_checkpoint_is_whole_or_not_there_and_the_same_
     script = LIB / "killed_at_the_end.py"
     search = os.pathsep.join([str(LIB), str(ROOT)])
     env = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, script, tmp_path, "15"]  # seconds; 4000 of them kill at every call
+    words = [sys.executable, script, tmp_path, "10"]  # seconds; 4000 of them kill at every call
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
