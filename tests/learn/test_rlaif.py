@@ -291,8 +291,7 @@ def test_figures_counted_by_hand():
         "mentions": 7 / 5,
         "words": (8 + 4 + 3 + 0 + 13) / 5,
     }
-    one, other = (hallucination(answers, scenes, seed)["mention"] for seed in (0, 1))
-    assert one.value == other.value and one != other  # a seed decides what the bootstrap draws
+    assert len({hallucination(answers, scenes, seed)["words"] for seed in range(4)}) > 1  # what the bootstrap draws
 
 
 def test_true_captions_have_perfect_figures_in_every_language():

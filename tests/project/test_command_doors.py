@@ -76,7 +76,7 @@ def nothing_begins(monkeypatch, tmp_path):
     for command in ("course", "reset"):
         monkeypatch.setattr(f"minicpmv_ref.commands.{command}.COPIES", tmp_path / "copies")
     monkeypatch.setattr("minicpmv_ref.commands.handout.ROOT", tmp_path)
-    monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", reach)
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.initialize_server", reach)
     monkeypatch.chdir(tmp_path)
     all_records = json.loads((ROOT / "data_samples/records/train.json").read_text("utf-8"))
     few = [{**entry, "image": "a.png"} for entry in all_records[:2]]
