@@ -117,14 +117,14 @@ def lessons(folder):
     return found
 
 
-def say_if_changed(originals):
-    """Warn of lessons in which somebody worked, instead of in a copy."""
-    changed = changed_files() or {}
-    for path in originals:
-        name = path.relative_to(ROOT).as_posix()
-        if name in changed:
+def say_if_changed(originals=()):
+    """Warn of lessons that are gone, and of these in which somebody worked, instead of in a copy."""
+    wanted = {path.relative_to(ROOT).as_posix() for path in originals}
+    for name, there in (changed_files() or {}).items():
+        if name in wanted or (not there and name.startswith("notebooks/") and name.endswith(".ipynb")):
+            what = "somebody saved in the lesson itself, and copies are made of it" if there else "it is missing"
             say(
-                f"{name} is not as it came: somebody saved in the lesson itself, and copies are made of it. "
+                f"{name} is not as it came: {what}. "
                 f"`git checkout {name}` restores it; without git, copy it from where the course came from."
             )
 

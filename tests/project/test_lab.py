@@ -679,6 +679,10 @@ def test_who_saves_in_the_lesson_itself_is_told(known_by, copy, opened, capsys):
         )
     main(["reset", "07b"])
     assert "not as it came" not in capsys.readouterr().out
+    (copy / "notebooks" / "07b_next.ipynb").unlink()
+    for words in ([], ["reset", "07b"]):
+        main(words)
+        assert "notebooks/07b_next.ipynb is not as it came: it is missing" in capsys.readouterr().out
 
 
 def test_two_files_of_one_lesson_are_not_guessed_between(copy, opened, capsys):
