@@ -453,6 +453,16 @@ def test_control_c_is_no_traceback(monkeypatch):
     assert main([]) == 130
 
 
+def test_a_reader_who_has_enough_is_no_traceback(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", open(writer, "w"))
+    monkeypatch.setattr(course, "run", lambda args: common.say("a long table"))
+    assert main([]) == 141
+    sys.stdout.close()
+    assert capfd.readouterr().err == ""
+
+
 HOSTILE = "red\x1b]0;owned\x07 \u202egnp.exe"
 
 
