@@ -21,7 +21,7 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -56,6 +56,8 @@ class SetupError(Exception):
 
 
 def main(argv):
+    with suppress(AttributeError):  # not every terminal or file knows every character of a folder's name
+        sys.stdout.reconfigure(errors="replace")
     try:
         # Help must not cost an installation. Whatever follows `--` belongs to another program.
         bundle, argv = find_bundle(argv)

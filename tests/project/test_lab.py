@@ -218,6 +218,15 @@ def test_without_ensurepip_the_package_is_named(lab, monkeypatch, capsys):
     assert not lab.VENV.exists()
 
 
+def test_a_folder_that_the_terminal_cannot_spell(lab, monkeypatch):
+    monkeypatch.setattr(lab, "ready_python", lambda bundle: print("Making /课程/.venv ...") or sys.executable)
+    monkeypatch.setattr(lab, "hand_over", lambda python, argv: 0)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert lab.main([]) == 0
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().split() == [b"Making", b"/??/.venv", b"..."]
+
+
 def test_an_environment_does_not_delete_itself(lab, monkeypatch, capsys):
     monkeypatch.setattr(sys, "prefix", str(lab.VENV))
     assert lab.main([]) == 1
