@@ -30,6 +30,9 @@ from minicpmv_ref.commands import course  # noqa: E402
 
 course.renew_copies(OWN / "notebooks", course.LANGUAGES[0])
 os.environ.update(course.kernel_environment())
-words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}"]
+settings = OWN / "build" / "settings"
+settings.mkdir(parents=True, exist_ok=True)
+course.ask_nothing(settings)
+words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}", f"--LabApp.app_settings_dir={settings}"]
 words += [f"--{name}={value}" for name, value in course.SERVER.items()] + sys.argv[1:]
 os.execv(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", *words])

@@ -66,9 +66,7 @@ def run(args):
     page = f"/lab/tree/{COPIES.name}/{copy_of(first, args.language).name}"
     os.environ.update(kernel_environment())
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as settings:
-        # Answers JupyterLab's first-start question about news, which covers a corner of every notebook.
-        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-        Path(settings, "overrides.json").write_text(json.dumps(quiet), encoding="utf-8")
+        ask_nothing(settings)
         config = {
             "ServerApp.ip": "127.0.0.1",
             "ServerApp.port": port,
@@ -90,6 +88,12 @@ def run(args):
         url = f"http://127.0.0.1:{server.port}{page}?token={token}"
         print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
         server.start()
+
+
+def ask_nothing(settings):
+    """Answer, in a folder of settings, JupyterLab's question about news, which covers a corner of every notebook."""
+    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+    Path(settings, "overrides.json").write_text(json.dumps(quiet), encoding="utf-8")
 
 
 # ---- the copies

@@ -42,12 +42,14 @@ def started(tmp_path, monkeypatch):
 
 def test_a_learner_gets_an_own_copy(started):
     own, run = started
-    assert sorted(path.name for path in own.iterdir()) == [".venv", "docs", "my_notebooks", "notebooks"]
+    assert sorted(path.name for path in own.iterdir()) == [".venv", "build", "docs", "my_notebooks", "notebooks"]
     assert (own / ".venv").is_symlink() and (own / ".venv" / "file").exists(), "lab.py installs nothing again"
     assert [path.name for path in (own / "my_notebooks").iterdir()] == ["00_one_picture.ipynb"]
     assert Path.cwd() == own
     assert run[0] == run[1] and run[0][1:3] == ["-m", "jupyterhub.singleuser"]
     assert f"--ServerApp.root_dir={own}" in run[0] and run[0][-1] == "--port=1"
+    assert f"--LabApp.app_settings_dir={own / 'build/settings'}" in run[0]  # answers the question about news
+    assert '"fetchNews": "false"' in (own / "build/settings/overrides.json").read_text()
     server = ServerApp()
     server.parse_command_line(run[0][3:])
     assert server.tornado_settings["websocket_max_message_size"] == 2**28  # for pictures; else 10 MB
