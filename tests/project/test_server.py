@@ -24,6 +24,8 @@ def started(tmp_path, monkeypatch):
     for name in (".venv", "runs", "my_notebooks", "notebooks", "docs/server"):
         (small / name).mkdir(parents=True)
         (small / name / "file").touch()
+    for name in ("jupyterhub_cookie_secret", "jupyterhub.sqlite"):  # a learner may not even read them
+        (small / name).touch(mode=0o000)
     shutil.copy(SERVER / "start.py", small / "docs/server")
     shutil.copy(ROOT / "notebooks/00_one_picture.ipynb", small / "notebooks")
     home.mkdir()
