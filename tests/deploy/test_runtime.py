@@ -18,7 +18,7 @@ from minicpmv_ref.config import nano
 from minicpmv_ref.deploy import runtime
 from minicpmv_ref.deploy.gguf import MIXTURES, llm_tensors, plan_mixture
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
-from minicpmv_ref.deploy.runtime import Decoder, Matrix, Runtime, round_activations
+from minicpmv_ref.deploy.runtime import Decoder, Matrix, Norm, Runtime, round_activations
 from minicpmv_ref.inputs.checkpoint import write_checkpoint
 from minicpmv_ref.model import MiniCPMV
 from minicpmv_ref.peers.cogvlm import _rotate
@@ -195,6 +195,17 @@ def test_a_matrix_multiplies_as_precisely_as_torch(monkeypatch, dtype, biased, c
         assert (ours - right).norm() < 2 * torch.finfo(dtype).eps * right.norm()
     ids = torch.tensor([[5, 0], [299, 5]])
     assert torch.equal(matrix.look_up(ids), weight[ids])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_norm_is_as_precise_as_torch(dtype):
+    """A row of zeros, one as small as eps, an ordinary one, and one whose sum of squares float16 cannot hold."""
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(4, 77, generator=generator).mul(torch.tensor([[0], [1e-3], [1], [1e3]])).to(dtype)
+    gain = torch.randn(77, generator=generator).to(dtype)
+    right, ours = F.rms_norm(x.double(), (77,), gain.double(), 1e-6), Norm(gain, 1e-6)(x)
+    assert ours.dtype == dtype
+    assert ((ours - right).norm(dim=-1) <= 2 * torch.finfo(dtype).eps * right.norm(dim=-1)).all()
 
 
 def test_half_precision(wide):
