@@ -42,7 +42,7 @@ def kept_pairs():
     from minicpmv_ref.learn.rlaif import balance_lengths
 
     rng, lists = random.Random(8), [[(2, 4), (4, 4), (6, 4)], [(1, 10), (9, 10), (12, 10)], [], [(9, 1)], [(1, 99)]]
-    lists += [[(9, 9), (99, 100)], [(3, 14), (4, 2), (1, 5)], [(11, 9), (2, 12), (11, 14), (4, 5)]]
+    lists += [[(9, 9), (99, 100)], [(3, 14), (4, 2), (1, 5)], [(1, 4), (5, 4)]]
     lists.append([(rng.randint(1, 12), rng.randint(4, 20)) for _ in range(30)])
     for lengths in lists:
         # Words that differ, so that no pair is dropped for being equal.
