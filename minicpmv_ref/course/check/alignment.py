@@ -7,7 +7,7 @@ from .cases import Case, exercise
 
 @exercise
 def answer_logp():
-    """four rows with one or two turns, supervised to the end or not; to 1e-6."""
+    """four rows with one or two turns, supervised to the end or not; to 1e-4."""
     import torch
 
     from minicpmv_ref.learn.dpo import sequence_logps
@@ -16,7 +16,7 @@ def answer_logp():
     for labels in ([-100, -100, 3, 1], [-100, 2, 0, -100], two_turns, [-100, 1, 1, 1, 1, 1]):
         labels = torch.tensor(labels)
         logits = 3 * torch.randn(len(labels), 5, generator=generator, dtype=torch.float64)
-        yield Case((logits, labels), sequence_logps(logits[None], labels[None]).item(), tolerance=1e-6)
+        yield Case((logits, labels), sequence_logps(logits[None], labels[None]).item(), tolerance=1e-4)
 
 
 @exercise
