@@ -25,7 +25,6 @@ from minicpmv_ref.learn.rlaif import (
     Labeler,
     balance_lengths,
     build_pairs,
-    count_words,
     hallucination,
     label_by_model,
     label_by_truth,
@@ -291,8 +290,7 @@ def choose_pairs(records: Sequence[dict], samples: Sequence[Sample], config: Ali
 
     Returns:
         (pairs, counts): answers that make no claim and pictures whose answers all score the same are left out, and
-        counted. "rho" is that of `balance_lengths`, None where nothing is balanced. Chinese is counted in characters
-        there, for it has no spaces.
+        counted. "rho" is that of `balance_lengths`, None where nothing is balanced.
 
     Raises:
         TypeError: no lists of dicts and Samples.
@@ -318,7 +316,7 @@ def choose_pairs(records: Sequence[dict], samples: Sequence[Sample], config: Ali
         pairs += [Pair(prompt, answers[chosen], answers[rejected]) for chosen, rejected in found]
     rho = None
     if config.balance:
-        kept, rho = balance_lengths(pairs, len if config.language == "zh" else count_words)
+        kept, rho = balance_lengths(pairs)
     else:
         kept = [pair for pair in pairs if pair.chosen != pair.rejected]
     counts = {"built": len(pairs), "kept": len(kept), "rho": rho, "no_claims": silent, "pictures_without": without}

@@ -98,7 +98,7 @@ def experiment(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: an unknown run; no seeds; a folder that holds the results of another model or config.
+        ValueError: an unknown run; no seeds; a folder that holds the results of another model, config or labeler.
         OSError: the folder cannot be written.
     """
     check_model(model, processor)
@@ -115,8 +115,10 @@ def experiment(
         for seed in seeds:
             changed = replace(config, **RUNS[name], seed=seed)
             path = folder / f"{_file(name)}-{seed}.json"
+            labeler = fingerprint(judge[0]) if changed.labeler == "trained" else None
             if path.exists():
-                _check(path, changed, start)
+                if _check(path, changed, start).get("labeled_by", labeler) != labeler:
+                    raise ValueError(f"{path} holds the result of another labeler: take another folder, or delete it")
                 continue
             report(f"\n{name}, seed {seed}")
             shared = folder / f"before-{seed}.json"  # the same for all runs of a seed
@@ -133,7 +135,7 @@ def experiment(
             if before is None:
                 kept = {"config": asdict(replace(config, seed=seed)), "base": start, "before": found["before"]}
                 write_json(shared, kept)
-            write_json(path, found)
+            write_json(path, found | {"labeled_by": labeler})
     summary = summarize(folder, model, policy, processor, config, judge)
     write_json(folder / SUMMARY, summary)
     return summary

@@ -30,6 +30,7 @@ def run(args):
     find_experiments()
     from experiments.alignment import SEEDS, SETTINGS, SUMMARY, experiment, measured_on, outcome
 
+    from ..inputs.files import only_one
     from ..model import MiniCPMV
     from ..processor import Processor
 
@@ -46,17 +47,19 @@ def run(args):
         judge = None
         if args.labeler:
             judge = MiniCPMV.from_pretrained(args.labeler).float().to(device), Processor.from_pretrained(args.labeler)
-        summary = experiment(
-            model,
-            processor,
-            SETTINGS[args.profile],
-            folder,
-            only=None if args.run == "all" else args.run,
-            seeds=SEEDS if args.profile != "fast" else SEEDS[:1],
-            judge=judge,
-            base="nano" if args.model == "nano" else None,
-            report=say,
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder / ".dpo.lock", f"another alignment writes to {folder}"):
+            summary = experiment(
+                model,
+                processor,
+                SETTINGS[args.profile],
+                folder,
+                only=None if args.run == "all" else args.run,
+                seeds=SEEDS if args.profile != "fast" else SEEDS[:1],
+                judge=judge,
+                base="nano" if args.model == "nano" else None,
+                report=say,
+            )
     except (ValueError, OSError) as error:
         raise CommandError(error) from error
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ A pair is one prompt with two answers. The model reads the prompt once, and both
 
 Vision tower and resampler stay frozen, so pictures are encoded once for all epochs. The reference is no second model:
 it is the log-probabilities of the model before training.
-Left out: LoRA, averaged or weighted log-probabilities, other losses.
+Adapters of LoRA learn alone, if the model has some. Left out: averaged or weighted log-probabilities, other losses.
 n pairs, B pairs of a batch, T tokens of a row, P of its prompt, A of an answer, V vocabulary.
 """
 
@@ -37,8 +37,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities of the supervised tokens, (B, T - 1) in float32 or more; 0 where nothing is supervised."""
-    _check_floats("logits", logits)
-    check_type("labels", labels, Tensor)
+    _check_floats("logits", logits), check_type("labels", labels, Tensor)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise WrongType(f"labels must be integers, got {labels.dtype}")
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
@@ -59,8 +58,7 @@ def _logps(logits: Tensor, targets: Tensor) -> Tensor:
     """`logits[..., t, :]` predicts `targets[..., t]`."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Cross-entropy is the negative log-probability, and 0 where it ignores; the (B, T, V) log-softmax is not kept.
-    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
-    return -losses.view(targets.shape)
+    return -F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,8 +121,7 @@ def dpo_loss(
     shapes = {tuple(_check_floats(name, x).shape) for name, x in logps.items()}
     if len(shapes) != 1 or len(policy_chosen.shape) != 1:
         raise ValueError(f"all four log-probabilities must have one shape (B,), got {sorted(shapes)}")
-    if check_number("beta", beta) <= 0:
-        raise ValueError(f"beta must be a number above 0, got {beta}")
+    check_number("beta", beta, above=0)
     # Before any arithmetic: a difference of narrow numbers may overflow where a wide one does not.
     dtype = reduce(torch.promote_types, (x.dtype for x in logps.values()), torch.float32)
     policy_chosen, policy_rejected, reference_chosen, reference_rejected = (x.to(dtype) for x in logps.values())
@@ -267,8 +264,7 @@ def pair_batch(pairs: Sequence[Prepared], pad_id: int = 0) -> PairBatch:
         >>> batch.predictors.tolist()  # 8 predicts 3 and 4; 4 predicts 5
         [1, 1, 3]
     """
-    _check_prepared(pairs)
-    check_int("pad_id", pad_id, 0)
+    _check_prepared(pairs), check_int("pad_id", pad_id, 0)
     device = pairs[0].prompt.device
     width = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
     longest = max(len(answer) for pair in pairs for answer in (pair.chosen, pair.rejected))
@@ -312,8 +308,7 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> Tensor:
     Returns:
         Tensor (2, B, A): chosen, rejected; 0 after the end of an answer. Sum over the last axis for `dpo_loss`.
     """
-    check_type("model", model, MiniCPMV)
-    check_type("batch", batch, PairBatch)
+    check_type("model", model, MiniCPMV), check_type("batch", batch, PairBatch)
     taken = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "image_bounds", "plans")}
     rows = Batch(**taken, attention_mask=None, labels=None, images=[], patch_grids=[], stop_ids=(), pad_id=0)
     hidden = model.llm.model(
@@ -334,8 +329,7 @@ def pair_logps(model: MiniCPMV, batch: PairBatch) -> Tensor:
 @torch.no_grad()
 def reference_logps(model: MiniCPMV, pairs: Sequence[Prepared], batch_size: int = 32) -> Tensor:
     """(2, n) log-probabilities of all pairs, computed once: what `train_dpo` compares with."""
-    check_int("batch_size", batch_size)
-    check_list("pairs", pairs, Prepared, empty=False)
+    check_int("batch_size", batch_size), check_list("pairs", pairs, Prepared, empty=False)
     batches = (pair_batch(pairs[i : i + batch_size]) for i in range(0, len(pairs), batch_size))
     return torch.cat([pair_logps(model, batch).sum(dim=2) for batch in batches], dim=1)
 
@@ -369,7 +363,7 @@ def train_dpo(
         chosen and rejected (mean log-probabilities).
 
     Raises:
-        TypeError, ValueError: an impossible argument; no pairs; a reference of other pairs; as `dpo_step`.
+        TypeError, ValueError: an impossible argument; no pairs, or another model's; a frozen LLM; as `dpo_step`.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -382,12 +376,11 @@ def train_dpo(
     Source: RLHF-V/RLAIF-V, script/train/llava15_train.sh, which trains all parameters with lr 5e-7. What was trained
         for MiniCPM-V itself, and how, is not published.
     """
-    check_type("model", model, MiniCPMV)
-    check_list("pairs", pairs, Prepared, empty=False)
+    check_type("model", model, MiniCPMV), _check_prepared(pairs)
     check_int("steps", steps), check_int("batch_size", batch_size)
-    check_number("lr", lr, above=0)
-    check_number("beta", beta, above=0)
+    check_number("lr", lr, above=0), check_number("beta", beta, above=0)
     check_type("seed", seed, int, str)
+    _check_visual(model, next((pair for pair in pairs if pair.views and len(pair.visual)), pairs[0]))
     reference = reference_logps(model, pairs) if reference is None else _check_floats("reference", reference)
     if tuple(reference.shape) != (2, len(pairs)):
         raise ValueError(f"the reference of {len(pairs)} pairs is (2, {len(pairs)}), got {tuple(reference.shape)}")
@@ -400,9 +393,19 @@ def train_dpo(
     return history
 
 
+@torch.no_grad()
+def _check_visual(model: MiniCPMV, pair: Prepared) -> None:
+    """Refuse visual tokens of another vision tower or resampler; 5 % are far more than dtypes differ."""
+    visual = model.encode_images(*pair.views).to(pair.visual) if pair.views else pair.visual
+    if visual.shape != pair.visual.shape or (visual - pair.visual).norm() > 0.05 * visual.norm():
+        raise ValueError("the visual tokens of the pairs are not those of this model; prepare the pairs with it")
+
+
 def optimizer_for_dpo(module: nn.Module) -> AdamW:
     """AdamW for all parameters that require a gradient; see `set_learning_rate`."""
-    return AdamW(check_precision(p for p in module.parameters() if p.requires_grad), weight_decay=0.01)
+    if not (learning := check_precision(p for p in module.parameters() if p.requires_grad)):
+        raise ValueError("nothing would learn: all parameters are frozen; model.llm.requires_grad_(True) changes that")
+    return AdamW(learning, weight_decay=0.01)
 
 
 def set_learning_rate(optimizer: Optimizer, step: int, steps: int, lr: float) -> None:

@@ -13,7 +13,7 @@ from ..inputs.checks import check_choice, check_int, check_list, check_type
 from ..model import MiniCPMV
 from ..processor import Processor
 from ..toy.data import TOPICS, Sample, blind, draw
-from ..toy.words import LANGUAGES
+from ..toy.words import COMMAS, LANGUAGES, split_words
 
 BATCH = 50  # conversations answered side by side
 
@@ -120,7 +120,7 @@ def answers(
 
 
 def share_of_words(said: Sequence[str], wanted: Sequence[str]) -> float:
-    """The share, 0 to 1, of all wanted words that stand in their right place in what was said.
+    """The share, 0 to 1, of all wanted words (`split_words`) that stand in their right place in what was said.
 
     Raises:
         TypeError, ValueError: no lists of text of equal length, or no word wanted.
@@ -132,14 +132,10 @@ def share_of_words(said: Sequence[str], wanted: Sequence[str]) -> float:
     said, wanted = check_list("said", said, str), check_list("wanted", wanted, str)
     if len(said) != len(wanted):
         raise ValueError(f"said must hold as many answers as wanted, {len(wanted)}, got {len(said)}")
-    right = total = 0
-    for text, reference in zip(said, wanted):
-        words = reference.replace(",", "").split()
-        right += sum(a == b for a, b in zip(text.replace(",", "").split(), words))
-        total += len(words)
-    if not total:
+    pairs = [[split_words(text.translate(COMMAS)) for text in pair] for pair in zip(said, wanted)]
+    if not (total := sum(len(words) for _, words in pairs)):
         raise ValueError("wanted must hold at least one word")
-    return right / total
+    return sum(a == b for pair in pairs for a, b in zip(*pair)) / total
 
 
 def check_model(model, processor) -> None:

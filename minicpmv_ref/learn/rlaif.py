@@ -28,7 +28,7 @@ from ..processor import Batch, Processor
 from ..prompt import reserved_in
 from ..toy.claims import is_true, read_claim
 from ..toy.data import Sample, Scene, check_seed
-from ..toy.words import LANGUAGES
+from ..toy.words import LANGUAGES, split_words
 from .dpo import Pair
 from .evaluate import check_model
 from .statistics import Interval, bootstrap_ratio, wilson
@@ -64,8 +64,7 @@ def sample_answers(
     """
     check_model(model, processor)
     check_list("prompts", prompts, list, tuple, what="a conversation", empty=False)
-    if check_int("n", n, least=-(2**63), most=LIMITS["answers"]) < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_int("n", n, most=LIMITS["answers"])
     batch = processor(list(prompts)).to(model.llm.device)
     visual = [model.encode_images(*views) for views in zip(batch.images, batch.patch_grids)]
     visual = torch.cat([tokens for tokens in visual for _ in range(n)])
@@ -296,25 +295,18 @@ def build_pairs(
 
     Source: RLHF-V/RLAIF-V, utils/pair_construction.py and get_preference_pairs.py, diff=1, sample_num=2.
     """
-    check_type("min_difference", min_difference, int, float, np.number, what="a number")
+    check_number("min_difference", min_difference, above=0), check_int("max_pairs", max_pairs)
     check_seed(seed)
-    if not min_difference > 0 or check_int("max_pairs", max_pairs, least=-(2**63)) < 1:
-        raise ValueError(
-            f"min_difference must be above 0 and max_pairs at least 1, got {shown(min_difference)}, {max_pairs}"
-        )
     if len(check_list("scores", scores)) > LIMITS["answers"]:
         raise ValueError(f"scores must be at most {LIMITS['answers']:,}: all pairs are compared, got {len(scores):,}")
     scored = [(i, check_number(f"scores[{i}]", score)) for i, score in enumerate(scores) if score is not None]
-    pairs = []
-    for (i, a), (j, b) in combinations(scored, 2):
-        if abs(a - b) >= min_difference:
-            pairs.append((i, j) if a > b else (j, i))
+    pairs = [(i, j) if a > b else (j, i) for (i, a), (j, b) in combinations(scored, 2) if abs(a - b) >= min_difference]
     return random.Random(seed).sample(pairs, max_pairs) if len(pairs) > max_pairs else pairs
 
 
 def count_words(text: str) -> int:
-    """Count words as the published filter does, by white space. Chinese has none: take `len` there."""
-    return len(check_type("text", text, str).split())
+    """Count words as the published filter does, by white space; of Chinese and Japanese, which has none, characters."""
+    return len(split_words(check_type("text", text, str)))
 
 
 def balance_lengths(

@@ -79,6 +79,8 @@ def bootstrap_ratio(tops: Sequence[float], bottoms: Sequence[float], seed: int =
 
 def bootstrap_mean(values: Sequence[float]) -> Interval:
     """Estimate the mean over all items of which these are a sample."""
+    if not len(values):
+        return Interval(None, None, None)
     sampled = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
     return Interval(float(np.mean(values)), *(float(end) for end in np.quantile(sampled, (0.025, 0.975))))
 

@@ -252,8 +252,8 @@ def train_on(
     Raises:
         ValueError: no good record; with `strict`, any problem; LoRA together with sharding; sharding with records that
             have no picture; a training checkpoint in `out` that is of another training.
-        OSError: a file cannot be read or written; `out` holds a checkpoint already, but not the one that this call has
-            written before; another training writes there.
+        OSError: a file cannot be read or written; `out` holds a checkpoint or an adapter already, but not the one that
+            this call has written before; another training writes there.
         FloatingPointError, Stopped: as for `StageRun.train`.
 
     Source: finetune/finetune.py of OpenBMB/MiniCPM-V. Three differences: its script for full fine-tuning leaves the LLM
@@ -266,6 +266,8 @@ def train_on(
     out, first = Path(out), machine.processes.rank == 0
     if _holds_checkpoint(out) and not (out / HEADER).is_file():
         raise FileExistsError(f"{out} {TAKEN}")
+    if (out / ADAPTER).is_dir() and not (out / WEIGHTS).is_file() and not training_checkpoints(out / FOLDER):
+        raise FileExistsError(f"{out / ADAPTER} is all that is left of another training; write somewhere else")
     with _claimed(out, machine.processes):
         processor = Processor.from_pretrained(checkpoint)
         options = {"root": root, "processor": processor, "strict": recipe.strict}

@@ -127,5 +127,6 @@ def _identity(x):
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C goes to every process of a terminal. The main one saves and then stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and the end of a terminal go to all its processes. The main one saves and then stops its workers."""
+    for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
+        signal.signal(number, signal.SIG_IGN)

@@ -273,8 +273,11 @@ def backward(
         with module.no_sync() if silent else nullcontext():
             with torch.autocast(device, torch.bfloat16, enabled=half_precision):
                 loss, tokens, views, supervised = module(prepared)
-            (loss * supervised).backward()
-        sums = [a + b for a, b in zip(sums, (loss.item() * supervised, tokens, views, supervised))]
+            if supervised:
+                (loss * supervised).backward()
+            elif processes.size > 1:  # the others wait for its gradient
+                raise ValueError("there are no supervised tokens in the samples of one process")
+        sums = [a + b for a, b in zip(sums, (supervised and loss.item() * supervised, tokens, views, supervised))]
     loss_sum, tokens, views, supervised = processes.all_reduce_sum(*sums)
     if not supervised:
         raise ValueError("there are no supervised tokens")

@@ -10,7 +10,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from ..inputs.checkpoint import WEIGHTS
+from ..inputs.checkpoint import WEIGHTS, fingerprint
 from ..inputs.checks import check_int, check_type, shown
 from ..inputs.files import only_one
 from ..learn.evaluate import evaluate
@@ -23,8 +23,8 @@ from .machine import DEFAULT, Machine
 from .metrics import METRICS, append_row
 from .parallel import ONE_PROCESS, Processes, unshard
 from .profiles import Profile, scaled
-from .stage_run import Output, StageData, StageRun
-from .training_checkpoints import FOLDER, clean_up, finish, training_checkpoints
+from .stage_run import Output, StageData, StageRun, settings_of
+from .training_checkpoints import FOLDER, clean_up, finish, finished, training_checkpoints
 
 DATA_VERSION = 2  # of the toy world; a checkpoint says which one it was trained on
 LOCK = ".training.lock"  # held by the training that writes into a folder
@@ -61,11 +61,11 @@ def run(
         The trained model.
 
     Raises:
-        ValueError: an unknown stage; a training checkpoint of another profile or seed.
+        ValueError: an unknown stage; a finished stage, or a training checkpoint, of another profile, seed or start.
         OSError: the stage before `only`, or the checkpoint, is not there; the folder cannot be written; another
             training writes there.
         FloatingPointError: the loss is not a finite number.
-        Stopped: Ctrl-C or SIGTERM; everything is saved.
+        Stopped: Ctrl-C, SIGTERM or a closed terminal; everything is saved.
     """
     folder = Path(folder)
     check_type("profile", profile, Profile)
@@ -75,10 +75,14 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder, machine.processes):
         model = start(profile.config, seed) if checkpoint is None else MiniCPMV.from_pretrained(checkpoint).float()
+        data = {"world": DATA_VERSION}  # with the stage and the seed: what has to be the same
+        if checkpoint is not None:
+            data["from"] = fingerprint(dict(model.named_parameters()))
         model = model.to(machine.device)
         for stage in stages:
             place, stage = folder / stage.name, scaled(stage, profile)
             if stage.name != only and (place / WEIGHTS).is_file() and not training_checkpoints(place / FOLDER):
+                _check_finished(place, settings_of(stage, seed, data))
                 model = MiniCPMV.from_pretrained(place).float().to(machine.device)
                 report(f"{stage.name}: done before, loaded from {place}")
                 if machine.processes.rank == 0:
@@ -88,7 +92,7 @@ def run(
             else:
                 look = watch(stage, model, report)
                 output = Output(place / FOLDER, folder / METRICS, report=report, progress=progress, watch=look)
-                model = _train_stage(model, processor, stage, output, profile.grades, seed, machine)
+                model = _train_stage(model, processor, stage, output, profile.grades, data, seed, machine)
     return model
 
 
@@ -106,11 +110,17 @@ def _stages(only: str | None, alone: bool) -> tuple[Stage, ...]:
     return known[number if alone else 0 : number + 1]
 
 
-def _train_stage(
-    model: MiniCPMV, processor: Processor, stage: Stage, output: Output, grades: int, seed: int, machine: Machine
-) -> MiniCPMV:
+def _check_finished(place: Path, settings: dict) -> None:
+    """Refuse a finished stage that this run would not write. One without notes, of an older version, is believed."""
+    try:
+        finished(place, settings)
+    except ValueError as error:
+        raise ValueError(f"{place} is not what this run would write: {error}. Write somewhere else") from error
+
+
+def _train_stage(model, processor, stage: Stage, output: Output, grades: int, settings: dict, seed: int, machine):
     """Train, grade and write one stage; the trained model."""
-    data = StageData(held_out=lambda objective: held_out_loss(objective, stage), settings={"world": DATA_VERSION})
+    data = StageData(held_out=lambda objective: held_out_loss(objective, stage), settings=settings)
     result = StageRun(model, processor, stage, output, data, seed=seed, machine=machine).train()
     model = unshard(model)
     if machine.processes.rank == 0:
@@ -119,7 +129,8 @@ def _train_stage(
             said = ", ".join(f"{name} {share:.2f}" for name, share in result["grades"].items())
             output.report(f"    of {grades} new items each: {said}")
         append_row(output.log, result)
-        finish(output.checkpoints.parent, model, processor)  # with weights and no training checkpoint it counts as done
+        # With weights and no training checkpoint it counts as done.
+        finish(output.checkpoints.parent, model, processor, notes={})
     return model
 
 

@@ -75,7 +75,7 @@ class Output:
     Args:
         checkpoints: the folder of its training checkpoints; they stay there.
         log: the JSONL file of its metrics; other stages may have written to it before.
-        every: steps between two training checkpoints; None is max(10, steps // 10).
+        every: steps between two training checkpoints; None is a tenth of all, from 10 to 500.
         report: takes one line of text at a time.
         progress: show a bar.
         watch: is called after each step.
@@ -160,7 +160,7 @@ class StageRun:
         self.output, self.data, self.optimizer = output, data or StageData(), optimizer
         self.seed = check_int("seed", seed, least=0)
         self.machine = machine.for_stage(stage)
-        self.every = max(10, stage.steps // 10) if output.every is None else check_int("every", output.every)
+        self.every = min(max(10, stage.steps // 10), 500) if output.every is None else check_int("every", output.every)
         # Whatever is wrong with the options is found here, before anything is read, measured or written.
         self.machine.inputs(None, None, stage)
         if self.machine.shard:
@@ -185,7 +185,7 @@ class StageRun:
                 sharded model whose sample was bad: then the last training checkpoint is the newest); a training
                 checkpoint that does not fit, or all of them damaged; a full disk, which leaves the checkpoint before it
                 complete; processes that found different ones; a held-out loss that is not finite.
-            Stopped: Ctrl-C or SIGTERM, after the end of a step and with its state saved.
+            Stopped: Ctrl-C, SIGTERM or a closed terminal, after the end of a step and with its state saved.
         """
         self._set_up()
         self._resume_or_measure()

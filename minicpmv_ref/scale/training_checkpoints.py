@@ -21,6 +21,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -437,13 +438,16 @@ def clean_up(folder: Path, but: Path | None = None) -> None:
 
 
 def remove_training_checkpoints(folder: str | os.PathLike, but: Path | None = None) -> None:
-    """Remove all training checkpoints of a folder `but` one."""
+    """Remove all training checkpoints of a folder `but` one, and without it the folder, if nothing else is in there."""
     for path in training_checkpoints(folder):
         if path != but:
             _remove(path)
     _clear(Path(folder))
     if but is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        for damaged in Path(folder).glob("step-*.damaged"):
+            shutil.rmtree(damaged, ignore_errors=True)
+        with suppress(OSError):  # it is not empty, for somebody keeps a copy there
+            Path(folder).rmdir()
 
 
 def _header(path: Path) -> dict:

@@ -131,7 +131,7 @@ def test_policies_that_agree_give_log_2_and_gradients_of_known_size(beta):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(beta=0.0), "beta must be a number above 0, got 0.0"),
+        (dict(beta=0.0), "beta must be a finite number above 0, got 0.0"),
         (dict(beta=-0.1), "beta"),
         (dict(beta=math.nan), "beta"),
         (dict(policy_chosen=torch.zeros(3)), "one shape"),
@@ -319,7 +319,7 @@ def test_a_picture_is_encoded_once(models, processors, monkeypatch):
     assert len(calls) == 4  # five pairs, two of them of one picture
     assert prepared[1].visual is prepared[3].visual
     train_dpo(copy.deepcopy(model), prepared, steps=3, batch_size=4)
-    assert len(calls) == 4
+    assert len(calls) == 5  # in all of training one, to see that it is this model's
     assert not any(pair.visual.requires_grad for pair in prepared)
 
 
@@ -568,6 +568,19 @@ def test_training_refuses(learner, change):
     model, prepared = learner
     with pytest.raises(ValueError, match=next(iter(change))):
         train_dpo(model, prepared, **{"steps": 2, **change})
+
+
+def test_pairs_of_another_model_and_frozen_models_do_not_train(learner):
+    model, prepared = learner
+    other = copy.deepcopy(model)
+    other.llm.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing would learn: all parameters are frozen"):
+        train_dpo(other, prepared, steps=1)
+    train_dpo(model.bfloat16().float(), prepared, steps=1)  # another dtype is no other model
+    torch.nn.init.normal_(other.requires_grad_(True).resampler.query)
+    with pytest.raises(ValueError, match="the visual tokens of the pairs are not those of this model"):
+        train_dpo(other, [prepared[2], *prepared], steps=1)  # the first pair has no picture
+    train_dpo(other, prepared[2:3], steps=1)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(learner, monkeypatch):

@@ -24,6 +24,10 @@ def test_wilson_without_trials_and_with_impossible_hits():
             wilson(hits, n)
 
 
+def test_the_mean_of_nothing():
+    assert bootstrap_mean([]) == (None, None, None)
+
+
 def test_the_bootstrap_finds_the_error_of_a_ratio():
     rng = random.Random(0)
     bottoms = [rng.randint(1, 4) for _ in range(400)]

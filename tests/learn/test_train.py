@@ -28,6 +28,7 @@ from minicpmv_ref.scale.run import run
 from minicpmv_ref.scale.steps import train_steps as train
 from minicpmv_ref.toy.data import EVERY_KIND, TOPICS, draw, spell
 from minicpmv_ref.toy.spelled import spelled_tokens
+from minicpmv_ref.toy.words import split_words
 
 PROCESSOR = Processor.from_pretrained("nano")
 FLOAT32 = Machine(half_precision=False)
@@ -306,6 +307,17 @@ def test_pictures_and_captions_are_compared_at_full_and_at_half_resolution_in_tu
 def test_share_of_words():
     assert share_of_words(["red star", "a b c"], ["red circle", "a b"]) == 3 / 4
     assert share_of_words([""], ["one two"]) == 0
+
+
+def test_each_character_of_chinese_is_a_word():
+    assert share_of_words(["红色圆形，左下。"], ["红色星形左上。"]) == 4 / 6
+    assert share_of_words(["左上北12、south 34。东 5"], ["左下北 12，south 35。东5"]) == 6 / 8
+    assert (
+        share_of_words(["ひらがな、カタカナ"], ["ひらがな"]) == 1
+        and share_of_words(["한국어 말"], ["한국어 글"]) == 1 / 2
+    )
+    for text in ("a b, c", "1,234 l'étoile  œil\n“x”—y", "naïve Ω≈3.5 Привет, мир", "한국어 말"):
+        assert split_words(text) == text.split()
 
 
 def test_grades_of_a_model_that_knows_everything(monkeypatch):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from experiments._frame import write_json
 from experiments.alignment import RUNS, SETTINGS, SUMMARY, experiment, outcome
 from minicpmv_ref import MiniCPMV, nano
 from minicpmv_ref.__main__ import main
+from minicpmv_ref.inputs.files import only_one
 from minicpmv_ref.inputs.jsonl import append_jsonl, read_jsonl
 from minicpmv_ref.learn.rlaif import ask_claim, ask_yes_no, hallucination, is_true
 from minicpmv_ref.learn.statistics import wilson
@@ -215,12 +216,12 @@ def test_pairs_prefer_what_is_true(model):
     )
     same = dict(answers=["a", "b"], claims=["a", "b"], verdicts=[False, False])
     none = dict(answers=["", "."], claims=[], verdicts=[])
-    for language, rho in (("en", 0.5), ("zh", 0.48)):  # 4 of 8 words are missing; 19 of 40 characters
-        pairs, counts = choose_pairs([record, same, none], samples, replace(TINY, language=language))
-        assert counts == dict(built=2, kept=2, rho=rho, no_claims=3, pictures_without=2)
-        assert {pair.chosen for pair in pairs} == {"purple star top left."}
-        assert {pair.rejected for pair in pairs} == {record["answers"][0], "circle."}
-        assert all(pair.prompt is pairs[0].prompt and pair.prompt == samples[0].prompt for pair in pairs)
+    pairs, counts = choose_pairs([record, same, none], samples, TINY)
+    # rho: 4 of 8 words are missing.
+    assert counts == dict(built=2, kept=2, rho=0.5, no_claims=3, pictures_without=2)
+    assert {pair.chosen for pair in pairs} == {"purple star top left."}
+    assert {pair.rejected for pair in pairs} == {record["answers"][0], "circle."}
+    assert all(pair.prompt is pairs[0].prompt and pair.prompt == samples[0].prompt for pair in pairs)
     with pytest.raises(ValueError, match="zip"):
         choose_pairs([record], samples, TINY)
 
@@ -395,6 +396,18 @@ def test_every_result_is_a_file_and_is_not_measured_again(experimented, processo
         experiment(judge[0], processor, TINY, folder, only="main", judge=judge)
 
 
+def test_results_of_another_labeler_do_not_count(processor, model, tmp_path):
+    config, judge = replace(TINY, labeler="trained"), (lively(small()), processor)
+    start = {"config": asdict(replace(config, seed=0)), "base": fingerprint(model)}
+    for name in ("careless/report.json", "main-0.json"):  # the figures do not matter
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(start | {"labeled_by": "another"}))
+    (tmp_path / "careless" / REPORT).write_text(json.dumps(start))
+    small().save_pretrained(tmp_path / "careless")
+    with pytest.raises(ValueError, match=r"main-0\.json holds the result of another labeler"):
+        experiment(model, processor, config, tmp_path, only="main", seeds=(0,), judge=judge)
+
+
 def test_the_summary_pools_all_seeds(experimented, model):
     summary, folder, _ = experimented
     assert list(summary["runs"]) == ["main", "beta 0.3"]
@@ -490,6 +503,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert json.loads((folder / "nano-dpo" / "config.json").read_text())["base"] == "nano"
     assert main(["dpo", "--folder", str(folder), "--run", "nothing"]) == 1
     assert "no run 'nothing'" in capsys.readouterr().err
+    with only_one(folder / ".dpo.lock", "elsewhere"):
+        assert main(["dpo", "--folder", str(folder)]) == 1
+    assert f"another alignment writes to {folder}" in capsys.readouterr().err
 
 
 # ---- what is refused

@@ -568,6 +568,9 @@ def test_the_command_trains_adapters_and_merges_them(files, checkpoint, tmp_path
     before, after = map(float, re.search(r"held-out loss (\S+) -> (\S+) in", said).groups())
     assert after < before and after == pytest.approx(loss_of(out, files[1]), abs=1e-3)
     assert not (out / "saves").exists()
+    (out / "model.safetensors").unlink()  # to save space: base and adapter make it again
+    assert command(files, checkpoint, out, "--lora", "3", "--steps", "1") == 1
+    assert f"{out / 'adapter'} is all that is left of another training; write somewhere" in capsys.readouterr().err
 
 
 def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypatch, capsys):

@@ -265,7 +265,7 @@ class Line(torch.nn.Module):
 
     def forward(self, samples):
         numbers = torch.tensor([x for sample in samples for x in sample])
-        loss = (self.w * numbers).mean() if len(numbers) else self.w * 0
+        loss = (self.w * numbers).mean() if len(numbers) else None
         return loss, 10 * len(samples), len(samples), len(numbers)
 
 
@@ -276,6 +276,11 @@ def test_every_supervised_token_counts_the_same(micro_batches):
     parts = [samples[first::micro_batches] for first in range(micro_batches)]
     assert backward(module, parts, Processes()) == (pytest.approx(8.0), 30, 3)
     assert module.w.grad.item() == pytest.approx(4.0)
+    module.w.grad = None  # a micro-batch in which nothing is supervised adds nothing
+    assert backward(module, [*parts, [[]]], Processes())[0] == pytest.approx(8.0)
+    assert module.w.grad.item() == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="the samples of one process"):
+        backward(module, [[[]], *parts], Processes(0, 2))
 
 
 def test_micro_batches_that_cannot_be():

@@ -86,6 +86,12 @@ def whole(samples, tmp_path_factory):
     return folder, weights(trained(folder, samples.__getitem__)[0])
 
 
+def test_a_kill_loses_a_tenth_of_the_steps_and_never_many(tmp_path):
+    output = Output(tmp_path, tmp_path / "log")
+    every = [StageRun(None, None, replace(ANSWER, steps=n), output).every for n in (3, 99, 1_000, 5_000, 10**6)]
+    assert every == [10, 10, 100, 500, 500]
+
+
 # ---- killed
 
 
@@ -141,6 +147,23 @@ def test_a_signal_saves_after_its_step(samples, whole, tmp_path, number, code, s
     model, _, lines = trained(tmp_path, samples.__getitem__)
     assert f"mine: goes on after step {step}, from " in lines[1]
     assert same_weights(weights(model), whole[1]) and curve(tmp_path) == curve(whole[0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal closes on Windows")
+def test_a_terminal_that_closes_asks_to_stop_and_nohup_does_not():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with wait_for_step() as caught:
+            signal.raise_signal(signal.SIGHUP)  # of the terminal, and once more of its shell
+            signal.raise_signal(signal.SIGHUP)
+            assert caught == [signal.SIGHUP, signal.SIGHUP]
+        assert signal.signal(signal.SIGHUP, signal.SIG_IGN) == signal.SIG_DFL
+        with wait_for_step() as caught:
+            signal.raise_signal(signal.SIGHUP)
+            assert caught == []
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and Stopped(signal.SIGHUP, 1, "x").code == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_signal_is_obeyed_at_once():
@@ -326,6 +349,11 @@ def test_the_last_ones_and_the_best_are_kept(samples, tmp_path):
     assert [row["held_out"] for row in curve(tmp_path)] == [5.0, 3.0, 4.0, 3.5, 3.2, 6.0]
     remove_training_checkpoints(tmp_path / "saves", but=best_checkpoint(tmp_path / "saves"))
     assert steps_of(tmp_path) == [2]
+    (tmp_path / "saves/step-000001.damaged").mkdir()
+    shutil.copytree(tmp_path / "saves/step-000002", tmp_path / "saves/mine")  # somebody keeps a copy
+    remove_training_checkpoints(tmp_path / "saves")
+    assert [path.name for path in (tmp_path / "saves").iterdir()] == ["mine"]
+    shutil.rmtree(tmp_path / "saves/mine")
     remove_training_checkpoints(tmp_path / "saves")
     assert not (tmp_path / "saves").exists()
 
@@ -735,6 +763,10 @@ def test_a_crash_while_grading_loses_nothing(two_stages, tmp_path, monkeypatch):
     want, _ = quick_run(tmp_path / "whole")
     assert not list((tmp_path / "whole").rglob("saves"))  # a finished stage needs none
     with monkeypatch.context() as context:
+        context.setattr(sys.modules[__name__], "SHORT", replace(SHORT, lr_scale=0.5))
+        with pytest.raises(ValueError, match=r"stage-1 is not what this run would write: stage.rates.resampler was"):
+            quick_run(tmp_path / "whole")
+    with monkeypatch.context() as context:
         context.setattr(trainer, "evaluate", crash)
         with pytest.raises(RuntimeError, match="no memory"):
             quick_run(tmp_path / "cut")
@@ -769,8 +801,14 @@ def test_a_run_goes_on_inside_a_stage(two_stages, tmp_path, monkeypatch):
         context.setattr(plain_loop, "draw_samples", interrupted)
         with pytest.raises(Stopped):
             quick_run(tmp_path / "cut", only="sft-1")
-    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+    with pytest.raises(ValueError, match=r"stage-1 is not what this run would write: seed was 0 and is 1"):
         quick_run(tmp_path / "cut", seed=1)
+    (tmp_path / "cut/stage-1/training.json").unlink()  # as older versions left it
+    with pytest.raises(ValueError, match=r"sft-1/saves/step-000001 belongs to another training: seed was 0 and is 1"):
+        quick_run(tmp_path / "cut", seed=1)
+    # From another start, the interrupted stage is another one, too.
+    with pytest.raises(ValueError, match=r"belongs to another training: from was None and is '\w+"):
+        quick_run(tmp_path / "cut", only="sft-1", checkpoint="nano")
 
 
 def test_a_second_run_in_one_folder_is_refused(two_stages, tmp_path):

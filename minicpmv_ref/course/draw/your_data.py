@@ -1,5 +1,6 @@
 """Lesson 07b: one record as the training loop sees it, and what a model says to it before and after."""
 
+from ...toy.words import COMMAS, split_words
 from .canvas import Canvas, preview, text_width
 from .colors import GRAY, GREEN, INK, PALE, RED, YELLOW
 
@@ -19,9 +20,9 @@ def record_tokens(record, processor) -> list[tuple[str, bool, int]]:
 
 def words_in_place(said: str, wanted: str) -> list[tuple[str, bool]]:
     """The words of an answer, and whether each is the wanted one at its place, as `share_of_words` counts them."""
-    words, found, place = wanted.replace(",", "").split(), [], 0
-    for word in said.split():
-        plain = word.replace(",", "")  # nothing is left of a comma that stands alone
+    words, found, place = split_words(wanted.translate(COMMAS)), [], 0
+    for word in split_words(said):
+        plain = word.translate(COMMAS).strip()  # nothing is left of a comma that stands alone
         found.append((word, words[place : place + 1] == [plain]))
         place += bool(plain)
     return found
