@@ -21,7 +21,7 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -33,14 +33,17 @@ REQUIREMENTS, CONSTRAINTS = ROOT / "requirements.txt", ROOT / "constraints.txt"
 STAMP = VENV / "minicpmv-ref.stamp"
 UNFINISHED = "unfinished"
 
+NETWORK = (
+    "Check the network or set HTTPS_PROXY. Without internet: `python3 lab.py --bundle FOLDER`, from a teacher's stick."
+)
 ADVICE = [  # (what pip's output contains, what to do about it); the first match wins
     ("no space left", "The disk is full. The packages need about 2 GB (several GB with CUDA)."),
     ("winerror 206", "A file name got too long for Windows. Move this folder to a shorter path."),
     ("--no-index", "This bundle was made for another version of the course. Use the lab.py inside of it."),
     ("permission denied", "A file could not be written. Check who owns this folder."),
     ("requires-python", f"A package refuses this Python {platform.python_version()}. Try a newer one, up to 3.14."),
-    ("connection", "The package index could not be reached. Check the network or set HTTPS_PROXY."),
-    ("timed out", "The package index did not answer. Check the network or set HTTPS_PROXY."),
+    ("connection", f"The package index could not be reached. {NETWORK}"),
+    ("timed out", f"The package index did not answer. {NETWORK}"),
     ("proxy", "The proxy refused. Check HTTPS_PROXY."),
     ("certificate", "A certificate was refused. Behind a company proxy, set PIP_CERT to its certificate file."),
     ("no matching distribution", "A package has no version for this Python or system, or the network is down."),
@@ -53,6 +56,8 @@ class SetupError(Exception):
 
 
 def main(argv):
+    with suppress(AttributeError):  # not every terminal or file knows every character of a folder's name
+        sys.stdout.reconfigure(errors="replace")
     try:
         # Help must not cost an installation. Whatever follows `--` belongs to another program.
         bundle, argv = find_bundle(argv)

@@ -80,7 +80,10 @@ def main(argv=None):
     try:
         check_ranges(args)
         return args.function(args) or 0
-    except CommandError as error:
+    except (CommandError, BrokenPipeError) as error:
+        if BrokenPipeError in (type(error), type(error.__cause__)):  # `| head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written goes nowhere
+            return 141
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

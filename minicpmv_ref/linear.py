@@ -51,7 +51,7 @@ def suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 @cache
 def _onednn_is_quicker() -> bool:
-    x, weight = torch.ones(256, 256, device="cpu"), torch.ones(512, 256, device="cpu")
+    x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (256, 512))
     return is_quicker(lambda: F.linear(x.to_mkldnn(), weight).to_dense(), lambda: F.linear(x, weight))
 
 

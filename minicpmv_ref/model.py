@@ -298,7 +298,7 @@ class MiniCPMV(nn.Module):
 
         Args:
             batch: from a Processor; its conversations end with the user (a finished answer would be continued).
-            max_new_tokens: at most so many; fewer if the model's positions run out.
+            max_new_tokens: at most so many; fewer for all if the longest prompt leaves fewer of the model's positions.
             sampling: see `stream`. The default is greedy; the released `chat` samples with temperature 0.7, top_p 0.8,
                 top_k 100, repetition_penalty 1.05. There is no beam search.
 
@@ -342,6 +342,8 @@ class MiniCPMV(nn.Module):
         check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
         self._check_batch(batch)
         _check_shapes(batch, "attention_mask", "position_ids", "labels")
+        if not batch.attention_mask[:, -1].all():
+            raise ValueError("batch.attention_mask ends with padding, but answers continue prompts: pad on the left")
         check_int("batch.pad_id", batch.pad_id, 0, self.config.llm.vocab_size - 1)
         check_list("batch.stop_ids", batch.stop_ids, int)
         free = self.config.llm.max_position_embeddings - batch.input_ids.shape[1]

@@ -6,6 +6,7 @@ With TheLittlestJupyterHub, copy this file to /opt/tljh/config/jupyterhub_config
 COURSE = "/opt/minicpmv-ref"  # a clone in which lab.py has made .venv, readable by everybody
 
 c = get_config()  # noqa: F821  JupyterHub defines it
+c.PAMAuthenticator.allow_all = True  # who has an account on this machine may log in; JupyterHub's default is nobody
 c.Spawner.cmd = [f"{COURSE}/.venv/bin/python", f"{COURSE}/docs/server/start.py"]
 c.Spawner.environment = {
     "OMP_NUM_THREADS": "1",  # twenty learners share the cores

@@ -14,12 +14,11 @@ OWN = Path.home() / "minicpmv-ref"
 FIRST = "/lab/tree/my_notebooks/00_one_picture.ipynb"
 
 if not OWN.exists():
-    left_out = shutil.ignore_patterns(
-        ".venv", ".git", ".*_cache", "__pycache__", "runs", "build", "wheels", "my_notebooks"
-    )
+    left_out = [".venv", ".git", ".*_cache", "__pycache__", "runs", "build", "wheels", "my_notebooks"]
+    left_out += ["instructor_notebooks", "jupyterhub.sqlite", "jupyterhub_cookie_secret", "jupyterhub-proxy.pid"]
     part = OWN.with_name(OWN.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(COURSE, part, ignore=left_out)
+    shutil.copytree(COURSE, part, ignore=shutil.ignore_patterns(*left_out))
     part.rename(OWN)
 if not os.path.lexists(OWN / ".venv"):
     (OWN / ".venv").symlink_to(COURSE / ".venv")  # else lab.py would install the packages once more
@@ -30,6 +29,9 @@ from minicpmv_ref.commands import course  # noqa: E402
 
 course.renew_copies(OWN / "notebooks", course.LANGUAGES[0])
 os.environ.update(course.kernel_environment())
-words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}"]
+settings = OWN / "build" / "settings"
+settings.mkdir(parents=True, exist_ok=True)
+course.ask_nothing(settings)
+words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}", f"--LabApp.app_settings_dir={settings}"]
 words += [f"--{name}={value}" for name, value in course.SERVER.items()] + sys.argv[1:]
 os.execv(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", *words])

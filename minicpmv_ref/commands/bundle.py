@@ -109,6 +109,10 @@ def new_folder(name):
         folder = Path(name).resolve()
         if folder.is_relative_to(ROOT):
             raise CommandError(f"{folder} is inside the repository: choose a folder outside")
+        if os.path.ismount(folder):
+            raise CommandError(
+                f"{folder} is a whole disk or stick: choose a new folder on it, such as {folder / 'course'}"
+            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CommandError(f"{folder} is not an empty folder: choose a new one")
     except (OSError, ValueError) as error:

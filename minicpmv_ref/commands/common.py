@@ -102,20 +102,17 @@ def notebooks_folder():
 
 def changed_files():
     """{name: whether it is still there} of the files that are not as they came; None if nobody knows how they came."""
-    if (ROOT / "SHA256SUMS").is_file():
-        lines = (ROOT / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        found = {name: (ROOT / name).is_file() for _, name in pairs if not name.startswith("wheels/")}
-        same = {name for wanted, name in pairs if found.get(name) and digest(ROOT / name) == wanted}
-        return {name: there for name, there in found.items() if name not in same}
-    command = ["git", "-C", str(ROOT), *"diff --name-only -z --relative --no-renames HEAD".split()]
-    if not (ROOT / ".git").exists() or not shutil.which("git"):
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        words = "diff --name-only -z --relative --no-renames HEAD".split()
+        listed = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
+        names = listed.stdout.decode(errors="replace").split("\0")
+        return None if listed.returncode else {name: (ROOT / name).is_file() for name in names if name}
+    if not (ROOT / "SHA256SUMS").is_file():  # of a bundle
         return None
-    listed = subprocess.run(command, capture_output=True)
-    if listed.returncode:
-        return None
-    names = listed.stdout.decode(errors="replace").split("\0")
-    return {name: (ROOT / name).is_file() for name in names if name}
+    lines = (ROOT / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("  ", 1) for line in lines if "  wheels/" not in line]
+    there = {name: (ROOT / name).is_file() for _, name in pairs}
+    return {name: there[name] for wanted, name in pairs if not (there[name] and digest(ROOT / name) == wanted)}
 
 
 def digest(path):

@@ -66,9 +66,7 @@ def run(args):
     page = f"/lab/tree/{COPIES.name}/{copy_of(first, args.language).name}"
     os.environ.update(kernel_environment())
     with tempfile.TemporaryDirectory(prefix="minicpmv-ref-") as settings:
-        # Answers JupyterLab's first-start question about news, which covers a corner of every notebook.
-        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-        Path(settings, "overrides.json").write_text(json.dumps(quiet), encoding="utf-8")
+        ask_nothing(settings)
         config = {
             "ServerApp.ip": "127.0.0.1",
             "ServerApp.port": port,
@@ -90,6 +88,12 @@ def run(args):
         url = f"http://127.0.0.1:{server.port}{page}?token={token}"
         print(f"The course is at\n    {url}\nStop it with Ctrl-C.", flush=True)
         server.start()
+
+
+def ask_nothing(settings):
+    """Answer, in a folder of settings, JupyterLab's question about news, which covers a corner of every notebook."""
+    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+    Path(settings, "overrides.json").write_text(json.dumps(quiet), encoding="utf-8")
 
 
 # ---- the copies
@@ -117,14 +121,14 @@ def lessons(folder):
     return found
 
 
-def say_if_changed(originals):
-    """Warn of lessons in which somebody worked, instead of in a copy."""
-    changed = changed_files() or {}
-    for path in originals:
-        name = path.relative_to(ROOT).as_posix()
-        if name in changed:
+def say_if_changed(originals=()):
+    """Warn of lessons that are gone, and of these in which somebody worked, instead of in a copy."""
+    wanted = {path.relative_to(ROOT).as_posix() for path in originals}
+    for name, there in (changed_files() or {}).items():
+        if name in wanted or (not there and name.startswith("notebooks/") and name.endswith(".ipynb")):
+            what = "somebody saved in the lesson itself, and copies are made of it" if there else "it is missing"
             say(
-                f"{name} is not as it came: somebody saved in the lesson itself, and copies are made of it. "
+                f"{name} is not as it came: {what}. "
                 f"`git checkout {name}` restores it; without git, copy it from where the course came from."
             )
 

@@ -23,8 +23,12 @@ def run(args):
     if folder.exists():
         raise CommandError(f"{folder} exists: move it or remove it, and it is made anew")
     originals = lessons(notebooks_folder())
-    for original in originals.values():
-        write_copy(folder / copy_of(original, args.language).name, edition(original, args.edition, args.language))
+    editions = {  # all of them first: a lesson that cannot be read must not leave half a folder
+        copy_of(original, args.language).name: edition(original, args.edition, args.language)
+        for original in originals.values()
+    }
+    for name, notebook in editions.items():
+        write_copy(folder / name, notebook)
     say(f"{folder.name}/ holds {len(originals)} lessons.")
 
 

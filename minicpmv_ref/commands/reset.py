@@ -12,6 +12,7 @@ def options(parser):
 def run(args):
     originals = lessons(notebooks_folder())
     if args.lesson not in originals:
+        say_if_changed()
         raise CommandError(f"there is no lesson {args.lesson!r:.40}: choose one of {', '.join(originals)}")
     original = originals[args.lesson]
     fresh, copy = without_outputs(original, args.language), copy_of(original, args.language)

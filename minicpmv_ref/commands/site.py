@@ -44,7 +44,7 @@ def run(args):
             build(source, html)
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(html, folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise CommandError(f"the site could not be written: {error}") from error
     say(folder / "index.html")
 

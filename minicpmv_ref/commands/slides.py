@@ -7,6 +7,7 @@ import webbrowser
 from hashlib import sha256
 from pathlib import Path
 
+from ..inputs.checks import quoted
 from .common import ROOT, CommandError, need, notebooks_folder, say
 from .course import lessons
 
@@ -15,7 +16,8 @@ SOURCE = ROOT / "docs" / "site" / "slides"
 # The two libraries come in Python packages, so nobody needs Node; the checksums are those of their own releases.
 REVEAL_SHA256 = "46538b52db48724192f59bf46f5e851a18e302777c46f4a34c32709d010d6a29"  # reveal.js 5.2.1
 MATHJAX_SHA256 = "d4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882"  # MathJax 3.2.2, tex-svg.js
-ONLY_IN_THE_NOTEBOOK = re.compile(r"raise NotImplementedError|^my_\w+ = None|^sys\.path\.insert", re.MULTILINE)
+ONLY_IN_THE_NOTEBOOK = re.compile(r"raise NotImplementedError|^sys\.path\.insert", re.MULTILINE)
+GUESS = re.compile(r"^my_\w+ = (?:None|{.*None.*}).*\n*", re.MULTILINE)
 SOLUTION = re.compile(r"<details>\s*<summary>(?:Hint|Solution)\b.*?</details>", re.DOTALL)
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
 
@@ -72,8 +74,10 @@ def for_slides(cells):
     shown, answers = [], []
     for cell in cells:
         if cell.cell_type == "code":
-            if ONLY_IN_THE_NOTEBOOK.search(cell.source):
+            rest = GUESS.sub("", cell.source)
+            if not rest or ONLY_IN_THE_NOTEBOOK.search(rest):
                 continue
+            cell.source = rest
             if cell.source.startswith(("panels.", "draw.whole_model")):
                 cell.source = ""  # the picture says it all
             shown += [cell, *answers]
@@ -124,4 +128,5 @@ def libraries():
 
 
 def missing(package):
-    return f"this needs {package}. Install the extra `site` once:\n    {sys.executable} -m pip install {ROOT}[site]"
+    command = f"{quoted(sys.executable)} -m pip install {quoted(f'{ROOT}[site]')}"
+    return f"this needs {package}. Install the extra `site` once:\n    {command}"

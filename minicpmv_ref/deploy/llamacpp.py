@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..inputs.checks import check_int, check_list, check_type, shown
+from ..inputs.checks import check_int, check_list, check_type, quoted, shown
 from ..inputs.files import parse_json, plain_file, read_json
 from ..inputs.pictures import load_image
 
@@ -81,7 +81,7 @@ def prompt_text(question: str, processor, images: int = 1) -> str:
 
 def missing() -> str | None:
     """What to install, or None if llama.cpp is there."""
-    return INSTALL.format(python=sys.executable) if importlib.util.find_spec("llama_cpp") is None else None
+    return INSTALL.format(python=quoted(sys.executable)) if importlib.util.find_spec("llama_cpp") is None else None
 
 
 def run(

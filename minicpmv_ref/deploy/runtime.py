@@ -312,7 +312,7 @@ class Cache:
         old = self.store
         self.store = old.new_empty(*old.shape[:3], room, old.shape[4])
         self.store[..., : old.shape[3], :] = old
-        half = torch.arange(0, old.shape[4], 2, device=old.device) / old.shape[4]
+        half = torch.arange(0, old.shape[4], 2, dtype=torch.float32, device=old.device) / old.shape[4]
         angles = torch.arange(room, device=old.device)[:, None] * self.cfg.rope_theta**-half  # (room, K / 2)
         cosines, sines = angles.cos()[:, None], angles.sin()[:, None]
         self.cosines = torch.cat([cosines, cosines], dim=-1).to(old.dtype)  # (room, 1, K)

@@ -8,7 +8,8 @@ An answer needs the vision part (ViT and resampler) first, and the language mode
 Arithmetic says: at most V + L and some working memory, or the larger of the two and some. `measure` asks Linux for the
 resident set (RSS): the bytes of a process that really are in memory, and the most there ever were (VmHWM). Four
 things would blur that figure:
-  * A process remembers its highest point, and so does its allocator: each way gets a process of its own.
+  * A process remembers its highest point, and so does its allocator: each way gets a process of its own. Both are
+    copies (forks) of one that has imported everything and loaded nothing: imports take seconds, an answer takes none.
   * Python and PyTorch take far more than a small model, and more than ever while they are imported. So the question is
     answered once before anything counts, which brings all code into memory; then the highest point is reset.
   * malloc keeps what is freed for later, unless it is large, and it learns what large is: nano's vision part may stay
@@ -26,6 +27,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +45,7 @@ from ..model import MiniCPMV
 from ..processor import Processor
 
 PARTS = {"vision": ("vpm.", "resampler."), "language": ("llm.",)}  # beginnings of the names of their tensors
+WAYS = {"together": False, "in turns": True}
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LARGE = 128 * 1024  # bytes; malloc's own first limit, which it would raise with every large piece that is freed
 
@@ -116,7 +119,7 @@ def measure(model, processor, image: Image.Image, question: str, max_new_tokens=
         sizes = _write_parts(Path(folder), model, processor)
         load_image(image).save(Path(folder, "image.png"))
         job = {"question": question, "max_new_tokens": max_new_tokens, "mapped": mapped}
-        return Loading(*sizes, *(_run(Path(folder), {**job, "in_turns": in_turns}) for in_turns in (False, True)))
+        return Loading(*sizes, *_run(Path(folder), job))
 
 
 def _write_parts(folder: Path, model, processor) -> list[int]:
@@ -130,7 +133,8 @@ def _write_parts(folder: Path, model, processor) -> list[int]:
     return sizes
 
 
-def _run(folder: Path, job: dict) -> Peak:
+def _run(folder: Path, job: dict) -> list[Peak]:
+    """The peaks of both ways: together, in turns."""
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     search = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     settings = {"MALLOC_MMAP_THRESHOLD_": str(LARGE), "MALLOC_ARENA_MAX": "1"}
@@ -145,7 +149,7 @@ def _run(folder: Path, job: dict) -> Peak:
     if child.returncode:
         words = child.stdout.strip().splitlines()[-5:]
         raise OSError(f"the measured process died with exit code {child.returncode}: {'; '.join(words)}")
-    return Peak(**read_json(folder / "peak.json"))
+    return [Peak(**read_json(folder / f"{way}.json")) for way in WAYS]
 
 
 # In the child --------------------------------------------------------------------------------------------------------
@@ -153,15 +157,24 @@ def _run(folder: Path, job: dict) -> Peak:
 
 def _child(folder: Path) -> None:
     job = read_json(folder / "job.json")
-    torch.set_num_threads(1)  # each would have buffers of its own
+    torch.set_num_threads(1)  # each would have buffers of its own; and a process with threads must not be copied
     processor = Processor.from_pretrained(folder / "language")
     batch = processor([{"role": "user", "content": [load_image(folder / "image.png"), job.pop("question")]}])
-    _answer(folder, batch, **job)
+    MiniCPMV.without_memory(processor.config)  # imports the LLM's code
+    for way in WAYS:
+        copy = get_context("fork").Process(target=_write_peak, args=(folder, batch, way), kwargs=job)
+        copy.start(), copy.join()
+        if copy.exitcode:
+            sys.exit(f"the copy that loads {way} ended with exit code {copy.exitcode}")
+
+
+def _write_peak(folder: Path, batch, way: str, **settings) -> None:
+    _answer(folder, batch, in_turns=WAYS[way], **settings)
     RESET.write_text("5")  # the highest point is now
     before = _resident("VmRSS")
-    tokens = _answer(folder, batch, **job)
+    tokens = _answer(folder, batch, in_turns=WAYS[way], **settings)
     peak = {"before": before, "highest": _resident("VmHWM"), "tokens": tokens}
-    (folder / "peak.json").write_text(json.dumps(peak), encoding="utf-8")
+    (folder / f"{way}.json").write_text(json.dumps(peak), encoding="utf-8")
 
 
 def _resident(which: str) -> int:

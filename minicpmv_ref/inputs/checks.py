@@ -305,6 +305,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
+def quoted(word: str) -> str:
+    """A path as it can be typed in a terminal: in quotes where a shell would cut or expand it.
+
+    Example:
+        >>> quoted("/my course/python"), quoted("C:\\\\course\\\\python.exe"), quoted("/course[site]")
+        ('"/my course/python"', 'C:\\\\course\\\\python.exe', '"/course[site]"')
+    """
+    return f'"{word}"' if set(word) & set(" [](){}&;'*?") else word
+
+
 def _range(least: float = -math.inf, most: float = math.inf) -> str:
     high = (
         "" if most in (math.inf, 2**63 - 1) else f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}"

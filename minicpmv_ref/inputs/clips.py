@@ -17,7 +17,7 @@ from itertools import accumulate
 
 from PIL import Image, ImageOps
 
-from .checks import LIMITS, WrongType, check_int
+from .checks import LIMITS, WrongType, check_int, quoted
 from .messages import MAX_FRAMES, evenly
 from .pictures import VIDEO, check_sides, file_of, first_bytes, load_image, opened, to_rgb
 
@@ -152,7 +152,7 @@ def _frame(image: Image.Image, number: int) -> Image.Image:
 
 def _read_video(file: str | io.BytesIO, name: str, frames: int | None) -> Clip:
     if importlib.util.find_spec("av") is None:
-        raise ValueError(f"{name} is {INSTALL.format(python=sys.executable)}")
+        raise ValueError(f"{name} is {INSTALL.format(python=quoted(sys.executable))}")
     import av
 
     try:

@@ -109,6 +109,11 @@ def _part(part, number: int):
     if isinstance(part, list | tuple):
         if not part or not all(isinstance(frame, Image.Image) for frame in part):
             raise WrongType(f"message {number}: a video must be a list of at least one PIL image, as load_clip gives")
+        if len({id(frame) for frame in part}) < len(part) and any(getattr(frame, "is_animated", 0) for frame in part):
+            raise ValueError(  # ImageSequence of Pillow gives one object again and again
+                f"message {number}: frames of a video are the same PIL image, which shows one of its frames only: "
+                "load_clip gives all, or copy each while it is shown"
+            )
         return sample_frames(part)
     if not isinstance(part, Image.Image):
         raise WrongType(

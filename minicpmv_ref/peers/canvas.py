@@ -140,7 +140,9 @@ def _place(positions: torch.Tensor, frame: _Frame, origin: int) -> None:
     if overview[1] < frame.end:
         at(overview[1], height, width)  # </image> past its far corner
     rows, cols = frame.grids[0]
-    fill(overview, torch.linspace(0, height - 1, rows), torch.linspace(0, width - 1, cols))
+    fill(
+        overview, *(torch.linspace(0, side - 1, n, dtype=torch.float32) for side, n in ((height, rows), (width, cols)))
+    )
     if not slices:
         return
     tall, wide = frame.grids[1]

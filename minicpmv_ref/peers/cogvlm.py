@@ -215,7 +215,7 @@ def by_expert(x: torch.Tensor, mask: torch.Tensor, vision: Callable, language: C
 def _rotate(x: torch.Tensor, positions: torch.Tensor, base: float) -> torch.Tensor:
     """Rotary positions on halves: x (B, H, T, K), positions (B, T)."""
     width = x.shape[-1]
-    frequencies = 1 / base ** (torch.arange(0, width, 2, device=x.device) / width)
+    frequencies = 1 / base ** (torch.arange(0, width, 2, dtype=torch.float32, device=x.device) / width)
     angles = positions[:, None, :, None] * frequencies  # (B, 1, T, K / 2)
     cos, sin, (left, right) = angles.cos().to(x), angles.sin().to(x), x.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

@@ -93,7 +93,7 @@ def scaled_frequencies(head_width: int, base: float = 10000.0, factor: float = 1
         raise ValueError(f"head_width must be even, got {head_width}")
     check_number("base", base, above=1, most=1e12)
     check_number("factor", factor, least=1, most=1e6)
-    return 1 / base ** (torch.arange(0, head_width, 2) / head_width) / factor
+    return 1 / base ** (torch.arange(0, head_width, 2, dtype=torch.float32) / head_width) / factor
 
 
 def place_pictures(parts: list, order: str = "in_place") -> list:

@@ -132,6 +132,14 @@ def test_a_stop_token_counts_only_for_samples_that_still_run(models, processors)
     assert running and all(torch.equal(out[row], free[row]) for row in running)
 
 
+def test_padding_on_the_right_is_refused(models, processors):
+    """The answer would continue the padding; transformers warns."""
+    batch = processors["2.6"](several()[:2])
+    turned = {name: getattr(batch, name).flip(1) for name in ("attention_mask", "position_ids")}
+    with pytest.raises(ValueError, match=r"attention_mask ends with padding, .*: pad on the left"):
+        models["2.6"].generate(replace(batch, **turned), 2)
+
+
 # --- Room ----------------------------------------------------------------------------------------------------------
 
 

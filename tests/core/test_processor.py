@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageSequence
 from places import ROOT
 from standins import byte_tokenizer
 from tiny import ask, picture
@@ -151,6 +151,20 @@ def test_a_video_is_a_list_of_frames():
     expected = [normalize_views(frame, plan)[0] for frame, plan in zip(kept, long.plans[0])]
     assert all(torch.equal(a, b) for a, b in zip(long.images[0], expected, strict=True))
     assert [p(ask([SLICED], "a"), max_slice_nums=n).plans[0][0].num_slices for n in (1, 9)] == [0, 2]
+
+
+def test_frames_of_a_file_that_are_one_object():
+    """ImageSequence of Pillow gives the file again and again; at last it shows the last frame."""
+    file, colors = io.BytesIO(), ("red", "lime", "blue")
+    first, *others = (Image.new("RGB", (30, 30), color) for color in colors)
+    first.save(file, "GIF", save_all=True, append_images=others)
+    p, animation = processor(), Image.open(file)
+    with pytest.raises(ValueError, match="message 0: frames of a video are the same PIL image"):
+        p(ask(list(ImageSequence.Iterator(animation)), "a"))
+    batch = p(ask([frame.convert("RGB") for frame in ImageSequence.Iterator(animation)], "a"))
+    shown = [view.mean(dim=(1, 2)).round().tolist() for view in batch.images[0]]
+    assert shown == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    assert len(p(ask([ONE, ONE], "a")).plans[0]) == 2  # a still may be shown twice
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 100, 128, 1000])

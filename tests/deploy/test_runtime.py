@@ -18,9 +18,11 @@ from minicpmv_ref.config import nano
 from minicpmv_ref.deploy import runtime
 from minicpmv_ref.deploy.gguf import MIXTURES, llm_tensors, plan_mixture
 from minicpmv_ref.deploy.kquant import FORMATS, dequantize, quantize
-from minicpmv_ref.deploy.runtime import Decoder, Matrix, Runtime, round_activations
+from minicpmv_ref.deploy.runtime import Decoder, Matrix, Norm, Runtime, round_activations
 from minicpmv_ref.inputs.checkpoint import write_checkpoint
 from minicpmv_ref.model import MiniCPMV
+from minicpmv_ref.peers.cogvlm import _rotate
+from minicpmv_ref.peers.video import scaled_frequencies
 from minicpmv_ref.processor import Processor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,6 +197,17 @@ def test_a_matrix_multiplies_as_precisely_as_torch(monkeypatch, dtype, biased, c
     assert torch.equal(matrix.look_up(ids), weight[ids])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_norm_is_as_precise_as_torch(dtype):
+    """A row of zeros, one as small as eps, an ordinary one, and one whose sum of squares float16 cannot hold."""
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(4, 77, generator=generator).mul(torch.tensor([[0], [1e-3], [1], [1e3]])).to(dtype)
+    gain = torch.randn(77, generator=generator).to(dtype)
+    right, ours = F.rms_norm(x.double(), (77,), gain.double(), 1e-6), Norm(gain, 1e-6)(x)
+    assert ours.dtype == dtype
+    assert ((ours - right).norm(dim=-1) <= 2 * torch.finfo(dtype).eps * right.norm(dim=-1)).all()
+
+
 def test_half_precision(wide):
     model, processor = wide
     half = MiniCPMV.seeded(nano).to(torch.bfloat16)
@@ -218,6 +231,25 @@ def test_embeddings_of_another_dtype(processors, table, rest):
     there = batch.attention_mask.bool()
     error = (ours - right)[there].float().norm() / right[there].float().norm()
     assert ours.dtype == rest and error < (0.05 if rest == torch.bfloat16 else 1e-5)
+
+
+@pytest.fixture
+def sixteen_bits():
+    torch.set_default_dtype(torch.bfloat16)  # as people do before they build a model
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_positions_do_not_depend_on_the_default_dtype(sixteen_bits, models, processors, quick):
+    """In bfloat16 every second position above 256 would be its neighbor."""
+    batch = processors["2.6"](several())
+    there = batch.attention_mask.bool()
+    assert torch.equal(Runtime(models["2.6"])(batch).logits[there], quick["2.6"](batch).logits[there])
+    exact = 1 / 5e5 ** (torch.arange(0, 128, 2, dtype=torch.float64) / 128)
+    assert torch.allclose(scaled_frequencies(128, 5e5).double(), exact, rtol=1e-6)
+    x, places = torch.ones(1, 1, 2, 128, dtype=torch.float32), torch.tensor([[0, 1001]])
+    angles = (1001 * 1 / 1e4 ** (torch.arange(0, 128, 2, dtype=torch.float64) / 128)).float()
+    assert torch.allclose(_rotate(x, places, 1e4)[0, 0, 1, :64], angles.cos() - angles.sin(), atol=1e-3)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -65,12 +65,13 @@ def test_the_process_has_a_malloc_that_gives_back(tmp_path, monkeypatch):
     def run(command, env, **_):
         assert env["MALLOC_MMAP_THRESHOLD_"] == str(128 * 1024)
         assert env["MALLOC_ARENA_MAX"] == "1"
-        assert json.loads((tmp_path / "job.json").read_text()) == {"in_turns": True}
-        (tmp_path / "peak.json").write_text('{"before": 1, "highest": 3, "tokens": [5]}')
+        assert json.loads((tmp_path / "job.json").read_text()) == {"mapped": True}
+        (tmp_path / "together.json").write_text('{"before": 1, "highest": 3, "tokens": [5]}')
+        (tmp_path / "in turns.json").write_text('{"before": 1, "highest": 2, "tokens": [5]}')
         return subprocess.CompletedProcess(command, 0, "")
 
     monkeypatch.setattr(sequence.subprocess, "run", run)
-    assert sequence._run(tmp_path, {"in_turns": True}) == sequence.Peak(1, 3, [5])
+    assert sequence._run(tmp_path, {"mapped": True}) == [sequence.Peak(1, 3, [5]), sequence.Peak(1, 2, [5])]
 
 
 # Both ways, in this process ------------------------------------------------------------------------------------------
@@ -126,14 +127,10 @@ def test_mapped_or_read(tmp_path, mapped):
     del model
 
 
-def test_the_child_forgets_its_imports(tmp_path, monkeypatch, one_thread):
+def test_the_child_forgets_its_imports(tmp_path, monkeypatch):
     """What it writes, from a status that stands still; and it answers twice, so that nothing is new the second time."""
-    model, processor, calls = tiny_model("2.6"), tiny_processor("2.6"), []
-    sequence._write_parts(tmp_path, model, processor)
-    picture(56, 56).save(tmp_path / "image.png")
+    calls, settings = [], {"max_new_tokens": 2, "mapped": True}
     (tmp_path / "status").write_text("Name:\ta:b\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n")
-    job = {"question": QUESTION, "max_new_tokens": 2, "mapped": True, "in_turns": True}
-    (tmp_path / "job.json").write_text(json.dumps(job))
     monkeypatch.setattr(sequence, "STATUS", tmp_path / "status")
     monkeypatch.setattr(sequence, "RESET", tmp_path / "reset")
 
@@ -142,11 +139,12 @@ def test_the_child_forgets_its_imports(tmp_path, monkeypatch, one_thread):
         return [7]
 
     monkeypatch.setattr(sequence, "_answer", answer)
-    sequence._child(tmp_path)
-    del job["question"]
-    assert calls == [(job, False), (job, True)]
+    sequence._write_peak(tmp_path, None, "in turns", **settings)
+    settings["in_turns"] = True
+    assert calls == [(settings, False), (settings, True)]
     assert (tmp_path / "reset").read_text() == "5"
-    assert json.loads((tmp_path / "peak.json").read_text()) == {"before": 10240, "highest": 20480, "tokens": [7]}
+    peak = json.loads((tmp_path / "in turns.json").read_text())
+    assert peak == {"before": 10240, "highest": 20480, "tokens": [7]}
 
 
 @linux
@@ -160,11 +158,11 @@ def test_the_other_process_gets_the_picture_upright(tmp_path, monkeypatch):
     def run(folder, job):
         with Image.open(folder / "image.png") as image:
             seen.append((image.size, dict(image.getexif())))
-        return sequence.Peak(0, 0, [])
+        return [sequence.Peak(0, 0, [])] * 2
 
     monkeypatch.setattr(sequence, "_run", run)
     measure(tiny_model("2.6"), tiny_processor("2.6"), Image.open(file), QUESTION)
-    assert seen == [((56, 112), {})] * 2
+    assert seen == [((56, 112), {})]
 
 
 def test_read_tensors_are_views_of_one_piece(tmp_path):

@@ -201,6 +201,29 @@ def test_what_cannot_be_bundled(words, said, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stick_itself_is_no_new_folder(tmp_path, monkeypatch, capsys):
+    """It could not be renamed at the end, after everything was downloaded."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
+    assert main(["bundle", str(tmp_path)]) == 1
+    assert f"choose a new folder on it, such as {tmp_path / 'course'}" in capsys.readouterr().err
+
+
+def test_what_is_gone_or_changed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "b.py").write_text("2")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    with pytest.raises(check.Note, match="nothing is known"):
+        check.files()
+    (tmp_path / "SHA256SUMS").write_text(bundle.checksums(tmp_path))
+    assert check.files() == "all are as they came"
+    (tmp_path / "a.py").write_text("3")
+    with pytest.raises(check.Note, match=r"not as they came: a\.py\. If that was not your wish"):
+        check.files()
+    (tmp_path / "b.py").unlink()
+    with pytest.raises(common.CommandError, match=r"missing: b\.py\.\n`git checkout FILE` restores one"):
+        check.files()
+
+
 def test_much_is_asked_for_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bundle, "look_up", lambda *_: {"https://files.invalid/torch.whl#sha256=0": ("--x",)})
     monkeypatch.setattr(bundle, "size_of", lambda address: 3 * 10**9)

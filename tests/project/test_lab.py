@@ -218,6 +218,15 @@ def test_without_ensurepip_the_package_is_named(lab, monkeypatch, capsys):
     assert not lab.VENV.exists()
 
 
+def test_a_folder_that_the_terminal_cannot_spell(lab, monkeypatch):
+    monkeypatch.setattr(lab, "ready_python", lambda bundle: print("Making /课程/.venv ...") or sys.executable)
+    monkeypatch.setattr(lab, "hand_over", lambda python, argv: 0)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert lab.main([]) == 0
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().split() == [b"Making", b"/??/.venv", b"..."]
+
+
 def test_an_environment_does_not_delete_itself(lab, monkeypatch, capsys):
     monkeypatch.setattr(sys, "prefix", str(lab.VENV))
     assert lab.main([]) == 1
@@ -453,6 +462,15 @@ def test_control_c_is_no_traceback(monkeypatch):
     assert main([]) == 130
 
 
+def test_a_reader_who_has_enough_is_no_traceback(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["progress"]) == 141
+    assert capfd.readouterr().err == ""
+
+
 HOSTILE = "red\x1b]0;owned\x07 \u202egnp.exe"
 
 
@@ -679,6 +697,10 @@ def test_who_saves_in_the_lesson_itself_is_told(known_by, copy, opened, capsys):
         )
     main(["reset", "07b"])
     assert "not as it came" not in capsys.readouterr().out
+    (copy / "notebooks" / "07b_next.ipynb").unlink()
+    for words in ([], ["reset", "07b"]):
+        main(words)
+        assert "notebooks/07b_next.ipynb is not as it came: it is missing" in capsys.readouterr().out
 
 
 def test_two_files_of_one_lesson_are_not_guessed_between(copy, opened, capsys):

@@ -24,6 +24,8 @@ def started(tmp_path, monkeypatch):
     for name in (".venv", "runs", "my_notebooks", "notebooks", "docs/server"):
         (small / name).mkdir(parents=True)
         (small / name / "file").touch()
+    for name in ("jupyterhub_cookie_secret", "jupyterhub.sqlite"):  # a learner may not even read them
+        (small / name).touch(mode=0o000)
     shutil.copy(SERVER / "start.py", small / "docs/server")
     shutil.copy(ROOT / "notebooks/00_one_picture.ipynb", small / "notebooks")
     home.mkdir()
@@ -42,12 +44,14 @@ def started(tmp_path, monkeypatch):
 
 def test_a_learner_gets_an_own_copy(started):
     own, run = started
-    assert sorted(path.name for path in own.iterdir()) == [".venv", "docs", "my_notebooks", "notebooks"]
+    assert sorted(path.name for path in own.iterdir()) == [".venv", "build", "docs", "my_notebooks", "notebooks"]
     assert (own / ".venv").is_symlink() and (own / ".venv" / "file").exists(), "lab.py installs nothing again"
     assert [path.name for path in (own / "my_notebooks").iterdir()] == ["00_one_picture.ipynb"]
     assert Path.cwd() == own
     assert run[0] == run[1] and run[0][1:3] == ["-m", "jupyterhub.singleuser"]
     assert f"--ServerApp.root_dir={own}" in run[0] and run[0][-1] == "--port=1"
+    assert f"--LabApp.app_settings_dir={own / 'build/settings'}" in run[0]  # answers the question about news
+    assert '"fetchNews": "false"' in (own / "build/settings/overrides.json").read_text()
     server = ServerApp()
     server.parse_command_line(run[0][3:])
     assert server.tornado_settings["websocket_max_message_size"] == 2**28  # for pictures; else 10 MB
@@ -59,4 +63,5 @@ def test_the_configuration():
     runpy.run_path(str(SERVER / "jupyterhub_config.py"), {"get_config": lambda: config})
     python, script = (word.removeprefix("/opt/minicpmv-ref/") for word in config.Spawner.cmd)
     assert python == ".venv/bin/python" and (ROOT / script).is_file()
+    assert config.PAMAuthenticator.allow_all is True, "since JupyterHub 5 nobody may log in otherwise"
     assert config.Spawner.environment["OMP_NUM_THREADS"] == "1"

@@ -1,5 +1,6 @@
 """Slides: what is shown of a lesson, and that every page fits a screen, in a real browser without a network."""
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -101,9 +102,10 @@ def test_what_the_audience_sees():
         ),
         new_code_cell(stub),
         new_code_cell("my_tokens = None  # your guess"),
+        new_code_cell('my_share = {"a": None, "b": None}  # percent'),
         new_markdown_cell("Panel. <details><summary>Answer</summary>42</details>"),
         new_code_cell("panels.Playground()"),
-        new_code_cell("print(1)"),
+        new_code_cell("my_sum = None\n\nprint(1)"),
     ]
     shown = slides.for_slides(cells)
     assert [cell.source.strip() for cell in shown] == [
@@ -120,6 +122,7 @@ def test_no_answer_of_an_exercise_is_on_a_slide():
         shown = slides.for_slides(nbformat.read(path, 4).cells)
         text = "\n".join(cell.source for cell in shown)
         assert "<summary>Solution" not in text and "NotImplementedError" not in text
+        assert not re.search(r"^my_\w+ = .*None", text, re.MULTILINE), path.name
         assert sum("slideshow" in cell.metadata for cell in shown) >= 9
 
 
@@ -128,7 +131,8 @@ def test_an_unknown_lesson_and_a_missing_extra(tmp_path, capsys, monkeypatch):
     assert "there is no lesson '77'" in capsys.readouterr().err
     monkeypatch.setattr("importlib.metadata.files", lambda name: [])
     assert main(["slides", "01", "--out", str(tmp_path)]) == 1
-    assert "Install the extra `site` once" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Install the extra `site` once" in said and said.endswith(f' -m pip install "{ROOT}[site]"\n')
 
 
 def test_another_version_of_a_library_is_refused(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from .cases import Case, exercise
 @exercise
 def best_canvas():
     """eight sizes, wide, tall, square, and small ones that tie; two ints, (width, height), equal."""
-    for size in [(640, 480), (1000, 200), (200, 1000), (600, 290), (300, 200), (336, 336), (577, 1153), (672, 330)]:
+    for size in [(640, 480), (1000, 200), (200, 1000), (600, 290), (300, 200), (336, 336), (673, 1345), (672, 330)]:
         yield Case((size,), best_resolution(size))
 
 
