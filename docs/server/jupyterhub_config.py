@@ -9,6 +9,7 @@ c = get_config()  # noqa: F821  JupyterHub defines it
 c.PAMAuthenticator.allow_all = True  # who has an account on this machine may log in; JupyterHub's default is nobody
 c.Spawner.cmd = [f"{COURSE}/.venv/bin/python", f"{COURSE}/docs/server/start.py"]
 c.Spawner.environment = {
+    "COURSE_LANGUAGE": "en",  # of the lessons; with "zh", the translated ones stand beside the others
     "OMP_NUM_THREADS": "1",  # twenty learners share the cores
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not spin
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 COURSE = Path(__file__).resolve().parents[2]
 OWN = Path.home() / "minicpmv-ref"
-FIRST = "/lab/tree/my_notebooks/00_one_picture.ipynb"
+LANGUAGE = os.environ.get("COURSE_LANGUAGE", "en")
 
 if not OWN.exists():
     left_out = [".venv", ".git", ".*_cache", "__pycache__", "runs", "build", "wheels", "my_notebooks"]
@@ -22,16 +22,23 @@ if not OWN.exists():
     part.rename(OWN)
 if not os.path.lexists(OWN / ".venv"):
     (OWN / ".venv").symlink_to(COURSE / ".venv")  # else lab.py would install the packages once more
+if OWN.resolve() != COURSE:  # the copy goes on, by itself: its files fit each other, also after an update of the course
+    os.execv(sys.executable, [sys.executable, str(OWN / "docs/server/start.py"), *sys.argv[1:]])
 os.chdir(OWN)
 sys.path.insert(0, str(OWN))
 
 from minicpmv_ref.commands import course  # noqa: E402
 
-course.renew_copies(OWN / "notebooks", course.LANGUAGES[0])
+if LANGUAGE not in course.LANGUAGES:
+    sys.exit(f"COURSE_LANGUAGE must be one of {', '.join(course.LANGUAGES)}, got {LANGUAGE!r}")
+for each in dict.fromkeys([course.LANGUAGES[0], LANGUAGE]):
+    course.renew_copies(OWN / "notebooks", each)
+first = course.copy_of(OWN / "notebooks" / "00_one_picture.ipynb", LANGUAGE).name
 os.environ.update(course.kernel_environment())
 settings = OWN / "build" / "settings"
 settings.mkdir(parents=True, exist_ok=True)
 course.ask_nothing(settings)
-words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url={FIRST}", f"--LabApp.app_settings_dir={settings}"]
-words += [f"--{name}={value}" for name, value in course.SERVER.items()] + sys.argv[1:]
-os.execv(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", *words])
+words = [f"--ServerApp.root_dir={OWN}", f"--ServerApp.default_url=/lab/tree/my_notebooks/{first}"]
+words += [f"--LabApp.app_settings_dir={settings}"]
+words += [f"--{name}={value}" for name, value in course.SERVER.items()]
+os.execv(sys.executable, [sys.executable, "-m", "jupyterhub.singleuser", *words, *sys.argv[1:]])

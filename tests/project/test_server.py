@@ -28,6 +28,7 @@ def started(tmp_path, monkeypatch):
         (small / name).touch(mode=0o000)
     shutil.copy(SERVER / "start.py", small / "docs/server")
     shutil.copy(ROOT / "notebooks/00_one_picture.ipynb", small / "notebooks")
+    shutil.copytree(ROOT / "notebooks/zh", small / "notebooks/zh")
     home.mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(home))
@@ -36,9 +37,23 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(course, "COPIES", home / "minicpmv-ref/my_notebooks")  # it was imported from elsewhere
     run = []
-    monkeypatch.setattr(os, "execv", lambda program, words: run.append(words))
-    for _ in range(2):  # the second login finds the copy
-        runpy.run_path(str(small / "docs/server/start.py"))
+
+    def execv(program, words):
+        run.append(words)
+        raise SystemExit
+
+    def start(folder, language):
+        monkeypatch.setenv("COURSE_LANGUAGE", language)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(folder / "docs/server/start.py"))
+        return stop.value.code
+
+    monkeypatch.setattr(os, "execv", execv)
+    for language in ("en", "en", "zh"):  # the second login finds the copy
+        start(small, language)
+        assert run.pop()[1:] == [str(home / "minicpmv-ref/docs/server/start.py"), "--port=1"]
+        start(home / "minicpmv-ref", language)
+    assert start(home / "minicpmv-ref", "xx") == "COURSE_LANGUAGE must be one of en, zh, got 'xx'"
     return home / "minicpmv-ref", run
 
 
@@ -46,7 +61,10 @@ def test_a_learner_gets_an_own_copy(started):
     own, run = started
     assert sorted(path.name for path in own.iterdir()) == [".venv", "build", "docs", "my_notebooks", "notebooks"]
     assert (own / ".venv").is_symlink() and (own / ".venv" / "file").exists(), "lab.py installs nothing again"
-    assert [path.name for path in (own / "my_notebooks").iterdir()] == ["00_one_picture.ipynb"]
+    lessons = ["00_one_picture.ipynb", "00_one_picture.zh.ipynb"]
+    assert sorted(path.name for path in (own / "my_notebooks").iterdir()) == lessons
+    for words, first in zip(run, (lessons[0], *lessons), strict=True):
+        assert f"--ServerApp.default_url=/lab/tree/my_notebooks/{first}" in words
     assert Path.cwd() == own
     assert run[0] == run[1] and run[0][1:3] == ["-m", "jupyterhub.singleuser"]
     assert f"--ServerApp.root_dir={own}" in run[0] and run[0][-1] == "--port=1"
