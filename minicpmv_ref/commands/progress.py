@@ -30,9 +30,8 @@ def run(args):
 
     found = exercises(notebooks_folder())
     try:
-        if args.name is not None:
-            name = progress.clean(args.name)
-            progress.note(lambda kept: {**kept, "name": name})
+        if args.name is not None and (said := progress.rename(progress.clean(args.name))):
+            say(said.strip())
         if args.collect is None:
             return own(found, progress.read(), progress.lines)
     except (ValueError, OSError) as error:

@@ -32,9 +32,8 @@ def learner(name: str) -> None:
     """
     name = clean(name)
     _here["name"] = name
-    if _kept_here():
-        note(lambda kept: {**kept, "name": name})
-    print(f"Hello, {name}. Solved exercises print your code from now on.")  # noqa: T201 (as checkers do)
+    said = rename(name) if _kept_here() else ""
+    print(f"Hello, {name}. Solved exercises print your code from now on.{said}")  # noqa: T201 (as checkers do)
 
 
 def clean(name) -> str:
@@ -103,6 +102,18 @@ def note(change) -> dict:
             return kept
         time.sleep(0.02)
     raise OSError(f"other kernels keep {FILE} busy")
+
+
+def rename(name: str) -> str:
+    """Note who works here. Returns a sentence if somebody else has solved exercises here, or nothing."""
+    kept = read()
+    note(lambda kept: {**kept, "name": name})
+    old, count = kept.get("name", name), len(kept.get("solved", []))
+    if not count or old.casefold() == name.casefold():
+        return ""
+    return (
+        f"\n{old} solved {count} exercises here. They count as yours now; if you are new, move {FILE.parent.name} away."
+    )
 
 
 def write(kept: dict) -> None:

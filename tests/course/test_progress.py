@@ -220,6 +220,19 @@ def test_two_kernels_note_at_the_same_moment(copies, monkeypatch):
     assert [path.name for path in copies.iterdir()] == ["progress.json"]
 
 
+def test_who_comes_after_somebody_else_is_told(copies, capsys):
+    check.learner("Ada")
+    check.learner("Ben")
+    assert "solved" not in capsys.readouterr().out.replace("Solved exercises", "")
+    check.visual_tokens(right_tokens)
+    check.learner("ben")
+    assert "solved 1" not in capsys.readouterr().out
+    told = "ben solved 1 exercises here. They count as yours now; if you are new, move my_notebooks away."
+    check.learner("Cem")
+    assert capsys.readouterr().out.endswith(f"from now on.\n{told}\n")
+    assert said(capsys, "--name", "Dora").startswith("Cem solved 1 exercises here.")
+
+
 def test_the_handout_of_learners_counts(copies, monkeypatch):
     (copies.parent / "student_notebooks").mkdir()
     monkeypatch.chdir(copies.parent / "student_notebooks")
