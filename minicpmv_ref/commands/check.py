@@ -13,11 +13,10 @@ import webbrowser
 from importlib.metadata import PackageNotFoundError, version
 
 from .common import ROOT, CommandError, changed_files, notebooks_folder
-from .course import free_port, must_be_yours
+from .course import RESTORE, free_port, must_be_yours
 
 LEAST_DISK, LEAST_MEMORY = 1.0, 4.0  # GB: what training writes; JupyterLab, a browser and the largest lesson
 ANSWER = ("data_samples/images/shapes.png", "What color is the triangle?", "green")
-RESTORE = "`git checkout FILE` restores one; without git, copy it from where the course came from."
 FAULTS = (ImportError, OSError, ValueError, RuntimeError)
 
 
@@ -90,9 +89,9 @@ def files():
         raise Note("nothing is known about how they were: no git, and no list of a bundle")
     missing = [name for name, there in changed.items() if not there]
     if missing:
-        raise CommandError(f"missing: {several(missing)}.\n{RESTORE}")
+        raise CommandError(f"missing: {several(missing)}.\n{RESTORE.format('FILE')}")
     if changed:
-        raise Note(f"not as they came: {several(list(changed))}. If that was not your wish:\n{RESTORE}")
+        raise Note(f"not as they came: {several(list(changed))}. If that was not your wish:\n{RESTORE.format('FILE')}")
     return "all are as they came"
 
 

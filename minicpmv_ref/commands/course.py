@@ -28,6 +28,7 @@ from .common import (
 )
 
 COPIES = ROOT / "my_notebooks"  # beside notebooks/, so that every link and path in them stays true; git ignores it
+RESTORE = "`git checkout {}` restores it; without git, copy it from where the course came from"
 SERVER = {  # how kernels and browsers talk, here and under JupyterHub (docs/server/start.py)
     # Bytes of a picture that you show to a panel; tornado's own limit of 10 MB closes the connection.
     "ServerApp.tornado_settings": {"websocket_max_message_size": 2**28},
@@ -127,10 +128,7 @@ def say_if_changed(originals=()):
     for name, there in (changed_files() or {}).items():
         if name in wanted or (not there and name.startswith("notebooks/") and name.endswith(".ipynb")):
             what = "somebody saved in the lesson itself, and copies are made of it" if there else "it is missing"
-            say(
-                f"{name} is not as it came: {what}. "
-                f"`git checkout {name}` restores it; without git, copy it from where the course came from."
-            )
+            say(f"{name} is not as it came: {what}; {RESTORE.format(name)}.")
 
 
 def copy_of(original, language):
@@ -179,7 +177,8 @@ def translated(original, language):
     """The notebook with its texts in a language, where they are translated."""
     notebook = read_notebook(original)
     if notebook is None:
-        raise CommandError(f"{original} is not a notebook that can be read; `git checkout {original}` restores it")
+        name = original.relative_to(ROOT).as_posix()
+        raise CommandError(f"{original} is not a notebook that can be read; {RESTORE.format(name)}")
     try:
         translate(notebook["cells"], original, language)
     except (OSError, ValueError) as error:

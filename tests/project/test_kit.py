@@ -220,7 +220,7 @@ def test_what_is_gone_or_changed_is_named(tmp_path, monkeypatch):
     with pytest.raises(check.Note, match=r"not as they came: a\.py\. If that was not your wish"):
         check.files()
     (tmp_path / "b.py").unlink()
-    with pytest.raises(common.CommandError, match=r"missing: b\.py\.\n`git checkout FILE` restores one"):
+    with pytest.raises(common.CommandError, match=r"missing: b\.py\.\n`git checkout FILE` restores it"):
         check.files()
 
 
