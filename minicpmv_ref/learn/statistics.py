@@ -85,8 +85,8 @@ def bootstrap_mean(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), *(float(end) for end in np.quantile(sampled, (0.025, 0.975))))
 
 
-def median_interval(values: Iterable[float], confidence: float = 0.95) -> list[float]:
-    """An interval that holds the true median with at least this confidence, whatever the distribution is.
+def median_interval(values: Iterable[float]) -> list[float]:
+    """An interval that holds the true median with a confidence of at least 95 %, whatever the distribution is.
 
     The k-th smallest and k-th largest of n values miss the median only if fewer than k of n fair coins fall on one
     side. Five values or fewer cannot reach 95 %: they give smallest and largest, with confidence 1 - 2^(1 - n).
@@ -97,7 +97,7 @@ def median_interval(values: Iterable[float], confidence: float = 0.95) -> list[f
     """
     values = sorted(values)
     n, k, missed = len(values), 1, 2.0 ** (1 - len(values))
-    while k < n // 2 and missed + 2 * math.comb(n, k) / 2**n <= 1 - confidence:
+    while missed + 2 * math.comb(n, k) / 2**n <= 0.05:
         missed += 2 * math.comb(n, k) / 2**n
         k += 1
     return [values[k - 1], values[n - k]]

@@ -133,6 +133,7 @@ def test_what_differs_between_the_releases():
         ("bucket", "gelu_tanh"),
     ]
     assert [c.resampler.heads for c in (v2_0, v2_5, v2_6)] == [18, 32, 28]
+    assert ResamplerConfig(num_queries=4, width=192, kv_width=64).heads == 1  # embed_dim // 128
     assert [c.llm.family for c in (v2_0, v2_5, v2_6)] == ["granite", "llama", "qwen2"]
     assert [c.vision.layers for c in (v2_0, v2_5, v2_6)] == [26, 27, 27]
     assert {c.vision.width // c.vision.heads for c in (v2_0, v2_5, v2_6)} == {72}

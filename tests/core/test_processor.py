@@ -506,6 +506,7 @@ def test_other_dicts_are_answered_with_what_to_pass(part):
         "http://a.b/c.png?x=1",
         "file:/c.png",
         "data:image/png;base64,AA",
+        "cat.jpg\n",
     ],
 )
 def test_a_path_or_url_in_a_content_list_is_text_and_said_so(text, tmp_path):

@@ -380,11 +380,11 @@ def test_a_crash_of_llama_cpp_does_not_end_python(files, tmp_path):
 
 def questions():
     """Scenes of one view, which both sides resize alike."""
-    return [draw(f"phone {i}", "question", "test", view=112) for i in range(100)]
+    return [draw(f"phone {i}", "question", "test", view=112) for i in range(60)]
 
 
 def clips():
-    return [draw_more(f"phone {i}", "clip", "test", count=4, topic="direction", view=112) for i in range(50)]
+    return [draw_more(f"phone {i}", "clip", "test", count=4, topic="direction", view=112) for i in range(30)]
 
 
 @pytest.mark.parametrize(("name", "held_out"), [("nano", questions), ("nano-many", clips)])

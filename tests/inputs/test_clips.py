@@ -142,6 +142,8 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path):
     frame(3).save(pages, "TIFF", save_all=True, append_images=[frame(4)])
     for source in (tmp_path / "a.png", written([3])):
         assert places(load_clip(source)) == [3]
+    still = read_clip(tmp_path / "a.png")
+    assert (len(still.frames), still.count, still.seconds) == (1, 1, 0)
     with pytest.warns(UserWarning, match="only the first is read: save its pages"):
         assert places(load_clip(pages)) == [3]
     assert load_clip(tmp_path / "a.png") == [load_image(tmp_path / "a.png")]

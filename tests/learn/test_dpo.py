@@ -230,8 +230,9 @@ def test_an_answer_without_tokens_is_refused_not_averaged():
     labels[0, 2] = labels[2, 0] = 1  # nothing predicts the first token of a row
     with pytest.raises(ValueError, match=r"rows \[1, 2\] have no supervised token"):
         sequence_logps(torch.zeros(3, 4, 5), labels)
-    with pytest.raises(ValueError, match="logits must be"):
-        sequence_logps(torch.zeros(3, 5, 5), labels)
+    for shape in ((3, 5, 5), (2, 4, 5), (3, 4), (3, 4, 5, 1)):
+        with pytest.raises(ValueError, match="logits must be"):
+            sequence_logps(torch.zeros(shape), labels)
 
 
 def test_half_precision_logits_are_scored_in_float32():

@@ -82,7 +82,7 @@ def test_every_sample_is_in_one_row_and_no_row_is_too_full(plan):
         lengths = draws(seed)
         check_plan(plan(lengths, 256), lengths, 256)
     assert plan([], 5) == []
-    assert plan([5, 5], 5) == [[0], [1]]
+    assert plan([5, 5], 5) == [[0], [1]] == plan([1, 1], 1)
 
 
 def test_rows_are_few():
@@ -584,8 +584,12 @@ def test_only_a_padded_batch_can_be_packed(processors, models):
             function(None, packed)
 
 
-def test_scores_that_are_not_finite_are_an_error(processors):
+def test_scores_that_are_not_finite_are_an_error(processors, monkeypatch):
     model, packed = tiny_model("2.6"), pack_batch(processors["2.6"](conversations()), [[0, 1]])
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="logits are not finite"):
+        one = torch.zeros(packed.input_ids.numel(), 1024).index_fill(0, torch.tensor([7]), torch.inf)
+        patch.setattr(packing, "_logits", lambda *args: one)
+        score(model, packed)
     with torch.no_grad():
         model.llm.model.layers[0].mlp.down_proj.weight[0, 0] = torch.inf
     with pytest.raises(ValueError, match="logits are not finite"):

@@ -12,6 +12,7 @@ from minicpmv_ref.learn.statistics import bootstrap_mean, bootstrap_ratio, media
 def test_wilson_is_where_the_score_test_just_holds(hits, n):
     value, low, high = wilson(hits, n)
     assert value == hits / n and 0 <= low <= value <= high <= 1
+    assert (low > 0) == (hits > 0) and (high < 1) == (hits < n)
     for p in (low, high):
         if 0 < p < 1:
             assert (hits / n - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / n)

@@ -111,7 +111,9 @@ def test_raw_text_is_one_line_for_a_question_and_its_answer():
     model, stage = start(), short("start-text", turns=2)
     objective = objective_for(model, PROCESSOR, stage)
     sample = draw(0, "question", turns=2)
-    packed, _ = objective.prepare([sample], step=0)
+    packed, _ = objective.prepare([sample], step=2)
+    without, _ = objective.prepare([sample], step=3)
+    assert "<image_id>" not in PROCESSOR.tokenizer.decode(without.input_ids[0])
     (one, yes), (two, no) = zip(
         [m["content"] for m in sample.messages[::2]], [m["content"] for m in sample.messages[1::2]]
     )
@@ -144,8 +146,35 @@ def test_half_resolution_is_one_small_view():
 def test_every_other_step_has_no_image_id_unless_the_stage_wants_ids(name, marks):
     objective = objective_for(start(), PROCESSOR, stage_named(name))
     marker = PROCESSOR.tokenizer.convert_tokens_to_ids("<image_id>")
-    batches = [objective.prepare([draw(0), draw(1)], step)[0].input_ids for step in (0, 1)]
-    assert [int((ids == marker).sum()) for ids in batches] == marks
+    batches = [objective.prepare([draw(0), draw(1)], step)[0].input_ids for step in range(4)]
+    assert [int((ids == marker).sum()) for ids in batches] == 2 * marks
+
+
+def test_samples_are_as_the_stage_wants_them():
+    stage = short("sft-1", data_mix={"question": 1, "read": 1}, turns=3, large=0.25, aligned=False)
+    samples = [draw_samples(stage, 5, "train", 56)(number) for number in range(80)]
+    large = [s.image.size == (112, 112) for s in samples if s.kind == "question"]
+    assert 0.1 < sum(large) / len(large) < 0.4 and {len(s.topics) for s in samples if s.kind == "question"} == {3}
+    for number in (0, 7):
+        assert samples[number].messages != draw_samples(stage, 6, "train", 56)(number).messages
+        tidy = draw_samples(replace(stage, aligned=True), 5, "train", 56)(number)
+        assert (tidy.image.tobytes() == samples[number].image.tobytes()) == (tidy.kind == "question")
+    assert {samples[number].kind for number in (0, 7)} == {"question", "read"}
+
+
+def test_the_held_out_loss_is_that_of_samples_which_training_never_sees():
+    stage, seen = short("sft-1"), []
+
+    def objective(samples, step):
+        seen.append((samples, step))
+        return torch.tensor([1.5, 9.0])
+
+    objective.view = 112
+    assert held_out_loss(objective, stage, n=5, seed=3) == 1.5
+    [(samples, step)] = seen
+    assert step == 0 and all(sample.held_out for sample in samples)
+    sample = draw_samples(stage, 3, "test", 112)
+    assert [s.messages[1:] for s in samples] == [sample(number).messages[1:] for number in range(5)]
 
 
 def test_the_later_stages_can_draw_what_they_learn_from():
@@ -351,12 +380,22 @@ def test_grades_of_a_model_that_knows_everything(monkeypatch):
     assert keep == [(f"s/{i}", kind, "fr", {"view": 56, **given}) for kind, given in kinds for i in range(3)]
 
 
-def test_answers_are_those_of_chat():
-    model = start()
+def test_answers_are_those_of_chat(monkeypatch):
+    """Also of a model that is just learning, which does not learn while it answers."""
+    model, modes = start().train(), []
     samples = [draw(i, kind) for i, kind in enumerate(["question", "caption", "read"])]
-    together = answers(model, PROCESSOR, [s.prompt for s in samples], max_new_tokens=5)
-    alone = [model.chat(s.prompt, PROCESSOR, max_new_tokens=5).strip() for s in samples]
-    assert together == alone
+    real = model.generate
+    monkeypatch.setattr(model, "generate", lambda *args, **how: modes.append(model.training) or real(*args, **how))
+    for sliced in ({}, {"max_slice_nums": 1}):
+        together = answers(model, PROCESSOR, [s.prompt for s in samples], max_new_tokens=5, **sliced)
+        assert modes.pop() is False and model.training
+        model.eval()
+        assert together == [model.chat(s.prompt, PROCESSOR, max_new_tokens=5, **sliced).strip() for s in samples]
+        model.train()
+    seen = []
+    monkeypatch.setattr(model, "generate", lambda batch, *_, **__: seen.append(batch) or torch.zeros(1, 1, dtype=int))
+    answers(model, PROCESSOR, [samples[2].prompt], max_slice_nums=1)
+    assert len(seen[0].images[0]) == 1 < len(PROCESSOR(samples[2].prompt).images[0])
 
 
 # ---- the whole run
