@@ -7,6 +7,7 @@ it imports only the standard library and common.py, so that `--help` answers bef
 
 import argparse
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -84,7 +85,8 @@ def main(argv=None):
         if BrokenPipeError in (type(error), type(error.__cause__)):  # `| head` has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written goes nowhere
             return 141
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        text = re.sub(r"\[(Errno|WinError) \d+\] ", "", str(error))  # numbers help nobody
+        print(f"error: {printable(text)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -462,6 +462,11 @@ def test_control_c_is_no_traceback(monkeypatch):
     assert main([]) == 130
 
 
+def test_an_error_of_the_system_is_a_sentence(capsys):
+    assert main(["ask", "nowhere.png", "What is it?"]) == 1
+    assert capsys.readouterr().err == "error: No such file or directory: 'nowhere.png'\n"
+
+
 def test_a_reader_who_has_enough_is_no_traceback(monkeypatch, capfd):
     reader, writer = os.pipe()
     os.close(reader)
