@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
-from .inputs.checks import LIMITS, check_int, check_number, check_type, shown
+from .inputs.checks import LIMITS, check_choice, check_int, check_number, check_type, shown
 
 VERSIONS = ("2.0", "2.5", "2.6")
 
@@ -30,11 +30,6 @@ def _check_numbers(config) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
         else:
             check_int(name, value, most=LIMITS.get(entry.name, LIMITS["config_integer"]))
-
-
-def _check_choice(config, name: str, allowed: tuple) -> None:
-    if getattr(config, name) not in allowed:
-        raise ValueError(f"{type(config).__name__}.{name} must be one of {allowed}, got {shown(getattr(config, name))}")
 
 
 @dataclass(frozen=True)
@@ -75,8 +70,8 @@ class VisionConfig:
 
     def __post_init__(self):
         _check_numbers(self)
-        _check_choice(self, "position", ("bucket", "interpolate", "released_2_5"))
-        _check_choice(self, "act", ("gelu_tanh", "gelu"))
+        check_choice("VisionConfig.position", self.position, ("bucket", "interpolate", "released_2_5"))
+        check_choice("VisionConfig.act", self.act, ("gelu_tanh", "gelu"))
         if self.width % self.heads:
             raise ValueError(f"VisionConfig.width = {self.width} is not a multiple of heads = {self.heads}")
 
@@ -101,7 +96,7 @@ class ResamplerConfig:
         if self.heads is None or isinstance(self.heads, _Derived):
             # The only derived value that a caller may override, so it is stored, not a property.
             object.__setattr__(self, "heads", _Derived(max(1, self.width // 128)))
-        _check_choice(self, "version", VERSIONS)
+        check_choice("ResamplerConfig.version", self.version, VERSIONS)
         if self.width % self.heads or self.width % 4:
             raise ValueError(
                 f"ResamplerConfig.width = {self.width} must be a multiple of heads = {self.heads} and of 4 "
@@ -133,7 +128,7 @@ class LLMConfig:
     dim_model_base: int | None = None
 
     def __post_init__(self):
-        _check_choice(self, "family", ("granite", "llama", "qwen2"))
+        check_choice("LLMConfig.family", self.family, ("granite", "llama", "qwen2"))
         _check_numbers(self)
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -178,7 +173,7 @@ class MiniCPMVConfig:
     slicing: SliceConfig = field(default_factory=SliceConfig)
 
     def __post_init__(self):
-        _check_choice(self, "version", VERSIONS)
+        check_choice("MiniCPMVConfig.version", self.version, VERSIONS)
         for name, kind in _PARTS.items():
             check_type(f"MiniCPMVConfig.{name}", getattr(self, name), kind)
         for left, right, a, b in (

@@ -20,6 +20,7 @@ from torch import nn
 
 from .config import MiniCPMVConfig
 from .decoding import SEEDS, check_sampling, decode_answer, decode_stream, next_token  # noqa: F401 (decode_answer is public here)
+from .inputs.batches import check_batch, check_finite, check_shapes, check_views
 from .inputs.checkpoint import read_tensors, without_tied_head, write_checkpoint
 from .inputs.checks import check_int, check_list, check_type, shown
 from .inputs.published import BUNDLED, find_folder, read_config
@@ -156,22 +157,7 @@ class MiniCPMV(nn.Module):
             TypeError, ValueError: no tensors of floats, no pairs of integers, more views than grids, or a view that
                 does not have the size its grid says.
         """
-        images = check_list("images", images, torch.Tensor)
-        patch_grids = check_list("patch_grids", patch_grids, tuple, list, what="a pair (rows, cols)")
-        if len(images) != len(patch_grids):
-            raise ValueError(f"images and patch_grids must be equally long, got {len(images)} and {len(patch_grids)}")
-        patch = self.config.vision.patch_size
-        for number, (image, grid) in enumerate(zip(images, patch_grids)):
-            if len(grid) != 2:
-                raise ValueError(f"patch_grids[{number}] must be a pair (rows, cols), got {shown(grid)}")
-            rows, cols = (check_int(f"patch_grids[{number}]", count) for count in grid)
-            if tuple(image.shape[1:]) != (patch * rows, patch * cols):
-                raise ValueError(
-                    f"view {number}: {rows} rows x {cols} columns of patches need {patch * rows} x {patch * cols} "
-                    f"pixels (height x width), got {shown(tuple(image.shape[1:]))}"
-                )
-            if not image.is_floating_point():
-                raise ValueError(f"images[{number}] must hold normalized pixels, which are floats, got {image.dtype}")
+        images, patch_grids = check_views(images, patch_grids, self.config.vision.patch_size)
         weight = self.vpm.post_layernorm.weight
         features = self.vpm([image.to(weight) for image in images])
         # The parts of a checkpoint may have different dtypes. Equal ones are left alone: autocast has its own rules.
@@ -231,31 +217,9 @@ class MiniCPMV(nn.Module):
     def _check_batch(self, batch: Batch) -> None:
         """Refuse what no Processor of this model makes."""
         check_type("batch", batch, Batch, what="a Batch from a Processor")
-        ids = check_type("batch.input_ids", batch.input_ids, torch.Tensor)
-        if ids.ndim != 2 or 0 in ids.shape or ids.dtype != torch.long:
-            raise ValueError(
-                f"batch.input_ids must be a LongTensor (samples, tokens), got {shown(tuple(ids.shape))} of {ids.dtype}"
-            )
-        low, high = torch.stack(ids.aminmax()).tolist()  # a GPU is waited for once
-        if low < 0 or high >= self.config.llm.vocab_size:
-            raise ValueError(
-                f"batch.input_ids must be from 0 to {self.config.llm.vocab_size - 1}, which are all tokens of this "
-                f"model, got {low if low < 0 else high}: does the processor belong to it?"
-            )
-        all_bounds = check_list("batch.image_bounds", batch.image_bounds, torch.Tensor)
-        all_plans = check_list("batch.plans", batch.plans, list, tuple)
-        for name, entries in (("image_bounds", all_bounds), ("plans", all_plans)):
-            if len(entries) != len(ids):
-                raise ValueError(f"batch.{name} must have {len(ids)} entries, as input_ids, got {len(entries)}")
-        for row, (bounds, plans) in enumerate(zip(all_bounds, all_plans)):
+        check_batch(batch, self.config.llm.vocab_size)
+        for row, plans in enumerate(batch.plans):
             check_list(f"batch.plans[{row}]", plans, SlicePlan)
-            if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.is_floating_point():
-                raise ValueError(f"batch.image_bounds[{row}] must be integers (views, 2), got {tuple(bounds.shape)}")
-            edges = bounds.flatten().tolist()
-            if edges != sorted(edges) or (edges and (edges[0] < 0 or edges[-1] > ids.shape[1])):
-                raise ValueError(
-                    f"batch.image_bounds[{row}] must rise from 0 to at most {ids.shape[1]}, got {shown(edges)}"
-                )
 
     def _encode(self, batch: Batch) -> torch.Tensor:
         images = check_list("batch.images", batch.images, list, tuple)
@@ -278,14 +242,14 @@ class MiniCPMV(nn.Module):
         """
         self._check_batch(batch)
         packed = batch.attention_mask is None  # then the positions say where a sample begins
-        _check_shapes(batch, "position_ids", "labels", *([] if packed else ["attention_mask"]))
+        check_shapes(batch, "position_ids", "labels", *([] if packed else ["attention_mask"]))
         logits = self.llm(
             inputs_embeds=self.embed(batch),
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
         ).logits
-        _check_finite(logits, None if packed else batch.attention_mask.bool(), "forward")
+        check_finite(logits, None if packed else batch.attention_mask.bool(), "forward")
         labels = batch.labels[:, 1:].flatten()
         if (((labels < 0) & (labels != -100)) | (labels >= self.config.llm.vocab_size)).any():
             raise ValueError(f"batch.labels must be -100 or from 0 to {self.config.llm.vocab_size - 1}")
@@ -341,7 +305,7 @@ class MiniCPMV(nn.Module):
         """
         check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
         self._check_batch(batch)
-        _check_shapes(batch, "attention_mask", "position_ids", "labels")
+        check_shapes(batch, "attention_mask", "position_ids", "labels")
         if not batch.attention_mask[:, -1].all():
             raise ValueError("batch.attention_mask ends with padding, but answers continue prompts: pad on the left")
         check_int("batch.pad_id", batch.pad_id, 0, self.config.llm.vocab_size - 1)
@@ -374,7 +338,7 @@ class MiniCPMV(nn.Module):
             )
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
-            _check_finite(logits, running, f"token {number + 1} of the answer")
+            check_finite(logits, running, f"token {number + 1} of the answer")
             token = next_token(logits, seen, temperature, top_k, top_p, repetition_penalty, generator)
             token = torch.where(running, token, batch.pad_id)
             yield token
@@ -422,28 +386,3 @@ class MiniCPMV(nn.Module):
         tokens = (int(token) for token in self.stream(batch, **options))
         pieces = decode_stream(tokens, processor.tokenizer, batch.stop_ids)
         return pieces if stream else "".join(pieces)
-
-
-def _check_shapes(batch: Batch, *names: str) -> None:
-    """Compare other tensors of a batch with its ids."""
-    for name in names:
-        tensor = check_type(f"batch.{name}", getattr(batch, name), torch.Tensor)
-        if tensor.shape != batch.input_ids.shape or tensor.is_floating_point():
-            raise ValueError(
-                f"batch.{name} must be integers {tuple(batch.input_ids.shape)}, as input_ids, got "
-                f"{shown(tuple(tensor.shape))} of {tensor.dtype}"
-            )
-
-
-def _check_finite(logits: torch.Tensor, asked: torch.Tensor | None, where: str) -> None:
-    """Refuse logits (..., V) that are not numbers, for the samples or tokens that are `asked`, a mask (...) or all."""
-    # A NaN or +inf anywhere is the largest; a token with -inf is merely impossible, unless all are.
-    most = logits.detach().amax(dim=-1)
-    bad = most - most != 0  # an infinity minus itself is NaN
-    bad = bad if asked is None else bad & asked
-    if bad.any():
-        sample = int(bad.nonzero()[0, 0])
-        raise ValueError(
-            f"{where}: the logits of sample {sample} are not finite numbers. A weight or a picture holds a NaN or an "
-            "infinity, or the model's numbers are too large for its dtype (float16 ends at 65,504; try bfloat16)"
-        )

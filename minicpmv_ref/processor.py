@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -195,16 +196,14 @@ class Processor:
         self._check_length(len(pictures) * queries, characters)
 
         plans, text_messages = [], []
-        numbered = 0  # images that got an id so far; frames get none
+        image_ids = count()  # frames of a video get none
+        frame_cfg = replace(slicing, max_slice_nums=min(MAX_FRAME_SLICES, slicing.max_slice_nums))
 
-        def lay_out(image: Image.Image, cfg: SliceConfig, with_id: bool) -> str:
-            nonlocal numbered
+        def lay_out(image: Image.Image, cfg: SliceConfig, image_id: int | None) -> str:
             plan = self.plan(upright_size(image), cfg)
             check_plan(plan)
             plans.append(plan)
-            number = numbered if with_id else None
-            numbered += with_id
-            return image_layout(plan, queries, version, number)
+            return image_layout(plan, queries, version, image_id)
 
         for message, parts in zip(messages, contents):
             pieces = []
@@ -212,10 +211,9 @@ class Processor:
                 if isinstance(part, str):
                     pieces.append(part)
                 elif isinstance(part, Image.Image):
-                    pieces.append(lay_out(part, slicing, use_image_id))
+                    pieces.append(lay_out(part, slicing, next(image_ids) if use_image_id else None))
                 else:
-                    frame_cfg = replace(slicing, max_slice_nums=min(MAX_FRAME_SLICES, slicing.max_slice_nums))
-                    pieces.extend(lay_out(frame, frame_cfg, False) for frame in part)
+                    pieces.extend(lay_out(frame, frame_cfg, None) for frame in part)
             joined = "".join(pieces) if isinstance(message["content"], str) else _join(pieces)
             text_messages.append({"role": message["role"], "content": joined})
         self._check_length(sum(plan.visual_tokens(queries) for plan in plans))
@@ -239,9 +237,9 @@ class Processor:
             visual = sum(plan.visual_tokens(queries) for plan in plans)
             what = f"{len(ids)} tokens, {visual} of them visual"
             raise ValueError(f"the prompt has {what}, but the model takes {most}; {SHORTER}")
-        for token, count in Counter(i for i in ids if i in self._reserved_ids).items():
+        for token, times in Counter(i for i in ids if i in self._reserved_ids).items():
             name = self._reserved_ids[token]
-            if count > text.count(name):  # a normalizer has made it: fullwidth letters, for example
+            if times > text.count(name):  # a normalizer has made it: fullwidth letters, for example
                 raise ValueError(f"messages: the tokenizer reads {name} in a text that is spelled otherwise")
         bounds = image_bounds(ids, self.token_ids, config.version)
         check_slots(bounds, plans, queries)
@@ -389,8 +387,5 @@ def _check_bounds(name: str, bounds) -> None:
 
 def _join(pieces: list[str]) -> str:
     """Join the parts of a content list by newlines. 2.0's images bring their own newline."""
-    text = ""
-    for i, piece in enumerate(pieces):
-        brought = piece.endswith(("</image>\n", "</slice>\n"))
-        text += piece + ("" if i == len(pieces) - 1 or brought else "\n")
-    return text
+    ended = [p if p.endswith(("</image>\n", "</slice>\n")) else p + "\n" for p in pieces[:-1]]
+    return "".join([*ended, *pieces[-1:]])

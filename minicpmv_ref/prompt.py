@@ -111,13 +111,11 @@ def image_bounds(input_ids, tokens, version: str = "2.6") -> torch.Tensor:
     check_choice("version", version, VERSIONS)
     ids = token_row("input_ids", input_ids)
     token_ids = tokens if isinstance(tokens, Mapping) else marker_ids(tokens)
-    names = ("image", "slice") if version == "2.6" else ("image",)
-    opens, closes = (
-        torch.tensor([check_int(f"tokens[{form.format(n)!r}]", token_ids.get(form.format(n)), least=0) for n in names])
-        for form in ("<{}>", "</{}>")
-    )
-    starts = torch.isin(ids, opens.to(ids.device)).nonzero()[:, 0]
-    ends = torch.isin(ids, closes.to(ids.device)).nonzero()[:, 0]
+    kinds = ("image", "slice") if version == "2.6" else ("image",)
+    opens = [check_int(f"tokens['<{kind}>']", token_ids.get(f"<{kind}>"), least=0) for kind in kinds]
+    closes = [check_int(f"tokens['</{kind}>']", token_ids.get(f"</{kind}>"), least=0) for kind in kinds]
+    starts = torch.isin(ids, torch.tensor(opens, device=ids.device)).nonzero()[:, 0]
+    ends = torch.isin(ids, torch.tensor(closes, device=ids.device)).nonzero()[:, 0]
     if (
         len(starts) != len(ends)
         or (starts > ends).any()
@@ -125,7 +123,7 @@ def image_bounds(input_ids, tokens, version: str = "2.6") -> torch.Tensor:
         or ((ids[starts] == opens[-1]) != (ids[ends] == closes[-1])).any()  # <image> ... </slice>
     ):
         raise ValueError(
-            f"the prompt has {len(starts)} view openings ({', '.join(f'<{n}>' for n in names)}) and {len(ends)} "
+            f"the prompt has {len(starts)} view openings ({', '.join(f'<{kind}>' for kind in kinds)}) and {len(ends)} "
             "closings that do not pair up; a truncated prompt or a marker typed as text causes this"
         )
     return torch.stack([starts + 1, ends], dim=1)

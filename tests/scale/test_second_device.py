@@ -58,7 +58,7 @@ def test_a_step_of_training_waits_for_a_gpu_four_times(found):
     # Samples are copied before the GPU has anything to do. No copy after that waits.
     copies = {name for name in waits if name.startswith("copy_ in packing.py")}
     assert copies and {name: count / 3 for name, count in waits.items() if name not in copies} == {  # three steps
-        "tolist in model.py _check_batch": 1,  # are the ids the model's own?
+        "tolist in batches.py check_batch": 1,  # are the ids the model's own?
         "nonzero in packing.py packed_loss": 1,  # which tokens need the LM head?
         "_local_scalar_dense in parallel.py backward": 1,  # the loss, and
         "_local_scalar_dense in train.py update": 1,  # the norm of its gradient: a step that is not finite is not taken
