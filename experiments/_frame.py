@@ -13,6 +13,7 @@ cpu and gpu write experiments/results/NAME.json and the page; fast writes below 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -26,7 +27,6 @@ from tqdm.auto import tqdm
 
 from minicpmv_ref.inputs.checks import WrongType, check_type
 from minicpmv_ref.inputs.files import replacing
-from minicpmv_ref.learn.statistics import median_interval  # noqa: F401  for the experiments
 
 from ._others import HEADING, not_run
 
@@ -97,6 +97,20 @@ class Each:
     def seconds(self) -> float:
         """Time spent in all results, those of earlier runs included."""
         return sum(each["seconds"] for each in self.kept["results"].values())
+
+
+def median_interval(values: Iterable[float]) -> list[float]:
+    """An interval that holds the true median with a confidence of at least 95 %, whatever the distribution is.
+
+    The k-th smallest and k-th largest of n values miss the median only if fewer than k of n fair coins fall on one
+    side. Five values or fewer cannot reach 95 %: they give smallest and largest, with confidence 1 - 2^(1 - n).
+    """
+    values = sorted(values)
+    n, k, missed = len(values), 1, 2.0 ** (1 - len(values))
+    while k < n // 2 and missed + 2 * math.comb(n, k) / 2**n <= 0.05:
+        missed += 2 * math.comb(n, k) / 2**n
+        k += 1
+    return [values[k - 1], values[n - k]]
 
 
 def run(name: str, profile: str, again: bool = False, runs: Path = RUNS, results: Path = RESULTS) -> dict:

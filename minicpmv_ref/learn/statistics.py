@@ -1,9 +1,8 @@
-"""Estimates with 95 % confidence intervals, for lessons and experiments: of shares, ratios, means and medians."""
+"""Estimates with 95 % confidence intervals, for lessons and experiments: of shares, ratios and means."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,21 +82,3 @@ def bootstrap_mean(values: Sequence[float]) -> Interval:
         return Interval(None, None, None)
     sampled = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
     return Interval(float(np.mean(values)), *(float(end) for end in np.quantile(sampled, (0.025, 0.975))))
-
-
-def median_interval(values: Iterable[float]) -> list[float]:
-    """An interval that holds the true median with a confidence of at least 95 %, whatever the distribution is.
-
-    The k-th smallest and k-th largest of n values miss the median only if fewer than k of n fair coins fall on one
-    side. Five values or fewer cannot reach 95 %: they give smallest and largest, with confidence 1 - 2^(1 - n).
-
-    Example:
-        >>> median_interval(range(1, 16))  # 15 values: the 4th from below and from above
-        [4, 12]
-    """
-    values = sorted(values)
-    n, k, missed = len(values), 1, 2.0 ** (1 - len(values))
-    while missed + 2 * math.comb(n, k) / 2**n <= 0.05:
-        missed += 2 * math.comb(n, k) / 2**n
-        k += 1
-    return [values[k - 1], values[n - k]]

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from minicpmv_ref.learn.statistics import bootstrap_mean, bootstrap_ratio, median_interval, wilson
+from experiments._frame import median_interval
+from minicpmv_ref.learn.statistics import bootstrap_mean, bootstrap_ratio, wilson
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (3, 10), (50, 1000), (1, 2)])
