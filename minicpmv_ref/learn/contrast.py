@@ -73,9 +73,9 @@ class Contrast(nn.Module):
         texts = self.tokenizer([s.answer for s in samples], padding=True, padding_side="right", return_tensors="pt")
         return views, texts.input_ids, texts.attention_mask, [sample.key for sample in samples]
 
-    def vectors(self, samples: list[Sample], view: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def vectors(self, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode pictures and captions: two Tensors (B, 128) of unit length."""
-        return self.encode(*self.inputs(samples, view)[:3])
+        return self.encode(*self.inputs(samples)[:3])
 
     def encode(self, views, ids, mask) -> tuple[torch.Tensor, torch.Tensor]:
         """The same from `inputs`."""
