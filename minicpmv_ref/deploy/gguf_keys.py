@@ -10,6 +10,7 @@ import json
 from gguf import TokenType
 
 from ..config import MiniCPMVConfig
+from ..inputs.tokenizer import SPLIT
 from ..prompt import DEFAULT_SYSTEM, TEMPLATES
 from .gguf_plan import MIXTURES
 
@@ -71,14 +72,7 @@ def vision_keys(config: MiniCPMVConfig, kind: str) -> list[Value]:
 # The tokenizer -------------------------------------------------------------------------------------------------------
 
 # How text is cut into words before BPE: llama.cpp knows it by name, a tokenizer.json by its regular expression.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {
-    _WORDS.replace("DIGITS", r"\p{N}"): "qwen2",  # each digit by itself: 2.6, nano
-    _WORDS.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe",  # 2.5
-}
+PRE_TOKENIZERS = {SPLIT % "": "qwen2", SPLIT % "{1,3}": "llama-bpe"}  # 2.6 and nano, each digit by itself; 2.5
 ADDED = ("lstrip", "rstrip", "single_word")  # what an added token may ask for
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from ..inputs.checks import WrongType, check_choice, shown
+from ..inputs.checks import check_choice, check_int, check_type, shown
 from .kquant_search import (
     F32,
     PLAIN,
@@ -71,8 +71,9 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None,
     Source: ggml, ggml-quants.c, quantize_row_q4_K_ref and quantize_row_q4_K_impl, and the same of the other kinds.
     """
     form = _form(kind)
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in (F32, np.float16):
-        raise _wrong(array, f"array must be a 2-D numpy array of float32 or float16, got {_describe(array)}")
+    what = "a 2-D numpy array of float32 or float16"
+    if check_type("array", array, np.ndarray, what=what).ndim != 2 or array.dtype not in (F32, np.float16):
+        raise ValueError(f"array must be {what}, got {array.dtype} {array.shape}")
     rows, cols = array.shape
     _check_cols("array", cols, kind)
     if importance is not None:
@@ -138,12 +139,13 @@ def dequantize(blocks: np.ndarray, kind: str, cols: int) -> np.ndarray:
     Source: ggml, ggml-quants.c, dequantize_row_q4_K and the same of the other kinds.
     """
     form = _form(kind)
-    if not isinstance(blocks, np.ndarray) or blocks.ndim != 2 or blocks.dtype != np.uint8:
-        raise _wrong(blocks, f"blocks must be a 2-D numpy array of uint8, got {_describe(blocks)}")
+    what = "a 2-D numpy array of uint8"
+    if check_type("blocks", blocks, np.ndarray, what=what).ndim != 2 or blocks.dtype != np.uint8:
+        raise ValueError(f"blocks must be {what}, got {blocks.dtype} {blocks.shape}")
     _check_cols("cols", cols, kind)
     if blocks.shape[1] != cols // form.weights * form.bytes:
-        need = shown(cols // form.weights * form.bytes)
-        raise ValueError(f"blocks: {shown(cols)} columns of {kind} take {need} bytes a row, got {blocks.shape[1]}")
+        need = cols // form.weights * form.bytes
+        raise ValueError(f"blocks: {cols} columns of {kind} take {need} bytes a row, got {blocks.shape[1]}")
     out = np.empty((len(blocks), cols), F32)
     flat, packed = out.reshape(-1, form.weights), np.ascontiguousarray(blocks).reshape(-1, form.bytes)
     step = MOST_VALUES // form.weights
@@ -466,19 +468,14 @@ def _form(kind: str) -> _Format:
 
 
 def _check_cols(name: str, cols: int, kind: str) -> None:
-    whole = isinstance(cols, (int, np.integer)) and not isinstance(cols, bool)
-    if not whole or cols < 0 or cols % FORMATS[kind].weights:
-        error = ValueError if whole else WrongType
-        raise error(f"{name}: columns of {kind} must be a multiple of {FORMATS[kind].weights}, got {shown(cols)}")
-
-
-def _wrong(value, message: str) -> ValueError:
-    return (ValueError if isinstance(value, np.ndarray) else WrongType)(message)
+    if check_int(name, cols, least=0) % FORMATS[kind].weights:
+        raise ValueError(f"{name}: columns of {kind} must be a multiple of {FORMATS[kind].weights}, got {cols}")
 
 
 def _check_importance(importance, cols: int) -> np.ndarray:
-    if not isinstance(importance, np.ndarray) or importance.dtype.kind != "f" or importance.shape != (cols,):
-        raise _wrong(importance, f"importance must be a float array of shape ({cols},), got {_describe(importance)}")
+    what = f"a float array of shape ({cols},)"
+    if check_type("importance", importance, np.ndarray, what=what).dtype.kind != "f" or importance.shape != (cols,):
+        raise ValueError(f"importance must be {what}, got {importance.dtype} {importance.shape}")
     with np.errstate(over="ignore"):
         importance = np.ascontiguousarray(importance, F32)
     if not (importance >= 0).all() or not np.isfinite(importance).all():
@@ -501,9 +498,3 @@ def _check_device(device):
     if found.type not in ("cpu", "cuda"):  # others may round otherwise
         raise ValueError(f"device must be a CPU or a CUDA device, got {shown(device)}")
     return found
-
-
-def _describe(value) -> str:
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
-    return type(value).__name__

@@ -19,13 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import LLMConfig, MiniCPMVConfig
-from ..counts import (
-    PARTS,
-    kv_cache_numbers,
-    parameters,
-    planned_state_bytes,
-    square_patches,
-)
+from ..counts import PARTS, kv_cache_numbers, parameters, planned_state_bytes, square_patches
 from ..inputs.checks import WrongType, check_choice, check_int, check_type, shown
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number

@@ -1,7 +1,7 @@
 """What a public function checks at its door, and the most that a file or a caller may claim.
 
-A wrong type is a TypeError, a wrong value a ValueError. Both name the argument, say what is allowed and show what came.
-Nothing here needs more than the standard library.
+A wrong type is a TypeError, a wrong value a ValueError. Both name the argument, say what is allowed and show what came:
+`name` is that of the argument, for the message, and `value` what came. Needs no more than the standard library.
 """
 
 from __future__ import annotations
@@ -62,16 +62,7 @@ class WrongType(TypeError, ValueError):
 
 
 def check_type(name: str, value, *kinds: type, what: str | None = None):
-    """Return `value` if it is one of these types.
-
-    Args:
-        name: of the argument, for the message.
-        value: what came.
-        kinds: the types that are allowed.
-        what: how the message calls them; None joins their names.
-
-    Returns:
-        The value.
+    """Return `value` if it is one of these types; `what` is how the message calls them, None joins their names.
 
     Raises:
         TypeError: another type.
@@ -88,15 +79,7 @@ def check_type(name: str, value, *kinds: type, what: str | None = None):
 
 
 def check_int(name: str, value, least: int = 1, most: int = 2**63 - 1) -> int:
-    """Return `value` as an int if it is a whole number in a range; True and False are none.
-
-    Args:
-        name: of the argument, for the message.
-        value: an int, or a number of numpy that is one.
-        least, most: the range, both included.
-
-    Returns:
-        The int.
+    """Return `value` as an int if it is a whole number from `least` to `most`, numpy's too; True and False are none.
 
     Raises:
         TypeError: not a whole number.
@@ -118,16 +101,7 @@ def check_int(name: str, value, least: int = 1, most: int = 2**63 - 1) -> int:
 
 
 def check_number(name: str, value, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
-    """Return `value` as a finite float if it lies in a range.
-
-    Args:
-        name: of the argument, for the message.
-        value: an int or a float.
-        least, most: the range, both included.
-        above: the number must be larger than this.
-
-    Returns:
-        The float.
+    """Return `value` as a finite float if it is a number from `least` to `most` that is larger than `above`.
 
     Raises:
         TypeError: not a number.
@@ -168,17 +142,9 @@ def check_choice(name: str, value, allowed: Iterable):
 
 
 def check_list(name: str, value, *kinds: type, what: str | None = None, empty: bool = True) -> list:
-    """Return `value` as a new list if it is a list or a tuple whose items are of these types.
+    """Return `value` as a new list if it is a list or a tuple whose items are of these types; without any, all may be.
 
-    Args:
-        name: of the argument, for the message.
-        value: what came.
-        kinds: the types of an item; none allows all.
-        what: how the message calls an item; None joins their names.
-        empty: whether a list without items is allowed.
-
-    Returns:
-        A new list.
+    `what` is how the message calls an item; None joins the names. `empty`: whether there may be no items.
 
     Raises:
         TypeError: no list, or an item of another type; the message gives its number.
@@ -215,12 +181,6 @@ def check_precision(learning: Iterable) -> list:
 
     Next to a weight, bfloat16 has no number nearer than 1/256 of it, and the steps of most learning rates are smaller.
 
-    Args:
-        learning: parameters.
-
-    Returns:
-        A new list.
-
     Example:
         >>> check_precision(iter([]))
         []
@@ -253,15 +213,7 @@ def placed(where: str) -> Iterator[None]:
 
 
 def located(many: bool, work: Callable, items: Iterable) -> list:
-    """Work on conversations one after the other; an error says which of them it is about, if there may be many.
-
-    Args:
-        many: whether there may be.
-        work: takes one.
-        items: the conversations.
-
-    Returns:
-        What `work` returns for each.
+    """What `work` returns for each conversation; an error says which of them it is about, if there may be `many`.
 
     Raises:
         TypeError, ValueError, OSError: as `work`.

@@ -36,7 +36,7 @@ NEEDED = {"2.0": ("bos_token", "eos_token"), "2.5": ("bos_token", "eos_token"), 
 
 # Of every part its kinds, and of every kind its fields with the values that they may have.
 _EITHER = (True, False)
-_SPLIT = (
+SPLIT = (  # how text is cut into words before BPE, with how many digits go together
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BYTE_LEVEL = {"add_prefix_space": _EITHER, "trim_offsets": _EITHER, "use_regex": _EITHER}
@@ -56,7 +56,7 @@ _PARTS = {
         "ByteLevel": _BYTE_LEVEL,
         "Metaspace": _METASPACE,
         "Split": {
-            "pattern": ({"Regex": _SPLIT % ""}, {"Regex": _SPLIT % "{1,3}"}),  # Qwen2's and nano's; Llama 3's
+            "pattern": ({"Regex": SPLIT % ""}, {"Regex": SPLIT % "{1,3}"}),  # Qwen2's and nano's; Llama 3's
             "behavior": ("Isolated",),
             "invert": (False,),
         },

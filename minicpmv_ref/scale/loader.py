@@ -108,7 +108,7 @@ def cores() -> int:
 def _from_workers(inputs: StepInputs, steps: range, workers: int) -> Iterator[tuple[int, str, list | Exception]]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other one keeps a file open for each picture
-    options = dict(batch_size=None, sampler=steps, num_workers=workers, collate_fn=_identity)
+    options = dict(batch_size=None, sampler=steps, num_workers=workers, collate_fn=lambda inputs: inputs)
     options |= dict(worker_init_fn=_ignore_interrupt, multiprocessing_context="fork")
     handler = signal.getsignal(signal.SIGCHLD)
     # A generator of its own: it would draw from the one whose state is saved.
@@ -120,10 +120,6 @@ def _from_workers(inputs: StepInputs, steps: range, workers: int) -> Iterator[tu
         yield from loader
     except RuntimeError as error:
         raise OSError(f"a worker process died, perhaps for lack of memory: {error}") from error
-
-
-def _identity(x):
-    return x
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -16,30 +16,19 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ..inputs.checkpoint import fingerprint
-from ..inputs.checks import (
-    check_choice,
-    check_int,
-    check_list,
-    check_number,
-    check_precision,
-    check_type,
-    printable,
-    shown,
-)
-from ..inputs.files import plain_file, replacing
+from ..inputs.checkpoint import DTYPES, Shard, fingerprint
+from ..inputs.checks import check_choice, check_int, check_list, check_number, check_precision, check_type, shown
+from ..inputs.files import replacing
 from ..model import MiniCPMV
 from .lora_settings import ADAPTED, MODULES_TO_SAVE, lora_settings, named, read_settings
 from .trainable import learning, table, training_bytes  # noqa: F401  lessons take them from here
@@ -329,21 +318,20 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
     _check_bare(model)
     folder = _folder(folder)
     where = named(folder)
-    with _opened(folder) as (settings, file):
-        metadata = file.metadata() or {}
-        if metadata.get("base", _base(model)) != _base(model):
-            raise ValueError(f"{where} was trained on a model with another config")
-        if metadata.get("base_weights", ours := _fingerprint(model)) != ours:
-            raise ValueError(f"{where} was trained on other weights; was it merged into this model before?")
-        of_peft = "settings" not in metadata and "embed_tokens" in (settings.modules_to_save or ())
-        if of_peft and model.config.llm.tie_word_embeddings:  # see _check_one_table
-            raise ValueError(f"{where}: embed_tokens learned without the LM head, here they are one tensor")
-        try:
-            wanted = _rehearse(model, settings)
-        except ValueError as error:  # peft's own, for settings that fit nothing here
-            why = " ".join(str(error).split())[:200]  # peft prints a module with all that is in it
-            raise ValueError(f"{where}: {SETTINGS} does not fit this model: {why}") from error
-        tensors = _read_tensors(file, wanted, folder)
+    settings, file = _opened(folder)
+    if file.metadata.get("base", _base(model)) != _base(model):
+        raise ValueError(f"{where} was trained on a model with another config")
+    if file.metadata.get("base_weights", ours := _fingerprint(model)) != ours:
+        raise ValueError(f"{where} was trained on other weights; was it merged into this model before?")
+    of_peft = "settings" not in file.metadata and "embed_tokens" in (settings.modules_to_save or ())
+    if of_peft and model.config.llm.tie_word_embeddings:  # see _check_one_table
+        raise ValueError(f"{where}: embed_tokens learned without the LM head, here they are one tensor")
+    try:
+        wanted = _rehearse(model, settings)
+    except ValueError as error:  # peft's own, for settings that fit nothing here
+        why = " ".join(str(error).split())[:200]  # peft prints a module with all that is in it
+        raise ValueError(f"{where}: {SETTINGS} does not fit this model: {why}") from error
+    tensors = _read_tensors(file, wanted, folder)
     _inject(model, settings)
     set_peft_model_state_dict(model, tensors)
     return model
@@ -383,20 +371,18 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
     """
     _check_adapted(model, "; load_lora puts saved ones onto it")
     folder = _folder(folder)
-    with _opened(folder) as (settings, file):
-        ours = model.peft_config["default"]
-        for key in ("r", "lora_alpha", "use_rslora", "lora_dropout"):
-            if getattr(settings, key) != getattr(ours, key):
-                what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
-                raise ValueError(f"{named(folder)} holds another kind of adapter: {what}")
-        if (file.metadata() or {}).get("base_weights", ours := _fingerprint(model)) != ours:
-            raise ValueError(f"{named(folder)} was trained on other weights than those it would be put onto")
-        tensors = _read_tensors(file, _tensors(model), folder)
-    set_peft_model_state_dict(model, tensors)
+    settings, file = _opened(folder)
+    ours = model.peft_config["default"]
+    for key in ("r", "lora_alpha", "use_rslora", "lora_dropout"):
+        if getattr(settings, key) != getattr(ours, key):
+            what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
+            raise ValueError(f"{named(folder)} holds another kind of adapter: {what}")
+    if file.metadata.get("base_weights", ours := _fingerprint(model)) != ours:
+        raise ValueError(f"{named(folder)} was trained on other weights than those it would be put onto")
+    set_peft_model_state_dict(model, _read_tensors(file, _tensors(model), folder))
 
 
-@contextmanager
-def _opened(folder: Path) -> Iterator[tuple[LoraConfig, safe_open]]:
+def _opened(folder: Path) -> tuple[LoraConfig, Shard]:
     """The settings of a saved adapter, checked, and the file of its weights, of which nothing is read yet."""
     settings, file, where = folder / SETTINGS, folder / WEIGHTS, named(folder)
     if not os.path.exists(settings):  # Path's own raises for a name that is too long
@@ -405,23 +391,19 @@ def _opened(folder: Path) -> Iterator[tuple[LoraConfig, safe_open]]:
     if not file.exists():
         hint = "; adapter_model.bin is a pickle file, which is not read" * (folder / "adapter_model.bin").is_file()
         raise FileNotFoundError(f"no {WEIGHTS} in {where}{hint}")
-    try:
-        with safe_open(plain_file(file), framework="pt") as opened:
-            text = settings.read_text("utf-8")
-            if (opened.metadata() or {}).get("settings", text) != text:
-                raise ValueError(f"{where}: {SETTINGS} and {WEIGHTS} are not of the same adapter")
-            yield checked, opened
-    except SafetensorError as error:
-        raise ValueError(f"{where}/{WEIGHTS} is damaged: {printable(str(error))}") from error
+    shard, text = Shard(file), settings.read_text("utf-8")
+    if shard.metadata.get("settings", text) != text:
+        raise ValueError(f"{where}: {SETTINGS} and {WEIGHTS} are not of the same adapter")
+    return checked, shard
 
 
-def _read_tensors(file: safe_open, wanted: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(file: Shard, wanted: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """Compare a file's names and shapes with what is wanted, then read its tensors and look at their numbers."""
     where = named(folder)
-    stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118
-    if len(stored) < len(file.keys()):
+    stored = {name.removeprefix(PREFIX): name for name in file.header}
+    if len(stored) < len(file.header):
         raise ValueError(f"{where}/{WEIGHTS} has a tensor twice, with and without {PREFIX}")
-    found = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
+    found = {name: tuple(file.header[key]["shape"]) for name, key in stored.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
     if odd:
@@ -429,9 +411,8 @@ def _read_tensors(file: safe_open, wanted: dict[str, torch.Tensor], folder: Path
         raise ValueError(f"{where} does not fit this model: {len(odd)} tensors are wrong; {what}")
     tensors = {}
     for name, key in stored.items():
-        kind = file.get_slice(key).get_dtype()
-        check_choice(f"{where}/{WEIGHTS}: the dtype of {name}", kind, ("F64", "F32", "F16", "BF16"))
-        tensors[name] = file.get_tensor(key).to(wanted[name].dtype)
+        check_choice(f"{where}/{WEIGHTS}: the dtype of {name}", file.header[key]["dtype"], DTYPES)
+        tensors[name] = file.read(key).to(wanted[name].dtype)
         if not tensors[name].isfinite().all():
             raise ValueError(f"{where}/{WEIGHTS}: {name} is not finite as {wanted[name].dtype}")
     return tensors

@@ -9,9 +9,9 @@ takes nothing on trust: only plain files of these names, of sizes that the shard
 `check_entry` finds good.
 
 Opening checks every byte once. A damaged record is named, counted and left out before training begins. What is left is
-a list in a seeded order, endless over epochs. Its position is one whole number for all processes: process `rank` of
-`size` takes the positions that leave `rank` when divided by `size`. So nothing is lost or seen twice, whatever the
-number of processes, and whatever it is after a resume.
+a list in a seeded order, endless over epochs. The position in it is one whole number for all processes, which share the
+positions of each step (`Processes.share`). So nothing is lost or seen twice, whatever the number of processes, and
+whatever it is after a resume.
 
 Why not webdataset's reader: it streams shards, so a run resumes at a shard and not at a sample; it reads links, sparse
 and compressed files of any size; and it has no checksums. The price of ours: each process reads every shard (one core:
@@ -30,8 +30,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
-from itertools import count
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -325,10 +324,6 @@ class Shards(Sequence):
         >>> shards, _ = open_shards(folder)
         >>> len(shards), shards.sample(0).id == shards.sample(0, seed=1).id
         (48, False)
-        >>> from itertools import islice
-        >>> parts = [[record.id for record in islice(shards.stream(rank=rank, size=2), 24)] for rank in range(2)]
-        >>> len(set(parts[0] + parts[1]))
-        48
     """
 
     def __init__(self, folder: Path, good: dict[str, tuple[int, int, tuple[int, ...]]]):
@@ -389,27 +384,3 @@ class Shards(Sequence):
         return [
             i for name in rng.sample(list(shards), len(shards)) for i in rng.sample(shards[name], len(shards[name]))
         ]
-
-    def stream(self, seed: int = 0, start: int = 0, rank: int = 0, size: int = 1) -> Iterator[Record]:
-        """Give one process its part of the positions from `start` on, without end.
-
-        To resume, with as many processes as you like, keep how many samples all of them have used: that is `start`.
-
-        Args:
-            seed: of the order.
-            start: samples that all processes together have used before.
-            rank, size: this process's number, from 0, and how many there are.
-
-        Returns:
-            An iterator of Records: positions start + rank, start + rank + size, ...
-
-        Raises:
-            TypeError: not an integer; a seed that is neither an int nor text.
-            ValueError: a rank that is not below size, a negative number.
-        """
-        check_type("seed", seed, int, str)
-        for name, value in {"rank": rank, "size": size, "start": start}.items():
-            check_int(name, value, least=-sys.maxsize)
-        if not 0 <= rank < size or start < 0:
-            raise ValueError(f"rank must be from 0 to size - 1, start from 0; got {rank=}, {size=}, {start=}")
-        return map(partial(self.sample, seed=seed), count(start + rank, size))

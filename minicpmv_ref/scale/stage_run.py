@@ -29,14 +29,7 @@ from .budget import budget, checkpointed, compile_layers, device_memory, mfu, pe
 from .loader import prefetch
 from .machine import DEFAULT, Machine
 from .metrics import append_row, drop_rows_after
-from .parallel import (
-    LossModule,
-    check_sharding,
-    full_optimizer_state,
-    load_optimizer_state,
-    unshard,
-    wrap_distributed,
-)
+from .parallel import LossModule, check_sharding, full_optimizer_state, load_optimizer_state, unshard, wrap_distributed
 from .signals import Stopped, wait_for_step
 from .steps import run_steps
 from .training_checkpoints import (

@@ -432,22 +432,21 @@ def finished(folder: str | os.PathLike, settings: dict | None) -> dict | None:
 
 
 def clean_up(folder: Path, but: Path | None = None) -> None:
-    """Remove what a finished training no longer needs: all its training checkpoints `but` one."""
+    """Remove what a finished training no longer needs: all its training checkpoints `but` one.
+
+    Without one, their folder goes as well, if nothing else is in there.
+    """
     shutil.rmtree(folder / DRAFT, ignore_errors=True)
-    remove_training_checkpoints(folder / FOLDER, but)
-
-
-def remove_training_checkpoints(folder: str | os.PathLike, but: Path | None = None) -> None:
-    """Remove all training checkpoints of a folder `but` one, and without it the folder, if nothing else is in there."""
-    for path in training_checkpoints(folder):
+    saves = folder / FOLDER
+    for path in training_checkpoints(saves):
         if path != but:
             _remove(path)
-    _clear(Path(folder))
+    _clear(saves)
     if but is None:
-        for damaged in Path(folder).glob("step-*.damaged"):
+        for damaged in saves.glob("step-*.damaged"):
             shutil.rmtree(damaged, ignore_errors=True)
         with suppress(OSError):  # it is not empty, for somebody keeps a copy there
-            Path(folder).rmdir()
+            saves.rmdir()
 
 
 def _header(path: Path) -> dict:

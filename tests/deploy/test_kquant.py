@@ -567,7 +567,7 @@ def test_a_wrong_type_is_a_type_error(kind):
         (lambda: quantize([[1.0] * 256], kind), "array"),
         (lambda: quantize(np.ones((1, 256), F32), kind, [1.0] * 256), "importance"),
         (lambda: dequantize(b"", kind, 256), "blocks"),
-        (lambda: dequantize(np.zeros((1, FORMATS[kind].bytes), np.uint8), kind, "256"), "cols: columns"),
+        (lambda: dequantize(np.zeros((1, FORMATS[kind].bytes), np.uint8), kind, "256"), "cols"),
     ):
         with pytest.raises(TypeError, match=name):
             call()
@@ -603,7 +603,7 @@ def test_other_arrays_are_refused(array):
 
 
 def test_a_torch_tensor_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"got Tensor torch.bfloat16 \(1, 256\)"):
+    with pytest.raises(ValueError, match="array must be a 2-D numpy array of float32 or float16, got Tensor"):
         quantize(torch.ones(1, 256, dtype=torch.bfloat16), "Q4_K")
 
 
@@ -641,7 +641,7 @@ def test_dequantize_refuses_other_bytes():
     with pytest.raises(ValueError, match="512 columns of Q4_K take 288 bytes a row, got 144"):
         dequantize(np.zeros((1, 144), np.uint8), "Q4_K", 512)
     for cols in (-256, 256.0, "256", True):
-        with pytest.raises(ValueError, match="columns of Q4_K must be a multiple of 256"):
+        with pytest.raises(ValueError, match="cols must be an integer of at least 0"):
             dequantize(np.zeros((1, 144), np.uint8), "Q4_K", cols)
 
 

@@ -50,7 +50,7 @@ def training(folder: Path, before_step=lambda step: None) -> str:
     digest = hashlib.sha256((last / "model.safetensors").read_bytes())
     digest.update((last / "training.safetensors").read_bytes())
     digest.update(json.dumps(curve(folder / "metrics.jsonl")).encode())
-    checkpoints.remove_training_checkpoints(last.parent, but=last)
+    checkpoints.clean_up(folder, but=last)
     assert list(last.parent.iterdir()) == [last], "something was left behind"
     return digest.hexdigest()
 

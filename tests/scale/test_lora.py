@@ -504,7 +504,7 @@ def test_a_tensor_too_few_too_many_or_not_finite(copy):
             load_lora(tiny_model("2.6"), copy)
     for odd in (float("nan"), float("inf")):
         save_file(tensors | {name: tensors[name] * odd}, copy / WEIGHTS)
-        with pytest.raises(ValueError, match=r"q_proj.lora_A.weight is not finite as torch.float32"):
+        with pytest.raises(ValueError, match=r"q_proj.lora_A.weight holds a NaN or an infinity"):
             load_lora(tiny_model("2.6"), copy)
     save_file(tensors | {name: tensors[name].double() * 1e300}, copy / WEIGHTS)
     with pytest.raises(ValueError, match=r"q_proj.lora_A.weight is not finite as torch.float32"):

@@ -39,9 +39,9 @@ from minicpmv_ref.scale.training_checkpoints import (
     Damaged,
     Header,
     best_checkpoint,
+    clean_up,
     finish,
     load_training,
-    remove_training_checkpoints,
     save_training,
     training_checkpoints,
 )
@@ -347,14 +347,14 @@ def test_the_last_ones_and_the_best_are_kept(samples, tmp_path):
     assert (result["held_out_before"], result["held_out_after"]) == (9.0, 6.0)
     assert "mine: held-out loss 9.000 -> 6.000 in" in lines[-1]
     assert [row["held_out"] for row in curve(tmp_path)] == [5.0, 3.0, 4.0, 3.5, 3.2, 6.0]
-    remove_training_checkpoints(tmp_path / "saves", but=best_checkpoint(tmp_path / "saves"))
+    clean_up(tmp_path, but=best_checkpoint(tmp_path / "saves"))
     assert steps_of(tmp_path) == [2]
     (tmp_path / "saves/step-000001.damaged").mkdir()
     shutil.copytree(tmp_path / "saves/step-000002", tmp_path / "saves/mine")  # somebody keeps a copy
-    remove_training_checkpoints(tmp_path / "saves")
+    clean_up(tmp_path)
     assert [path.name for path in (tmp_path / "saves").iterdir()] == ["mine"]
     shutil.rmtree(tmp_path / "saves/mine")
-    remove_training_checkpoints(tmp_path / "saves")
+    clean_up(tmp_path)
     assert not (tmp_path / "saves").exists()
 
 
