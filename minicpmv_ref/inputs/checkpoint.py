@@ -328,6 +328,6 @@ def _compare(folder: Path, expected: dict, found: dict, config: MiniCPMVConfig) 
         raise ValueError(f"{folder} does not hold this {config.version} model: " + "; ".join(problems))
 
 
-def _some(names: set[str], most: int = 3) -> str:
-    listed = [printable(name[:200]) for name in sorted(names)[:most]]
-    return ", ".join(listed) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+def _some(names: set[str]) -> str:
+    listed = ", ".join(printable(name[:200]) for name in sorted(names)[:3]) or "none"
+    return listed + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -51,8 +51,9 @@ def evaluate(model: MiniCPMV, processor: Processor, seed: int | str = 0, n: int 
     def items(kind: str, **options) -> list[Sample]:
         return [draw(f"{seed}/{i}", kind, "test", language, view=view, **options) for i in range(n)]
 
-    def exact(samples: list[Sample], **options) -> float:
-        said = answers(model, processor, [sample.prompt for sample in samples], **options)
+    def exact(samples: list[Sample], pictures: bool = True) -> float:
+        prompts = [sample.prompt if pictures else blind(sample.prompt) for sample in samples]
+        said = answers(model, processor, prompts)
         return sum(text == sample.answer for text, sample in zip(said, samples)) / len(samples)
 
     def words(samples: list[Sample], **options) -> float:
@@ -70,9 +71,8 @@ def evaluate(model: MiniCPMV, processor: Processor, seed: int | str = 0, n: int 
     grades["read one view"] = words(documents, max_slice_nums=1)
     grades["read anywhere"] = words(items("read", aligned=False))
     grades["lookup"] = exact(lookups)
-    for name, samples in {"question": [s for topic in TOPICS for s in asked[topic]], "lookup": lookups}.items():
-        said = answers(model, processor, [blind(sample.prompt) for sample in samples])
-        grades[f"{name} blind"] = sum(a == s.answer for a, s in zip(said, samples)) / len(samples)
+    grades["question blind"] = exact([sample for samples in asked.values() for sample in samples], pictures=False)
+    grades["lookup blind"] = exact(lookups, pictures=False)
     return grades
 
 

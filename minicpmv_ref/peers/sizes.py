@@ -248,11 +248,9 @@ def _bend_and_tile(size: Size, most: int) -> Plan:
 # ---- one view
 
 
-def _squeeze(size: Size, side: int, tokens: int, newlines: int = 0) -> Plan:
+def _squeeze(size: Size, side: int, tokens: int) -> Plan:
     width, height = size
-    return Plan(
-        _boxes((0.0, width), (0.0, height)), 1, tokens, newlines, side * side, 0.0, _bend(1 / width, 1 / height)
-    )
+    return Plan(_boxes((0.0, width), (0.0, height)), 1, tokens, 0, side * side, 0.0, _bend(1 / width, 1 / height))
 
 
 def _pad(size: Size, sides: tuple[int, ...], tokens: int, newlines: int = 0) -> Plan:

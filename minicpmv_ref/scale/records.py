@@ -62,10 +62,8 @@ class Report:
     def text(self, most: int = 20) -> str:
         """The counts on one line, one line for each of the first `most` problems, and the notes."""
         most = check_int("most", most, least=0)
-        places = (
-            re.split(r"[\[.]", problem.field)[0] or "record" for problem in self.problems if problem.number is not None
-        )
-        kinds = Counter(places)
+        fields = [problem.field for problem in self.problems if problem.number is not None]
+        kinds = Counter(re.split(r"[\[.]", field)[0] or "record" for field in fields)
         counted = f" ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common())})" if kinds else ""
         good = self.total - self.skipped
         lines = [f"{self.path}: {self.total} records, {good} good, {self.skipped} skipped{counted}"]

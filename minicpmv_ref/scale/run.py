@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..inputs.checkpoint import WEIGHTS, fingerprint
-from ..inputs.checks import check_int, check_type, shown
+from ..inputs.checks import check_int, check_type
 from ..inputs.files import only_one
 from ..learn.evaluate import evaluate
 from ..learn.objectives import held_out_loss
-from ..learn.stages import LATER, STAGES, Stage, start
+from ..learn.stages import LATER, STAGES, Stage, stage_named, start
 from ..model import MiniCPMV
 from ..processor import Processor
 from .expected import watch
@@ -103,10 +103,7 @@ def _stages(only: str | None, alone: bool) -> tuple[Stage, ...]:
             raise ValueError("a checkpoint to start from needs the stage that goes on from it")
         return STAGES
     known = (*STAGES, *LATER)
-    names = [stage.name for stage in known]
-    if check_type("only", only, str) not in names:
-        raise ValueError(f"no stage {shown(only)}; there are {', '.join(names)}")
-    number = names.index(only)
+    number = known.index(stage_named(only))
     return known[number if alone else 0 : number + 1]
 
 

@@ -533,7 +533,7 @@ def test_runs_that_cannot_be(tmp_path):
     for options, words in (
         ({"seed": "0"}, "seed must be an integer"),
         ({"machine": "gpu"}, "machine must be Machine"),
-        ({"only": 3}, "only must be str"),
+        ({"only": 3}, "stage must be the name of a stage"),
         ({"profile": "fast"}, "profile must be Profile"),
     ):
         given = {"profile": Profile(1e-9, 1e-9), "processor": PROCESSOR} | options
