@@ -35,7 +35,7 @@ from .inputs.tokenizer import (
 from .prompt import answer_labels, image_bounds, image_layout, render_chat, token_row
 from .slicing import SlicePlan, check_plan, plan_slices, resize_views
 
-MAX_FRAME_SLICES = 2
+MAX_FRAME_SLICES = 2  # of a frame of a video, as in the official examples for 2.6
 SHORTER = "a smaller max_slice_nums, fewer images or less text makes it shorter"
 
 

@@ -94,9 +94,9 @@ def check_int(name: str, value, least: int = 1, most: int = 2**63 - 1) -> int:
     except TypeError:
         number = None
     if number is None:
-        raise WrongType(f"{name} must be an integer {_range(least, most)}, got {type(value).__name__}: {shown(value)}")
+        raise WrongType(f"{name} must be an integer{_range(least, most)}, got {type(value).__name__}: {shown(value)}")
     if not least <= number <= most:
-        raise ValueError(f"{name} must be an integer {_range(least, most)}, got {shown(number)}")
+        raise ValueError(f"{name} must be an integer{_range(least, most)}, got {shown(number)}")
     return number
 
 
@@ -111,17 +111,15 @@ def check_number(name: str, value, least: float = -math.inf, most: float = math.
         >>> check_number("beta", 1, above=0)
         1.0
     """
-    allowed = " and ".join(filter(None, (f"above {above:g}" * (above > -math.inf), _range(least, most))))
+    allowed = _range(least, most, above)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise WrongType(
-            f"{name} must be a number {allowed}, got {type(value).__name__}: {shown(value)}".replace(" ,", ",")
-        )
+        raise WrongType(f"{name} must be a number{allowed}, got {type(value).__name__}: {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and least <= number <= most and number > above):
-        raise ValueError(f"{name} must be a finite number {allowed}, got {shown(value)}".replace(" ,", ","))
+        raise ValueError(f"{name} must be a finite number{allowed}, got {shown(value)}")
     return number
 
 
@@ -267,9 +265,11 @@ def quoted(word: str) -> str:
     return f'"{word}"' if set(word) & set(" [](){}&;'*?") else word
 
 
-def _range(least: float = -math.inf, most: float = math.inf) -> str:
-    high = (
-        "" if most in (math.inf, 2**63 - 1) else f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}"
-    )
-    low = "" if least == -math.inf else f"of at least {least}"
-    return " and ".join(filter(None, (low, high)))
+def _range(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> str:
+    """' of at least 1 and at most 9', for example; '' where everything is allowed."""
+    limits = [f"above {above:g}"] if above > -math.inf else []
+    if least > -math.inf:
+        limits.append(f"of at least {least}")
+    if most not in (math.inf, 2**63 - 1):
+        limits.append(f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}")
+    return f" {' and '.join(limits)}" if limits else ""

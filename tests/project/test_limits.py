@@ -15,7 +15,7 @@ from places import ROOT
 
 LONGEST_FUNCTION, MOST_PARAMETERS = 60, 9
 LONGEST_FILE, LONGEST_FILE_ELSEWHERE = 450, 550  # the first one in the core and in learn
-CORE_AND_LEARN = 4_800  # lines of all files there, without __main__ and inputs
+CORE_AND_LEARN = 4_720  # lines of all files there, without __main__ and inputs
 FOLDERS = ("minicpmv_ref", "experiments", "benchmarks", "tools")
 
 # "file" (its lines), "file:function" (lines of code or parameters) or "core and learn" -> why it may stay, for now.
@@ -141,9 +141,10 @@ def test_a_long_file_is_found(tmp_path, name, most):
 
 def test_a_large_core_is_found(tmp_path):
     for number in range(12):
-        write(tmp_path, f"minicpmv_ref/{'learn/' * (number % 2)}f{number}.py", "x = 1\n" * 400)
+        lines = CORE_AND_LEARN // 12 + (number < CORE_AND_LEARN % 12)
+        write(tmp_path, f"minicpmv_ref/{'learn/' * (number % 2)}f{number}.py", "x = 1\n" * lines)
     write(tmp_path, "minicpmv_ref/__main__.py", "x = 1\n")
     write(tmp_path, "minicpmv_ref/inputs/files.py", "x = 1\n")
     assert offenders(tmp_path) == {}
     write(tmp_path, "minicpmv_ref/one.py", "x = 1\n")
-    assert offenders(tmp_path) == {"core and learn": "4801 lines"}
+    assert offenders(tmp_path) == {"core and learn": f"{CORE_AND_LEARN + 1} lines"}
