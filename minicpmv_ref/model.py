@@ -20,9 +20,9 @@ from torch import nn
 
 from .config import MiniCPMVConfig
 from .decoding import SEEDS, check_sampling, decode_answer, decode_stream, next_token  # noqa: F401 (decode_answer is public here)
-from .inputs.batches import check_batch, check_finite, check_shapes, check_views
+from .inputs.batches import check_batch, check_finite, check_shapes, check_views, check_visual
 from .inputs.checkpoint import read_tensors, without_tied_head, write_checkpoint
-from .inputs.checks import check_int, check_list, check_type, shown
+from .inputs.checks import check_int, check_list, check_type
 from .inputs.published import BUNDLED, find_folder, read_config
 from .llm import build_llm
 from .processor import Batch, Processor, check_slots
@@ -186,13 +186,7 @@ class MiniCPMV(nn.Module):
         embeddings = self._look_up(batch.input_ids)
         if visual is None:
             visual = self._encode(batch)
-        check_type("visual", visual, torch.Tensor, what="a tensor of visual tokens from encode_images")
-        expected = (self.config.resampler.num_queries, self.config.llm.hidden_size)
-        if tuple(visual.shape[1:]) != expected or visual.ndim != 3 or not visual.is_floating_point():
-            raise ValueError(
-                f"visual tokens must be (views, {expected[0]}, {expected[1]}) in floats, got "
-                f"{shown(tuple(visual.shape))} in {visual.dtype}"
-            )
+        check_visual(visual, self.config.resampler.num_queries, self.config.llm.hidden_size)
         slots = [(row, start, end) for row, b in enumerate(batch.image_bounds) for start, end in b.tolist()]
         if len(slots) != len(visual):
             raise ValueError(f"the text has slots for {len(slots)} views, but visual tokens of {len(visual)} came")
@@ -314,9 +308,8 @@ class MiniCPMV(nn.Module):
         if free < 1:
             raise ValueError(f"the prompt fills all {self.config.llm.max_position_embeddings} positions of the model")
         # A generator would raise only at its first token, so the checks stand outside of it.
-        return self._steps(
-            batch, min(max_new_tokens, free), temperature, top_k, top_p, repetition_penalty, seed, visual
-        )
+        steps = min(max_new_tokens, free)
+        return self._steps(batch, steps, temperature, top_k, top_p, repetition_penalty, seed, visual)
 
     @torch.no_grad()
     def _steps(self, batch, steps, temperature, top_k, top_p, repetition_penalty, seed, visual):

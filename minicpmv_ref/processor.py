@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from .config import MiniCPMVConfig, SliceConfig
+from .inputs.batches import check_bounds, check_sample
 from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_type, located, shown
 from .inputs.messages import PLACEHOLDER, SLOT, check_messages, content_parts, reserved_tokens, sample_frames  # noqa: F401
 from .inputs.pictures import load_image, upright_size
@@ -32,7 +33,7 @@ from .inputs.tokenizer import (
     save_tokenizer,
     stop_ids,
 )
-from .prompt import answer_labels, image_bounds, image_layout, render_chat, token_row
+from .prompt import answer_labels, image_bounds, image_layout, render_chat
 from .slicing import SlicePlan, check_plan, plan_slices, resize_views
 
 MAX_FRAME_SLICES = 2  # of a frame of a video, as in the official examples for 2.6
@@ -281,7 +282,7 @@ class Processor:
             tensor([[5, 6]])
         """
         samples = check_list("samples", samples, dict, empty=False)
-        rows = [_check_sample(f"samples[{number}]", sample) for number, sample in enumerate(samples)]
+        rows = [check_sample(f"samples[{number}]", sample) for number, sample in enumerate(samples)]
         longest = max(len(given) for given, _ in rows)
         ids = torch.full((len(samples), longest), self.pad_id)
         labels, mask, bounds = torch.full_like(ids, -100), torch.zeros_like(ids), []
@@ -351,7 +352,7 @@ def check_slots(bounds: torch.Tensor, plans: list[SlicePlan], num_queries: int) 
     Raises:
         TypeError, ValueError: slots that do not match (names the image, the view, and both counts); other types.
     """
-    _check_bounds("bounds", bounds)
+    check_bounds("bounds", bounds)
     plans, num_queries = check_list("plans", plans, SlicePlan), check_int("num_queries", num_queries)
     expected = [(i, v, 1 + plan.num_slices) for i, plan in enumerate(plans) for v in range(1 + plan.num_slices)]
     for (i, v, views), (start, end) in zip(expected, bounds.tolist()):
@@ -365,24 +366,6 @@ def check_slots(bounds: torch.Tensor, plans: list[SlicePlan], num_queries: int) 
             f"image {first}: the text has slots for {len(bounds)} views but the images have {len(expected)}: "
             f"{len(bounds) * num_queries} slots, {len(expected) * num_queries} embeddings"
         )
-
-
-def _check_sample(name: str, sample: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels of a sample that `collate` can take."""
-    missing = {"ids", "labels", "images", "patch_grids", "bounds", "plans"} - sample.keys()
-    if missing:
-        raise ValueError(f"{name} must have ids, labels, images, patch_grids, bounds and plans, not {sorted(missing)}")
-    ids, labels = token_row(f"{name}['ids']", sample["ids"]), token_row(f"{name}['labels']", sample["labels"])
-    if len(ids) != len(labels):
-        raise ValueError(f"{name} must have as many labels as ids, got {len(labels)} and {len(ids)}")
-    _check_bounds(f"{name}['bounds']", sample["bounds"])
-    return ids, labels
-
-
-def _check_bounds(name: str, bounds) -> None:
-    if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.long or bounds.shape[1:] != (2,):
-        what = f"{bounds.dtype} {(*bounds.shape,)}" if isinstance(bounds, torch.Tensor) else shown(bounds)
-        raise WrongType(f"{name} must be a LongTensor (views, 2), got {what}")
 
 
 def _join(pieces: list[str]) -> str:

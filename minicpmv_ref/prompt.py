@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 
 from .config import VERSIONS
-from .inputs.checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, shown
+from .inputs.batches import token_row
+from .inputs.checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type
 from .inputs.messages import SLOT, TURNS, check_messages, reserved_in
 from .inputs.tokenizer import marker_ids
 from .slicing import SlicePlan
@@ -127,21 +128,6 @@ def image_bounds(input_ids, tokens, version: str = "2.6") -> torch.Tensor:
             "closings that do not pair up; a truncated prompt or a marker typed as text causes this"
         )
     return torch.stack([starts + 1, ends], dim=1)
-
-
-def token_row(name: str, ids) -> torch.Tensor:
-    """Token ids of one prompt, a list or a 1-D tensor, as a LongTensor."""
-    try:
-        row = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        row = None
-    whole = row is not None and not (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool)
-    if row is None or row.ndim != 1 or not (whole or len(row) == 0):
-        raise WrongType(
-            f"{name} must be a list or a 1-D tensor of integers, got "
-            + (f"a tensor {(*row.shape,)} of {row.dtype}" if isinstance(ids, torch.Tensor) else shown(ids))
-        )
-    return row.long()
 
 
 def render_chat(

@@ -1,10 +1,44 @@
-"""What the model is given, and the logits that come out: checked here, so that `model.py` shows the algorithm."""
+"""Checks of what processor and model are given, and of the logits that come out, so that their files show the algorithm."""
 
 from __future__ import annotations
 
 import torch
 
-from .checks import check_int, check_list, check_type, shown
+from .checks import WrongType, check_int, check_list, check_type, shown
+
+
+def token_row(name: str, ids) -> torch.Tensor:
+    """Token ids of one prompt, a list or a 1-D tensor, as a LongTensor."""
+    try:
+        row = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        row = None
+    whole = row is not None and not (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool)
+    if row is None or row.ndim != 1 or not (whole or len(row) == 0):
+        raise WrongType(
+            f"{name} must be a list or a 1-D tensor of integers, got "
+            + (f"a tensor {(*row.shape,)} of {row.dtype}" if isinstance(ids, torch.Tensor) else shown(ids))
+        )
+    return row.long()
+
+
+def check_sample(name: str, sample: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels of a sample that `collate` can take."""
+    missing = {"ids", "labels", "images", "patch_grids", "bounds", "plans"} - sample.keys()
+    if missing:
+        raise ValueError(f"{name} must have ids, labels, images, patch_grids, bounds and plans, not {sorted(missing)}")
+    ids, labels = token_row(f"{name}['ids']", sample["ids"]), token_row(f"{name}['labels']", sample["labels"])
+    if len(ids) != len(labels):
+        raise ValueError(f"{name} must have as many labels as ids, got {len(labels)} and {len(ids)}")
+    check_bounds(f"{name}['bounds']", sample["bounds"])
+    return ids, labels
+
+
+def check_bounds(name: str, bounds) -> None:
+    """Where the slots of each view stand."""
+    if not isinstance(bounds, torch.Tensor) or bounds.dtype != torch.long or bounds.shape[1:] != (2,):
+        what = f"{bounds.dtype} {(*bounds.shape,)}" if isinstance(bounds, torch.Tensor) else shown(bounds)
+        raise WrongType(f"{name} must be a LongTensor (views, 2), got {what}")
 
 
 def check_views(images, patch_grids, patch: int) -> tuple[list[torch.Tensor], list]:
@@ -52,6 +86,16 @@ def check_batch(batch, vocab_size: int) -> None:
             raise ValueError(
                 f"batch.image_bounds[{row}] must rise from 0 to at most {ids.shape[1]}, got {shown(edges)}"
             )
+
+
+def check_visual(visual, num_queries: int, width: int) -> None:
+    """Visual tokens (B, num_queries, width) in floats."""
+    check_type("visual", visual, torch.Tensor, what="a tensor of visual tokens from encode_images")
+    if visual.ndim != 3 or tuple(visual.shape[1:]) != (num_queries, width) or not visual.is_floating_point():
+        raise ValueError(
+            f"visual tokens must be (views, {num_queries}, {width}) in floats, got {shown(tuple(visual.shape))} in "
+            f"{visual.dtype}"
+        )
 
 
 def check_shapes(batch, *names: str) -> None:
