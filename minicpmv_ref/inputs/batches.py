@@ -1,4 +1,4 @@
-"""Checks of what processor and model are given, and of the logits that come out, so that their files show the algorithm."""
+"""Checks of what processor and model are given, and of logits: here, so that their files show the algorithm."""
 
 from __future__ import annotations
 

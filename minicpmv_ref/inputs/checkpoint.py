@@ -153,13 +153,9 @@ def _check_dtypes(folder: Path, config: MiniCPMVConfig, tensors: dict[str, torch
         other = first.setdefault(part, name)
         if tensors[other].dtype != tensor.dtype:
             raise ValueError(
-                f"{folder}: {other} is {_dtype(tensors[other])}, but {name} is {_dtype(tensor)}; all tensors of {part} "
+                f"{folder}: {other} is {tensors[other].dtype}, but {name} is {tensor.dtype}; all tensors of {part} "
                 "need one dtype: convert the file"
             )
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def without_tied_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

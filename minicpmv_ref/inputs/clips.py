@@ -18,7 +18,7 @@ from itertools import accumulate
 from PIL import Image, ImageOps
 
 from .checks import LIMITS, WrongType, check_int, quoted
-from .messages import MAX_FRAMES, evenly
+from .messages import MAX_FRAMES, sample_frames
 from .pictures import VIDEO, check_sides, file_of, first_bytes, load_image, opened, to_rgb
 
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # of other pictures, such as TIFF, several are pages and no frames
@@ -99,8 +99,8 @@ def choose_frames(count: int, rate: float, frames: int | None) -> list[int]:
     if frames is None:
         a_second = range(0, count, max(1, round(rate)))
         if len(a_second) >= min(FEWEST, count):
-            return evenly(a_second, MAX_FRAMES)
-    return evenly(range(count), frames or FEWEST)
+            return sample_frames(a_second)
+    return sample_frames(range(count), frames or FEWEST)
 
 
 def at_their_times(durations: list[int], frames: int | None) -> list[int]:

@@ -6,6 +6,7 @@ slips that Python's reader lets pass. Writing: under a temporary name first. Not
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -183,15 +184,11 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
 
 def _remove_dead_drafts(path: Path) -> None:
     """Remove drafts of this file whose writer is no longer alive."""
-    for draft in path.parent.glob(f".{_literal(path.name)}.*.part"):
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         number = draft.name[len(path.name) + 2 : -len(".part")]
         if number.isdecimal() and int(number) != os.getpid() and not _alive(int(number)):
             with suppress(OSError):  # another process may have been faster
                 draft.unlink()
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _alive(process: int) -> bool:

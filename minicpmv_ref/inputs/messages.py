@@ -123,11 +123,11 @@ def _part(part, number: int):
     return part
 
 
-def sample_frames(frames: list, most: int = MAX_FRAMES) -> list:
+def sample_frames(frames: Sequence, most: int = MAX_FRAMES) -> list:
     """Thin a video out to at most `most` frames, evenly: the middle of each of `most` equal parts.
 
     Args:
-        frames: a list of anything.
+        frames: a list or a range of anything.
         most: at least 1.
 
     Returns:
@@ -143,13 +143,9 @@ def sample_frames(frames: list, most: int = MAX_FRAMES) -> list:
 
     Source: docs/minicpm_v2dot6_en.md of OpenBMB/MiniCPM-V, encode_video.
     """
-    return evenly(check_list("frames", frames), check_int("most", most))
-
-
-def evenly(items: Sequence, most: int) -> list:
-    """`sample_frames` of any sequence."""
-    gap = max(1, len(items) / most)
-    return [items[int(i * gap + gap / 2)] for i in range(min(len(items), most))]
+    check_type("frames", frames, list, tuple, range, what="a list")
+    gap = max(1, len(frames) / check_int("most", most))
+    return [frames[int(i * gap + gap / 2)] for i in range(min(len(frames), most))]
 
 
 def reserved_tokens(tokenizer=None) -> tuple[str, ...]:

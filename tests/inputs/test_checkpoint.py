@@ -545,15 +545,15 @@ def test_embeddings_of_another_dtype_than_the_llm(tmp_path, version, table, rest
 @pytest.mark.parametrize(
     ("odd", "words"),
     [
-        ("resampler.ln_kv.weight", "resampler.ln_kv.weight is float32"),
-        ("vpm.encoder.layers.1.mlp.fc1.weight", "vpm.encoder.layers.1.mlp.fc1.weight is float32"),
-        ("llm.model.layers.2.mlp.down_proj.weight", "llm.model.layers.2.mlp.down_proj.weight is float32"),
-        ("llm.lm_head.weight", "llm.lm_head.weight is float32"),
+        ("resampler.ln_kv.weight", "resampler.ln_kv.weight is torch.float32"),
+        ("vpm.encoder.layers.1.mlp.fc1.weight", "vpm.encoder.layers.1.mlp.fc1.weight is torch.float32"),
+        ("llm.model.layers.2.mlp.down_proj.weight", "llm.model.layers.2.mlp.down_proj.weight is torch.float32"),
+        ("llm.lm_head.weight", "llm.lm_head.weight is torch.float32"),
     ],
 )
 def test_dtypes_mixed_within_a_part_are_one_error(broken, odd, words):
     rewrite(broken, lambda t: t.update({name: x.bfloat16() for name, x in t.items() if name != odd}))
-    fails(broken, words, "is bfloat16", "need one dtype", str(broken))
+    fails(broken, words, "is torch.bfloat16", "need one dtype", str(broken))
 
 
 def test_tied_embeddings_have_the_dtype_of_the_llm(tmp_path):
@@ -562,7 +562,7 @@ def test_tied_embeddings_have_the_dtype_of_the_llm(tmp_path):
     model.llm.model.embed_tokens.float()
     model.llm.tie_weights()
     model.save_pretrained(tmp_path)
-    fails(tmp_path, "llm.model.embed_tokens.weight is float32", "llm.model.layers.0", "is bfloat16")
+    fails(tmp_path, "llm.model.embed_tokens.weight is torch.float32", "llm.model.layers.0", "is torch.bfloat16")
 
 
 # --- Lying indexes -------------------------------------------------------------------------------------------------
