@@ -2,6 +2,13 @@
 
     slicing -> positions -> vision -> resampler -> prompt -> processor -> model
 
+Where the sections of the paper (arXiv 2408.01800) are:
+    3.2       image partition: slicing; slice encoding: positions, vision; token compression: resampler;
+              spatial schema: prompt
+    4.1, 4.2  pre-training and supervised fine-tuning: learn/stages, objectives, train; data packing: learn/packing
+    4.3       RLAIF-V: learn/rlaif, dpo
+    5         end-side deployment: deploy/kquant, gguf, llamacpp; memory, sequence; tune
+
 Names load on first use, so `from minicpmv_ref import plan_slices` imports neither torch nor transformers.
 """
 

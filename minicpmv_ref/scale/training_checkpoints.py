@@ -89,16 +89,13 @@ def training_checkpoints(folder: str | os.PathLike) -> list[Path]:
         >>> training_checkpoints("no/such/folder")
         []
     """
-    return sorted((path for path in Path(folder).glob("step-*") if _step_of(path) and path.is_dir()), key=_order)
+    found = [path for path in Path(folder).glob("step-*") if _step_of(path) and path.is_dir()]
+    return sorted(found, key=lambda path: (int(_step_of(path)), path.name))
 
 
 def _step_of(path: Path) -> str:
     step = path.name.removeprefix("step-")
     return step if step.isdecimal() and step.isascii() else ""
-
-
-def _order(path: Path) -> tuple[int, str]:
-    return int(_step_of(path)), path.name
 
 
 def best_checkpoint(folder: str | os.PathLike, report: Callable[[str], object] | None = None) -> Path | None:
