@@ -15,7 +15,7 @@ from places import ROOT
 
 LONGEST_FUNCTION, MOST_PARAMETERS = 60, 9
 LONGEST_FILE, LONGEST_FILE_ELSEWHERE = 450, 550  # the first one in the core and in learn
-CORE_AND_LEARN = 4_690  # lines of all files there, without __main__ and inputs
+CORE_AND_LEARN = 4_700  # lines of all files there, without __main__ and inputs
 FOLDERS = ("minicpmv_ref", "experiments", "benchmarks", "tools")
 
 # "file" (its lines), "file:function" (lines of code or parameters) or "core and learn" -> why it may stay, for now.
