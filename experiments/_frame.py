@@ -107,7 +107,7 @@ def median_interval(values: Iterable[float]) -> list[float]:
     """
     values = sorted(values)
     n, k, missed = len(values), 1, 2.0 ** (1 - len(values))
-    while k < n // 2 and missed + 2 * math.comb(n, k) / 2**n <= 0.05:
+    while missed + 2 * math.comb(n, k) / 2**n <= 0.05:
         missed += 2 * math.comb(n, k) / 2**n
         k += 1
     return [values[k - 1], values[n - k]]
