@@ -98,7 +98,7 @@ class LabServer:
         if (ROOT / "data_samples").is_dir():
             _link_or_copy(ROOT / "data_samples", self.notebooks.parent / "data_samples")
 
-        own = {}
+        own = {"TMPDIR": str(self.folder)}  # of kernels, which leave their files when they are killed
         for name in (
             *("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_RUNTIME_DIR"),
             *("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"),

@@ -814,13 +814,16 @@ def test_chosen_tests(parts):
 
 def test_every_part_runs_and_the_summary_counts(tmp_path, monkeypatch, capfd):
     (tmp_path / "good.py").write_text("import minicpmv_ref\nprint('good ran')")
-    (tmp_path / "bad.py").write_text("import os, sys\nprint('bad ran in', os.getcwd())\nsys.exit(3)")
+    bad = "import os, sys, tempfile\nprint('bad ran in', os.getcwd(), tempfile.mkdtemp())\nsys.exit(3)"
+    (tmp_path / "bad.py").write_text(bad)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    three = [("first", ["bad"], None), ("second", ["good"], None), ("third", ["bad"], "--fast")]
+    three = [("first", ["bad", "--nbval"], None), ("second", ["good"], None), ("third", ["bad"], "--fast")]
     assert test_command.run_parts(three) == 1
     out = capfd.readouterr().out
     assert f"bad ran in {ROOT}" in out
+    left = re.search(r"bad ran in \S+ (.*minicpmv-ref-.*)", out)[1]
+    assert not Path(left).exists(), "what a killed kernel leaves"
     assert out.index("bad ran") < out.index("good ran") < out.index("==== summary")
     assert [line.split(" s  ")[-1] for line in out.splitlines()[-4:]] == [
         "FAILED (exit code 3)",

@@ -156,6 +156,15 @@ def watched_model(name: str = "nano"):
     return model, Processor.from_pretrained(name)
 
 
+@cache
+def quick_model(name: str = "nano"):
+    """The same for answers only, in half the time."""
+    from minicpmv_ref import Processor
+    from minicpmv_ref.deploy.runtime import Runtime
+
+    return Runtime(name), Processor.from_pretrained(name)
+
+
 _ASKED, _LONGEST = "Describe the picture.", 24  # the question; tokens of an answer
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from minicpmv_ref.config import nano
+from minicpmv_ref.counts import parameters
 from minicpmv_ref.inputs.files import parse_json, read_json
 from minicpmv_ref.slicing import plan_slices, slice_image
 from minicpmv_ref.toy.questions import more_questions
@@ -17,7 +18,7 @@ from minicpmv_ref.toy.words import ENGLISH, PAINT, SHAPES
 
 from .canvas import SAMPLES, Axes, Canvas, fit, preview, text_width, wrap
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, RED, SKY
-from .language import watched_model
+from .language import quick_model
 
 WORLD_KINDS = {"caption": "caption", "question": "question", "crop": "crop", "document": "read"}  # words in a menu: key
 SCENES = ("caption", "question")  # the kinds that show one
@@ -74,12 +75,17 @@ def world_item(kind: str, seed: int, things: tuple | None = None):
     return sample, slice_image(sample.image, nano.slicing)
 
 
-@lru_cache(maxsize=64)
 def nano_says(kind: str, seed: int, things: tuple | None = None) -> str:
-    """nano's answer to a sample of the world."""
+    """nano's answer to a sample of the world. Four seeds are asked at once: keys come one after the other."""
+    seeds = range(seed, seed + 1) if things else range(seed - seed % 4, seed - seed % 4 + 4)
+    return _nano_says(kind, seeds, things)[seed - seeds.start]
+
+
+@lru_cache(maxsize=64)
+def _nano_says(kind, seeds, things):
     from minicpmv_ref.learn.evaluate import answers
 
-    return answers(*watched_model(), [world_item(kind, seed, things)[0].prompt], max_new_tokens=32)[0]
+    return answers(*quick_model(), [world_item(kind, seed, things)[0].prompt for seed in seeds], max_new_tokens=32)
 
 
 def world_sample(
@@ -113,9 +119,8 @@ def world_sample(
         box = (x + w / 2 * (place % 2), y + h / 2 * (place // 2), w / 2, h / 2)
         canvas.spot("place", place, box, f"{name}: a {' '.join(brush or ('shape',))}, or none")
 
-    question, answer = sample.messages[0]["content"][1], sample.answer
-    canvas.text(8, 326, question, color=BLUE)
-    canvas.lines(8, 349, wrap(answer, 624, bold=True), 21, bold=True)
+    canvas.text(8, 326, sample.messages[0]["content"][1], color=BLUE)
+    canvas.lines(8, 349, wrap(sample.answer, 624, bold=True), 21, bold=True)
     return canvas
 
 
@@ -189,10 +194,8 @@ class Story:
 
 
 SHOWN = (("scene", "caption", 3), ("lines of text", "crop", 3), ("document", "read", 4))  # (name, kind, seed)
-AFTER = {  # stage: the shipped checkpoint that it ends with
-    **{stage: f"nano-{stage}" for stage in ("stage-1", "stage-2", "stage-3")},
-    **{"start-vit": "nano-start", "sft-2": "nano"},
-}
+AFTER = {"start-vit": "nano-start", "sft-2": "nano"}  # stage: the shipped checkpoint that it ends with
+AFTER |= {stage: f"nano-{stage}" for stage in ("stage-1", "stage-2", "stage-3")}
 
 
 @cache
@@ -211,11 +214,8 @@ def show_pictures(model, processor) -> tuple:
 
 
 def stage_losses(metrics=None) -> dict:
-    """Learning curves {stage: [(step, loss), ...]}.
-
-    `metrics` are such curves; or the path of the metrics.jsonl of a training run; or None: the curves of the shipped
-    checkpoints, if they are there.
-    """
+    """Learning curves {stage: [(step, loss), ...]}: `metrics` itself, or those of the metrics.jsonl at this path.
+    None: those of the shipped checkpoints, if they are there."""
     if isinstance(metrics, dict):
         return metrics
     if metrics is None:
@@ -242,9 +242,8 @@ def shipped_story() -> Story:
 
 def own_story(steps: dict) -> Story:
     """A training that begins where `nano-start` stands: {stage: steps}."""
-    first = next(iter(steps))
     (begin,) = (moment for moment in shipped_story().moments if moment.stage == "start-vit")
-    return Story(steps, {name: [] for name in steps}, [Moment(first, 0, begin.said)])
+    return Story(steps, {name: [] for name in steps}, [Moment(next(iter(steps)), 0, begin.said)])
 
 
 def words_right(story: Story, number: int) -> list | None:
@@ -257,16 +256,9 @@ def words_right(story: Story, number: int) -> list | None:
     return said and [(round(share_of_words(*pair) * count), count) for pair, count in zip(pairs, counts)]
 
 
-@cache
 def part_sizes() -> dict:
     """Parameters of each part of nano."""
-    import torch
-
-    from minicpmv_ref.model import MiniCPMV
-
-    with torch.device("meta"):  # shapes without memory
-        model = MiniCPMV(nano)
-    return {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PART_NAMES}
+    return {part: parameters(nano)[part] for part in PART_NAMES}
 
 
 def stage_story(story: Story, number: int) -> Canvas:
@@ -336,8 +328,7 @@ def _draw_role(canvas, box, name, part):
     fill = {"learns": GREEN, "frozen": PALE}.get(role, "white")
     canvas.rect(*box, fill, PALE)
     if role == "learns":
-        rate = f"{stage_named(name).learning_rates[part]:g}"
-        canvas.text(x + w / 2, y + 13, rate, 14, "white", "middle", bold=True)
+        canvas.text(x + w / 2, y + 13, f"{stage_named(name).learning_rates[part]:g}", 14, "white", "middle", bold=True)
 
 
 def _draw_answers(canvas, moment, right):

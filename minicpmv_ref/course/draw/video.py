@@ -18,7 +18,7 @@ from minicpmv_ref.toy.scenes import VIEW, Scene, Thing, draw_scene
 
 from .canvas import RESULTS, Axes, Canvas, text_width, wrap
 from .colors import BLUE, GRAY, GREEN, INK, ORANGE, PALE, PURPLE, RED, YELLOW, cividis
-from .language import _as_word, watched_model
+from .language import _as_word, quick_model, watched_model
 from .memory import in_bytes
 
 FRAME_SIZES = {"1080p": (1920, 1080), "720p": (1280, 720), "640 x 480": (640, 480), "448 x 448": (448, 448)}
@@ -267,7 +267,7 @@ def asked_box(x: int, y: int, size: str, name: str = "nano") -> str:
     """What a model answers to BOX_QUESTION; for nano, which was taught no boxes, an example of such an answer."""
     if name == "nano":
         return TAUGHT
-    model, processor = watched_model(name)
+    model, processor = quick_model(name)
     return model.chat([{"role": "user", "content": [box_scene(x, y, size)[0], BOX_QUESTION]}], processor)
 
 
