@@ -103,7 +103,8 @@ def notebooks_folder():
 def changed_files():
     """{name: whether it is still there} of the files that are not as they came; None if nobody knows how they came."""
     if (ROOT / ".git").exists() and shutil.which("git"):
-        words = "diff --name-only -z --relative --no-renames HEAD".split()
+        # A stick may have changed who may run which file: that is no change.
+        words = "-c core.fileMode=false diff --name-only -z --relative --no-renames HEAD".split()
         listed = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
         names = listed.stdout.decode(errors="replace").split("\0")
         return None if listed.returncode else {name: (ROOT / name).is_file() for name in names if name}
