@@ -7,6 +7,7 @@ S samples, V vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Iterator
 from itertools import takewhile
 
@@ -28,6 +29,8 @@ def check_sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty
     if check_number("temperature", temperature, least=0):
         check_number("temperature", temperature, least=LIMITS["temperature"])
     check_number("top_p", top_p, above=0, most=1)
+    if not temperature and (top_k is not None or top_p != 1):  # transformers warns, too
+        warnings.warn("temperature is 0, so the likeliest token is taken: top_k and top_p do nothing", stacklevel=4)
     most = LIMITS["repetition_penalty"]
     check_number("repetition_penalty", repetition_penalty, 1 / most, most)
     check_int("seed", seed, *SEEDS)

@@ -326,6 +326,14 @@ def test_narrow_sampling_equals_greedy(models, processors, options):
     assert torch.equal(model.generate(batch, max_new_tokens=8, **({"temperature": 2.0} | options)), greedy)
 
 
+@pytest.mark.parametrize("options", [{"top_k": 50}, {"top_p": 0.8}, {"top_k": 100, "top_p": 0.8, "temperature": 0}])
+def test_who_asks_for_sampling_without_a_temperature_is_told(models, processors, options):
+    model, batch = models["2.6"], processors["2.6"](several()[:1])
+    with pytest.warns(UserWarning, match="temperature is 0, so the likeliest token is taken") as caught:
+        answer = model.generate(batch, 4, **options)
+    assert torch.equal(answer, model.generate(batch, 4)) and caught[0].filename == __file__
+
+
 class KnownLogits(torch.nn.Module):
     """An LLM whose next-token distribution is given."""
 
