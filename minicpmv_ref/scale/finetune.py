@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
+from ..config import MiniCPMVConfig
 from ..inputs.checkpoint import INDEX, WEIGHTS, fingerprint
 from ..inputs.checks import LIMITS, check_int, check_number, check_type
-from ..inputs.published import CONFIG
+from ..inputs.published import CONFIG, read_config
 from ..learn.evaluate import answers, share_of_words
 from ..learn.objectives import objective_for
 from ..learn.stages import Stage, stage_named
@@ -275,7 +276,7 @@ def train_on(
         model, optimizer = MiniCPMV.from_pretrained(checkpoint), None
         base = {"from": os.fspath(checkpoint), "weights": fingerprint(dict(model.named_parameters()))}
         settings = base | marks | ({} if recipe.lora is None else {"lora": recipe.lora})
-        if result := _result_of(out, settings_of(recipe.stage, recipe.seed, settings), first, report):
+        if result := _result_of(out, settings_of(recipe.stage, recipe.seed, settings), model.config, first, report):
             return result
         model = model.float().to(machine.device)
         words = words_right(model, processor, tests) if tests and first else None
@@ -332,10 +333,12 @@ def _read_both(data, held_out, report, **options) -> tuple[Sequence[Record], Seq
     return records, tests, {"data": _mark(contents), "held_out": _mark(test_contents)}
 
 
-def _result_of(out: Path, settings: dict, first: bool, report) -> dict | None:
+def _result_of(out: Path, settings: dict, config: MiniCPMVConfig, first: bool, report) -> dict | None:
     """The result of a training that has ended here before; None if there is none. `first`: this process cleans up."""
     try:
         notes = finished(out, settings)
+        if notes is not None and read_config(out) != config:
+            raise ValueError("the config has changed")
     except ValueError as error:
         raise FileExistsError(f"{out} {TAKEN}. It is not what this command would write: {error}") from error
     if notes is None:

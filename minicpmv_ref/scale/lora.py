@@ -356,7 +356,7 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
 
     Raises:
         ValueError: a model without adapters, a damaged file, an adapter of another shape, kind or scale, or one that
-            was trained on other weights.
+            was trained on another config or other weights.
         OSError: a file is not there.
 
     Example:
@@ -377,6 +377,8 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         if getattr(settings, key) != getattr(ours, key):
             what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
             raise ValueError(f"{named(folder)} holds another kind of adapter: {what}")
+    if file.metadata.get("base", _base(model)) != _base(model):
+        raise ValueError(f"{named(folder)} was trained on a model with another config")
     if file.metadata.get("base_weights", ours := _fingerprint(model)) != ours:
         raise ValueError(f"{named(folder)} was trained on other weights than those it would be put onto")
     set_peft_model_state_dict(model, _read_tensors(file, _tensors(model), folder))

@@ -33,6 +33,7 @@ from torch import nn
 from ..inputs.checkpoint import WEIGHTS
 from ..inputs.checks import check_int, check_number, check_type, printable, shown
 from ..inputs.files import flush, plain_file, read_json, replacing
+from ..inputs.published import CONFIG, read_config
 from ..model import MiniCPMV
 from ..processor import Processor
 
@@ -267,16 +268,11 @@ def load_training(
     """
     path = Path(path)
     data = _header(path)
-    changed = _differences(data["settings"], _as_json("settings", settings or {}))
-    if changed:
-        raise ValueError(
-            f"{path} belongs to another training: {'; '.join(changed)}. Go on with what was, or write somewhere else"
-        )
+    _check_same(path, _differences(data["settings"], _as_json("settings", settings or {})))
     _check_files(path, data)
     if STATE not in data.get("files", [STATE]):
         raise Damaged(path, f"{HEADER} does not name {STATE}")
-    adapters = model.has_adapters
-    if adapters:
+    if adapters := model.has_adapters:
         from .lora import WEIGHTS as ADAPTER
         from .lora import restore_lora
 
@@ -286,6 +282,7 @@ def load_training(
         if model.config.llm.tie_word_embeddings and "llm.model.embed_tokens.weight" in weights:
             weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"]
         _compare(path, weights, model.state_dict())
+        _check_same(path, _differences(_config(path) or model.config.to_dict(), model.config.to_dict()))
     tensors, random = _tensors(path, STATE), torch.Generator()
     state, own = _optimizer_state(path, tensors, _names(model, objective), optimizer)
     try:
@@ -301,6 +298,20 @@ def load_training(
     if "random/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random/cuda"])
     return data["step"], data["notes"]
+
+
+def _config(path: Path) -> dict:
+    """The config of a training checkpoint; {} for a model with another connector, whose settings are its own."""
+    try:
+        return {} if "peer" in read_json(path / CONFIG) else read_config(path).to_dict()
+    except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+        raise Damaged(path, error) from error
+
+
+def _check_same(path: Path, changed: list[str]) -> None:
+    if changed:
+        what = "; ".join(changed)
+        raise ValueError(f"{path} belongs to another training: {what}. Go on with what was, or write somewhere else")
 
 
 def _compare(path: Path, weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -515,9 +526,10 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
+        moved = key == "from" and old.get("weights") == new.get("weights") is not None  # the same base
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
+        elif a != b and not moved:
             long = isinstance(a, str) and isinstance(b, str) and len(a) == len(b) == 64  # checksums of data
             what = "has changed" if long else f"was {a!r:.60} and is {b!r:.60}"
             found.append(f"{prefix}{key} {what}")

@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -397,6 +399,17 @@ def test_several_pictures_and_boxes_train(files, checkpoint, tmp_path, capsys):
     assert parse_boxes(said, (1000, 500)) == [("cat", (100, 100, 300, 200))]
 
 
+@contextmanager
+def another_config(checkpoint):
+    """The same weights, but fewer slices of a picture."""
+    kept = (checkpoint / "config.json").read_text()
+    config = json.loads(kept)
+    config["slicing"]["max_slice_nums"] = 2
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    yield
+    (checkpoint / "config.json").write_text(kept)
+
+
 def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, monkeypatch, capsys):
     options = ("--steps", "6", "--batch", "2")
     assert command(files, checkpoint, tmp_path / "whole", *options) == 0
@@ -410,6 +423,9 @@ def test_the_command_goes_on_where_it_was_stopped(files, checkpoint, tmp_path, m
     assert command(files, checkpoint, tmp_path / "cut", *options) == 1
     assert "belongs to another training: data has changed. Go on" in capsys.readouterr().err
     picture(90, 50, 1).save(files[0].with_name("1.png"))
+    with another_config(checkpoint):
+        assert command(files, checkpoint, tmp_path / "cut", *options) == 1
+    assert "slicing.max_slice_nums was 9 and is 2. Go on" in capsys.readouterr().err
     assert command(files, checkpoint, tmp_path / "cut", *options) == 0
     assert "records: goes on after step 4, from " in capsys.readouterr().out
     whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
@@ -436,6 +452,12 @@ def test_the_same_command_again_says_that_it_is_done(files, checkpoint, tmp_path
         assert command(files, checkpoint, out, *options, *other) == 1
         error = capsys.readouterr().err
         assert f"{out} holds a checkpoint already; write somewhere else" in error and words in error
+    shutil.copytree(checkpoint, tmp_path / "moved")  # the same base in another place
+    assert command(files, tmp_path / "moved", out, *options) == 0
+    assert "records: done before" in capsys.readouterr().out
+    with another_config(checkpoint):
+        assert command(files, checkpoint, out, *options) == 1
+    assert "the config has changed" in capsys.readouterr().err
     base = MiniCPMV.from_pretrained(checkpoint)  # the folder is still there, with other weights
     with torch.no_grad():
         base.resampler.proj += 1
@@ -584,6 +606,9 @@ def test_adapters_that_were_stopped_go_on(files, checkpoint, tmp_path, monkeypat
         assert words in capsys.readouterr().err
     assert main(["ask", str(files[0].with_name("0.png")), "What?", "--model", str(save)]) == 1
     assert f"{save} is a LoRA adapter, no model: `load_lora` puts it onto its base" in capsys.readouterr().err
+    with another_config(checkpoint):
+        assert command(files, checkpoint, tmp_path / "cut", *options) == 1
+    assert "was trained on a model with another config" in capsys.readouterr().err
     assert command(files, checkpoint, tmp_path / "cut", *options) == 0
     assert "records: goes on after step 4, from " in capsys.readouterr().out
     whole, cut = (MiniCPMV.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
