@@ -78,7 +78,7 @@ def anyres_views(image: Image.Image, side: int = 336, ties: str = "public") -> l
 
     Args:
         image: a picture of any size.
-        side: of the square ViT input in pixels.
+        side: of the square ViT input in pixels; the canvases are as many squares of it as those of LLaVA-NeXT.
         ties: which of two equally good resolutions wins, as in `best_resolution`.
 
     Returns:
