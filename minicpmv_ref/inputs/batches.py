@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .checks import WrongType, check_int, check_list, check_type, shown
+from .checks import WrongType, check_list, check_size, check_type, shown
 
 
 def token_row(name: str, ids) -> torch.Tensor:
@@ -48,9 +48,7 @@ def check_views(images, patch_grids, patch: int) -> tuple[list[torch.Tensor], li
     if len(images) != len(patch_grids):
         raise ValueError(f"images and patch_grids must be equally long, got {len(images)} and {len(patch_grids)}")
     for number, (image, grid) in enumerate(zip(images, patch_grids)):
-        if len(grid) != 2:
-            raise ValueError(f"patch_grids[{number}] must be a pair (rows, cols), got {shown(grid)}")
-        rows, cols = (check_int(f"patch_grids[{number}]", count) for count in grid)
+        rows, cols = check_size(grid, f"patch_grids[{number}]", "(rows, cols)")
         if tuple(image.shape[1:]) != (patch * rows, patch * cols):
             raise ValueError(
                 f"view {number}: {rows} rows x {cols} columns of patches need {patch * rows} x {patch * cols} "

@@ -99,7 +99,7 @@ def _step_of(path: Path) -> str:
     return step if step.isdecimal() and step.isascii() else ""
 
 
-def best_checkpoint(folder: str | os.PathLike, report: Callable[[str], object] | None = None) -> Path | None:
+def best_checkpoint(folder: str | os.PathLike, report: Callable[[str], object] = lambda line: None) -> Path | None:
     """Find the training checkpoint with the lowest held-out loss, and compare its checksums.
 
     Args:
@@ -109,7 +109,6 @@ def best_checkpoint(folder: str | os.PathLike, report: Callable[[str], object] |
     Returns:
         Its path; None if none knows its own loss.
     """
-    report = report or (lambda line: None)
     for path in _by_loss(folder, report):
         try:
             _check_files(path, _header(path))
