@@ -440,6 +440,8 @@ def test_a_transposed_tensor_is_misshapen_even_if_it_has_as_many_numbers(broken)
 def test_many_problems_are_counted_not_listed(broken):
     edit_json(broken / "config.json", num_hidden_layers=LLM_LAYERS + 1)
     assert "9 more" in fails(broken, "12 missing: llm.model.layers.3.")
+    rewrite(broken, lambda t: [t.update({f"x{i}": torch.ones(1)}) for i in range(3)])
+    assert "3 surplus: x0, x1, x2" in fails(broken, "missing") and "0 more" not in fails(broken, "surplus")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

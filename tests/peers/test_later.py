@@ -40,6 +40,9 @@ def test_the_published_resampler(name):
 def test_times():
     for time, row in zip(GOLDEN["pos_temporal_ids"].tolist(), GOLDEN["pos_temporal_0_199"]):
         assert torch.equal(time_embedding(16, time), row)
+    assert time_embedding(16, 71_999).shape == (16,)  # the last of 72,000, as 4.5 is published
+    with pytest.raises(ValueError, match="time must be an integer of at least 0 and at most 71,999"):
+        time_embedding(16, 72_000)
 
 
 @torch.no_grad()
@@ -85,22 +88,24 @@ def parts_of_4_6():
 
 
 @torch.no_grad()
-def test_mergers_are_transformers():
+@pytest.mark.parametrize("size", [1, 1e-3])  # in faint features, the norms' eps counts
+def test_mergers_are_transformers(size):
     window, final = parts_of_4_6()
     grids = [(4, 8), (8, 4), (12, 4)]
-    features = [torch.randn(rows * cols, 16) for rows, cols in grids]
+    features = [size * torch.randn(rows * cols, 16) for rows, cols in grids]
     ours = WindowMerger(width=16, heads=2, mlp_width=24)
     ours.load_state_dict(window.state_dict(), strict=True)
     merged = ours(features, grids)
     theirs = window(torch.cat(features)[None], torch.tensor(grids))[0]
     last, halves = Merger(width=16, out_width=20), [(rows // 2, cols // 2) for rows, cols in grids]
     last.load_state_dict(final.state_dict(), strict=True)
-    tokens = final(theirs[None], torch.tensor(halves))
-    for a, b in zip(last(theirs.split([len(each) for each in merged]), halves), tokens):
+    tokens = final(size * theirs[None], torch.tensor(halves))
+    for a, b in zip(last((size * theirs).split([len(each) for each in merged]), halves), tokens):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat(merged), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_an_odd_grid_is_refused():
-    with pytest.raises(ValueError, match="even rows and cols"):
-        Merger(8, 16)([torch.zeros(15, 8)], [(3, 5)])
+    for rows, cols in ((3, 5), (4, 5), (3, 4)):
+        with pytest.raises(ValueError, match="even rows and cols"):
+            Merger(8, 16)([torch.zeros(rows * cols, 8)], [(rows, cols)])

@@ -167,7 +167,8 @@ def test_qllama_cross_attention():
 def test_stage2():
     v = golden("internvl10_stage2")
     for task in qllama.TASKS:
-        assert torch.equal(qllama.stage2_mask(task, 3, v[f"masks/text_attention_{task}"]), v[f"masks/{task}"]), task
+        for text in (v[f"masks/text_attention_{task}"], v[f"masks/text_attention_{task}"].bool()):
+            assert torch.equal(qllama.stage2_mask(task, 3, text), v[f"masks/{task}"]), task
     losses = below(v, "losses/")
     itm, itc, itg = losses["outputs"].chunk(3)
     pool = qllama.AttentionPooling(8, 5, heads=2)
@@ -351,3 +352,52 @@ def test_a_query_reads_its_region_and_the_context_only():
     fine[0, 0] += 1  # the first patch of the first region
     changed = (sva(query, [coarse, fine]) != before).any(dim=-1)[0]
     assert changed.nonzero().flatten().tolist() == [0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_query_does_not_read_what_only_pads_the_picture(separate):
+    """Here the first of the four patches of each region; in the golden vectors all of them are seen."""
+    torch.manual_seed(0)
+    sva = cambrian.SVA(width=32, blocks=[1, 2], layers=2, separate=separate)
+    query, coarse, fine = torch.randn(32), torch.randn(1, 16, 32), torch.randn(1, 64, 32)
+    masks = [torch.ones(16, 1, dtype=torch.bool), torch.tensor([False, True, True, True]).expand(16, 4)]
+    other = fine.reshape(8, 8, 32).clone()
+    other[::2, ::2] += 1
+    other = other.reshape(1, 64, 32)
+    assert torch.equal(sva(query, [coarse, fine], masks), sva(query, [coarse, other], masks))
+    assert (sva(query, [coarse, fine]) - sva(query, [coarse, other])).abs().amin(dim=1).max() > 0
+
+
+def test_a_picture_of_one_tile_has_no_thumbnail():
+    assert [view.size for view in internvl.tile(Image.new("RGB", (300, 300)))] == [(448, 448)]
+
+
+X, SQUARE = torch.zeros(1, 4, 4, 8), torch.zeros(1, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: internvl.pixel_shuffle(X[:, :3]), "even rows and cols"),
+        (lambda: internvl.pixel_shuffle(X[:, :, :3]), "even rows and cols"),
+        (lambda: internvl.pixel_shuffle(X, "v3"), "version must be one of"),
+        (lambda: vila.downsample(SQUARE, order="diagonal"), "order must be one of"),
+        (lambda: vila.downsample(SQUARE, factor=65), "factor must be an integer of at least 1 and at most 64"),
+        (lambda: vila.downsample(SQUARE[:, :15]), "x must"),
+        (lambda: video.pool_frames(SQUARE, 5), "stride must be an integer of at least 1 and at most 4"),
+        (lambda: video.scaled_frequencies(5), "head_width must be even"),
+        (lambda: video.scaled_frequencies(4, base=1), "base must be a finite number above 1"),
+        (lambda: video.scaled_frequencies(4, factor=0.5), "factor must be a finite number of at least 1"),
+        (lambda: cambrian.regions(SQUARE, 3), "no multiple of queries = 3"),
+        (lambda: cambrian.regions(SQUARE[:, :15], 1), "features must"),
+        (lambda: cambrian.SVA(width=30, blocks=[1], heads=4), "must be a multiple of heads = 4"),
+        (lambda: cambrian.SVA(width=32, blocks=[1, 2])(SQUARE[0, 0], [SQUARE]), "features must be 2 maps"),
+        (lambda: cambrian.SVA(width=8, blocks=[3], heads=2)(SQUARE[0, 0], [SQUARE]), "features must be 1 maps"),
+        (lambda: qllama.QLLaMACrossAttention(width=30, kv_width=8, heads=4), "heads"),
+        (lambda: qllama.stage2_mask("itx", 1, torch.ones(1, 2)), "task must be one of"),
+    ],
+)
+def test_what_no_mechanism_can_compute(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
