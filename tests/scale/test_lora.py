@@ -306,6 +306,9 @@ def test_training_changes_what_learns_and_nothing_else():
     model, processor = add_lora(start(), rank=4, modules_to_save=("resampler",)), Processor.from_pretrained("nano")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = lora_optimizer(model, 1e-2, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    learning = {name: rates.pop(id(p)) for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {name: 1e-2 if "lora_" in name else 1e-3 for name in learning} and not rates
     steps = list(train(model, processor, STAGE, samples=in_order(records), optimizer=optimizer))
     assert len(steps) == 4
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
