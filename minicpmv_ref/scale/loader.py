@@ -110,16 +110,36 @@ def _from_workers(inputs: StepInputs, steps: range, workers: int) -> Iterator[tu
     torch.multiprocessing.set_sharing_strategy("file_system")  # the other one keeps a file open for each picture
     options = dict(batch_size=None, sampler=steps, num_workers=workers, collate_fn=lambda inputs: inputs)
     options |= dict(worker_init_fn=_ignore_interrupt, multiprocessing_context="fork")
-    handler = signal.getsignal(signal.SIGCHLD)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
     # A generator of its own: it would draw from the one whose state is saved.
     loader = iter(DataLoader(inputs, generator=torch.Generator(), **options))
-    if threading.current_thread() is threading.main_thread():
-        # When a worker dies, torch's handler would raise in the middle of a step. Without it, the next step raises.
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    # torch's handler raises as soon as a worker dies. In the middle of a step that would lose the step, so ours does it
+    # while we wait: after a worker that died while it wrote, torch would wait for the rest of its inputs forever.
+    torchs = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    meanwhile = signal.SIG_DFL if before == torchs else before
+
+    def raise_if_one_died(*signal_and_frame) -> None:
+        for worker in loader._workers:
+            if worker.exitcode:  # None: it works; 0: it has ended as it should
+                raise RuntimeError(f"process {worker.pid} ended with {worker.exitcode}")
+
     try:
-        yield from loader
+        while True:
+            if main:
+                signal.signal(signal.SIGCHLD, raise_if_one_died)
+            raise_if_one_died()  # in the step before
+            prepared = next(loader, None)
+            if main:
+                signal.signal(signal.SIGCHLD, meanwhile)
+            if prepared is None:
+                return
+            yield prepared
     except RuntimeError as error:
         raise OSError(f"a worker process died, perhaps for lack of memory: {error}") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGCHLD, torchs)  # other loaders of this process need it, and torch sets it only once
 
 
 def _ignore_interrupt(worker: int) -> None:

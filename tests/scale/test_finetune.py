@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -707,6 +708,27 @@ def test_a_gpu_gets_workers_that_are_allowed(monkeypatch, cores, processes, work
     loader.check_workers(workers)
     with pytest.raises(ValueError, match=f"workers must be from 0 to {max(2, cores)}, "):
         loader.check_workers(max(2, cores) + 1)
+
+
+class Large:
+    """Inputs that do not fit into a pipe, so a worker is still writing when the next step computes."""
+
+    def __getitem__(self, step: int) -> bytes:
+        return bytes(2**20)
+
+
+def test_a_worker_that_dies_while_it_writes_is_not_waited_for():
+    signal.alarm(60)  # which ends a test that hangs
+    for _ in range(2):  # torch sets its own handler for dead workers only once
+        steps = loader.prefetch(Large(), range(1, 9), workers=1)
+        next(steps)
+        time.sleep(0.3)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+        with pytest.raises(OSError, match="a worker process died, perhaps for lack of memory"):
+            next(steps)
+    signal.alarm(0)
 
 
 def test_what_goes_wrong_in_a_worker_is_told_as_always(small):
