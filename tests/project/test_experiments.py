@@ -23,7 +23,6 @@ from experiments import _arms, _frame
 from experiments._frame import CONFIRMED, NOT_CONFIRMED, REFUTED, Each, Finding
 from minicpmv_ref import MiniCPMV, nano, plan_slices, v2_5
 from minicpmv_ref import __main__ as commands
-from minicpmv_ref.deploy import sequence
 from minicpmv_ref.deploy.sequence import Loading, Peak
 
 NO_CLAIM = {"alignment", "capstone"}  # scripts beside the claims; helpers have names that begin with "_"
@@ -96,17 +95,9 @@ def test_a_changed_figure_or_verdict_changes_the_page(tmp_path):
 # ---- the frame
 
 
-def run_here(folder, job):
-    """What `sequence.measure` does in other processes; there, it is tested in test_sequence.py."""
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    sequence._child(folder)
-    return Peak(**json.loads((folder / "peak.json").read_text(encoding="utf-8")))
-
-
 @pytest.mark.parametrize("name", _frame.NAMES)
 def test_the_fast_version_runs(name, tmp_path, monkeypatch, one_thread):
     before = {path: path.read_bytes() for path in _frame.RESULTS.glob("*.json")}
-    monkeypatch.setattr(sequence, "_run", run_here)
     for module in (_arms, import_module(f"experiments.{name}")):
         if name in TRAINED and name not in (WHOLE, "early_merge") and hasattr(module, "nano"):
             monkeypatch.setattr(module, "nano", FLAT)

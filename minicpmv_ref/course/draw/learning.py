@@ -194,8 +194,8 @@ class Story:
 
 
 SHOWN = (("scene", "caption", 3), ("lines of text", "crop", 3), ("document", "read", 4))  # (name, kind, seed)
-AFTER = {"start-vit": "nano-start", "sft-2": "nano"}  # stage: the shipped checkpoint that it ends with
-AFTER |= {stage: f"nano-{stage}" for stage in ("stage-1", "stage-2", "stage-3")}
+# stage: the shipped checkpoint that it ends with
+AFTER = {"start-vit": "nano-start", **{f"stage-{i}": f"nano-stage-{i}" for i in (1, 2, 3)}, "sft-2": "nano"}
 
 
 @cache
