@@ -16,6 +16,7 @@ from tokenizers.trainers import BpeTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from minicpmv_ref.deploy.gguf_keys import chat_template
+from minicpmv_ref.inputs.tokenizer import SPLIT
 
 VOCAB_SIZE = 1024
 FOLDER = Path(__file__).parents[1] / "data_samples" / "checkpoints" / "nano"
@@ -27,10 +28,7 @@ SPECIAL_TOKENS = (
 ).split()
 
 # Qwen2's split: contractions, a word with one leading mark or space, ONE digit, marks, line ends, spaces.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_SPLIT = SPLIT % ""
 
 NAMED = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
 CONFIG = {

@@ -121,19 +121,18 @@ def _words(data: dict) -> str:
         )
     llama = PRE_TOKENIZERS[words] == "llama-bpe"
     bytes_alone = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-    asked = [
-        f"{name} of its added token {token['content']!r}"
+    asked = {
+        f"{name} of its added token {token['content']!r}": token[name]
         for token in data["added_tokens"]
         for name in ADDED
-        if token[name]
-    ]
+    }
     problems = {
         "its pre_tokenizer does more than to split and to spell bytes": len(parts) != 2
         or not (parts[0].items() >= split.items() and parts[1].items() >= bytes_alone.items()),
         "its normalizer is not NFC": (data["normalizer"] or {}).get("type") not in (None, "NFC"),
         f"model.ignore_merges is {not llama}": bool(data["model"].get("ignore_merges")) is not llama,
     }
-    for text, is_so in problems.items() | dict.fromkeys(asked, True).items():
+    for text, is_so in (problems | asked).items():
         if is_so:
             raise ValueError(f"llama.cpp would read text otherwise than this tokenizer: {text}")
     return words

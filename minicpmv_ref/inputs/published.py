@@ -22,6 +22,7 @@ SWITCHES = {
     "2.5": {"slice_mode": True, "batch_vision_input": True},
     "2.6": {"slice_mode": True, "use_image_id": True},
 }
+INSTEAD = {"use_image_id": ": set it to true, and give use_image_id=False in each call of the Processor"}
 BUNDLED = Path(__file__).resolve().parents[2] / "data_samples" / "checkpoints"
 
 
@@ -85,12 +86,11 @@ def _check_preprocessor(file: Path, config: MiniCPMVConfig) -> None:
     said = vars(config.slicing) | {"image_feature_size": config.resampler.num_queries}
     said |= {"norm_mean": [0.5] * 3, "norm_std": [0.5] * 3} | SWITCHES[config.version]
     given = read_json(file) if file.is_file() else {}
-    for name, value in said.items():
-        if given.get(name) is not None and given[name] != value:
-            raise ValueError(
-                f"{file}: {name} is {shown(given[name])}, but the model of {CONFIG} beside it has {value}: pictures "
-                "would be cut or scaled otherwise than released. Correct one of the two files"
-            )
+    for name in _contradicted(given, said):
+        raise ValueError(
+            f"{file}: {name} is {shown(given[name])}, but the model of {CONFIG} beside it has {said[name]}: pictures "
+            "would be cut or scaled otherwise than released. Correct one of the two files"
+        )
 
 
 def base_folder(folder: Path) -> Path | None:
@@ -243,8 +243,10 @@ def _agreed(name: str, *places: dict, default=None):
 
 def _check_fixed(given: dict, where: str, **allowed) -> None:
     """Refuse what would change the computation and that none of these models has."""
-    for name, value in allowed.items():
-        if given.get(name) is not None and given[name] != value:
-            hint = ": set it to true, and give use_image_id=False in each call of the Processor"
-            hint = hint * (name == "use_image_id")
-            raise ValueError(f"{where}{name} = {shown(given[name])} belongs to none of these models{hint}")
+    for name in _contradicted(given, allowed):
+        raise ValueError(f"{where}{name} = {shown(given[name])} belongs to none of these models{INSTEAD.get(name, '')}")
+
+
+def _contradicted(given: dict, wanted: dict) -> list[str]:
+    """The names whose values in a file are others; a file need not give them."""
+    return [name for name, value in wanted.items() if given.get(name) is not None and given[name] != value]

@@ -277,6 +277,14 @@ def _tensors(model: MiniCPMV) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
+def _check_base(model: MiniCPMV, file: Shard, where: str, ending: str) -> None:
+    """Refuse an adapter of another base; one that names none, as peft writes it, is believed."""
+    if file.metadata.get("base", _base(model)) != _base(model):
+        raise ValueError(f"{where} was trained on a model with another config")
+    if file.metadata.get("base_weights", ours := _fingerprint(model)) != ours:
+        raise ValueError(f"{where} was trained on other weights{ending}")
+
+
 def _base(model: MiniCPMV) -> str:
     return json.dumps(model.config.to_dict(), sort_keys=True)
 
@@ -319,10 +327,7 @@ def load_lora(model: MiniCPMV, folder: str | os.PathLike) -> MiniCPMV:
     folder = _folder(folder)
     where = named(folder)
     settings, file = _opened(folder)
-    if file.metadata.get("base", _base(model)) != _base(model):
-        raise ValueError(f"{where} was trained on a model with another config")
-    if file.metadata.get("base_weights", ours := _fingerprint(model)) != ours:
-        raise ValueError(f"{where} was trained on other weights; was it merged into this model before?")
+    _check_base(model, file, where, "; was it merged into this model before?")
     of_peft = "settings" not in file.metadata and "embed_tokens" in (settings.modules_to_save or ())
     if of_peft and model.config.llm.tie_word_embeddings:  # see _check_one_table
         raise ValueError(f"{where}: embed_tokens learned without the LM head, here they are one tensor")
@@ -377,10 +382,7 @@ def restore_lora(model: MiniCPMV, folder: str | os.PathLike) -> None:
         if getattr(settings, key) != getattr(ours, key):
             what = f"{key} is {getattr(settings, key)}, that of the model's adapters {getattr(ours, key)}"
             raise ValueError(f"{named(folder)} holds another kind of adapter: {what}")
-    if file.metadata.get("base", _base(model)) != _base(model):
-        raise ValueError(f"{named(folder)} was trained on a model with another config")
-    if file.metadata.get("base_weights", ours := _fingerprint(model)) != ours:
-        raise ValueError(f"{named(folder)} was trained on other weights than those it would be put onto")
+    _check_base(model, file, named(folder), " than those it would be put onto")
     set_peft_model_state_dict(model, _read_tensors(file, _tensors(model), folder))
 
 
