@@ -310,7 +310,8 @@ def stage2_masks(queries: int = 4, text: int = 5) -> Canvas:
         canvas.path([(x + cell * queries, 42), (x + cell * queries, 222)], INK, 2)
         canvas.path([(x, 42 + cell * queries), (x + 180, 42 + cell * queries)], INK, 2)
         canvas.rect(x, 42 + cell * chosen, 180, cell, "none", RED, 3)
-    canvas.text(8, 246, f"down: who looks ({queries} queries, {text} text tokens); across: at whom; red: {chosen}", 14)
+    caption = f"down: who looks ({queries} queries, {text} text tokens); across: at whom; outlined: token {chosen}"
+    canvas.text(8, 246, caption, 14)
     canvas.legend(8, 262, ((SKY, "looks at a query"), (GREEN, "looks at a text token"), ("white", "may not look")))
     pairs = ((task, sum(map(sum, mask)), len(mask) ** 2) for task, mask in canvas.facts.items())
     canvas.words = "; ".join("{}: {} of {} pairs".format(*each) for each in pairs)
