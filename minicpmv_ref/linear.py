@@ -34,19 +34,27 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight.T + bias, as F.linear; float32 inference on a CPU goes through oneDNN where that is quicker."""
-    if suits_onednn(x, weight) and _onednn_is_quicker():
+    if x.dtype == torch.float32 and suits_onednn(x, weight) and _onednn_is_quicker():
         return F.linear(x.to_mkldnn(), weight, bias).to_dense()
     return F.linear(x, weight, bias)
 
 
 def suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN may multiply: float32 on a CPU, no gradient wanted, and enough rows to be worth it."""
+    """Whether oneDNN may multiply: on a CPU, in a dtype it has, no gradient wanted, and enough rows to be worth it."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False  # first of all: torch.compile must not see that the number of rows matters below
     if type(weight) not in (torch.Tensor, nn.Parameter):
         return False  # a quantized tensor brings its own way to multiply
-    fits = x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    fits = x.is_cpu and x.dtype == weight.dtype and _onednn_has(x.dtype)
     return fits and x.shape[:-1].numel() >= 128
+
+
+@cache
+def _onednn_has(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:  # older processors have no bfloat16; where torch cannot tell, it multiplies itself
+        asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+        return torch.backends.mkldnn.is_available() and asked()
+    return torch.backends.mkldnn.is_available() and dtype == torch.float32
 
 
 @cache

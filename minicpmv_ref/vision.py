@@ -63,26 +63,35 @@ class VisionTransformer(nn.Module):
         if not images:
             return []
         grids = [self._patch_grid(image) for image in images]
+        lengths = [rows * cols for rows, cols in grids]
         if self.cfg.position == "released_2_5":
-            patches, positions, lengths = self._pad_like_released_2_5(images, grids)
-            order = range(len(images))
-        else:
-            # Equal lengths must be neighbors to share an attention call, so sort now and undo it at the end.
-            order = sorted(range(len(images)), key=lambda i: grids[i][0] * grids[i][1])
-            lengths = [grids[i][0] * grids[i][1] for i in order]
-            patches = torch.cat([self._patchify(images[i]) for i in order])
-            positions = self.embeddings.positions([grids[i] for i in order])
+            return self._like_released_2_5(images, lengths)
+        features = [None] * len(images)
+        # Measured: a tensor above 32 MB is new memory from the system at each use, which costs a CPU up to a sixth.
+        limit = 4096 if images[0].is_cpu and not torch.is_grad_enabled() else sum(lengths)
+        for group in self._groups(lengths, limit):
+            patches = torch.cat([self._patchify(images[i]) for i in group])
+            positions = self.embeddings.positions([grids[i] for i in group])
+            for i, feature in zip(group, self._encode(patches, positions, [lengths[i] for i in group])):
+                features[i] = feature
+        return features
 
+    def _groups(self, lengths: list[int], limit: int) -> list[list[int]]:
+        """Which slices share a row: up to `limit` patches, equal lengths as neighbors."""
+        groups, patches = [[]], 0
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if groups[-1] and patches + lengths[i] > limit:
+                groups, patches = [*groups, []], 0
+            groups[-1].append(i)
+            patches += lengths[i]
+        return groups
+
+    def _encode(self, patches: torch.Tensor, positions: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
         x = self.embeddings.patches(patches) + positions  # (N, D)
-        runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        runs = [(length, len(list(same))) for length, same in groupby(lengths)]  # they share an attention call
         for layer in self.encoder["layers"]:
             x = layer(x, runs)
-        x = self.post_layernorm(x)
-
-        features = [None] * len(images)
-        for i, feature in zip(order, x.split(lengths)):
-            features[i] = feature[: grids[i][0] * grids[i][1]]  # cuts the padding of released_2_5
-        return features
+        return self.post_layernorm(x).split(lengths)
 
     def _patch_grid(self, image: torch.Tensor) -> tuple[int, int]:
         p = self.cfg.patch_size
@@ -97,7 +106,7 @@ class VisionTransformer(nn.Module):
         p = self.cfg.patch_size
         return rearrange(image, "c (r p) (w q) -> (r w) (c p q)", p=p, q=p)
 
-    def _pad_like_released_2_5(self, images, grids):
+    def _like_released_2_5(self, images: list[torch.Tensor], lengths: list[int]) -> list[torch.Tensor]:
         """The released 2.5 code: black-box faithful, not sensible.
 
         It pads every slice to the longest with zeros, then fills its mask with `mask[i, :n] = True` on a tensor of
@@ -105,10 +114,11 @@ class VisionTransformer(nn.Module):
         code believes that every slice is one row of L patches. Hence ids floor(70 k / L): one-dimensional.
         2.6 repaired it ("add tgt_sizes").
         """
-        longest = max(rows * cols for rows, cols in grids)
-        patches = [F.pad(p, (0, 0, 0, longest - len(p))) for p in map(self._patchify, images)]
-        positions = self.embeddings.positions([(1, longest)])
-        return torch.cat(patches), positions.repeat(len(images), 1), [longest] * len(images)
+        longest = max(lengths)
+        patches = torch.cat([F.pad(p, (0, 0, 0, longest - len(p))) for p in map(self._patchify, images)])
+        positions = self.embeddings.positions([(1, longest)]).repeat(len(images), 1)
+        padded = self._encode(patches, positions, [longest] * len(images))
+        return [feature[:length] for feature, length in zip(padded, lengths)]
 
 
 class _Embeddings(nn.Module):

@@ -292,6 +292,41 @@ def test_inference_and_training_give_the_same_features(act, monkeypatch):
         torch.testing.assert_close(a, c, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh"])
+def test_one_pass_in_bfloat16_is_at_least_as_near_to_float32(act, monkeypatch):
+    torch.manual_seed(0)
+    mlp = vision._MLP(VisionConfig(width=32, layers=1, heads=2, mlp_width=48, act=act))
+    x = torch.randn(300, 32)
+    with torch.no_grad():
+        wanted, used = mlp(x), []
+        mlp, x = mlp.bfloat16(), x.bfloat16()
+        if real := vision._ONE_PASS:
+            monkeypatch.setattr(vision, "_ONE_PASS", lambda *words: used.append(1) or real(*words))
+        one = mlp(x)
+        monkeypatch.setattr(vision, "_ONE_PASS", None)
+        plain = mlp(x)
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    assert bool(used) == bool(real and supported and supported()) and one.dtype == torch.bfloat16
+    assert (one - wanted).abs().mean() <= 1.05 * (plain - wanted).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("cfg", [BUCKET, INTERPOLATE], ids=["bucket", "interpolate"])
+def test_a_cpu_reads_a_few_slices_at_a_time_and_a_training_all(cfg, monkeypatch):
+    """A row has at most 4,096 patches, or one slice; gradients are wanted of one row."""
+    vit, rows = tower(cfg), []
+    real = vit._encode
+    monkeypatch.setattr(vit, "_encode", lambda p, x, lengths: rows.append(lengths) or real(p, x, lengths))
+    images = pictures([(40, 60), (1, 2), (30, 70), (65, 64), (2, 1), (10, 10)])
+    wanted = vit(images)
+    assert rows == [[2, 2, 100, 2100, 2400, 4160]]
+    rows.clear()
+    with torch.no_grad():
+        found = vit(images)
+    assert rows == [[2, 2, 100, 2100], [2400], [4160]]
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
 def test_patches_are_read_row_by_row():
     """Without positions and attention, a patch keeps its features wherever it lies."""
     vit = tower(replace(BUCKET, layers=1))
