@@ -43,8 +43,8 @@ def run(
 ) -> MiniCPMV:
     """Train stage after stage; each leaves a checkpoint, its metrics and its grades in a folder of its own.
 
-    A run that was interrupted goes on where it was: finished stages are loaded, and the interrupted one resumes from
-    its newest training checkpoint.
+    A run that was interrupted goes on where it was: finished stages are loaded, `only` as well, and the interrupted
+    one resumes from its newest training checkpoint.
 
     Args:
         folder: where to write: folder/stage-1/model.safetensors and so on, and folder/metrics.jsonl.
@@ -81,10 +81,11 @@ def run(
         model = model.to(machine.device)
         for stage in stages:
             place, stage = folder / stage.name, scaled(stage, profile)
-            if stage.name != only and (place / WEIGHTS).is_file() and not training_checkpoints(place / FOLDER):
+            if (place / WEIGHTS).is_file() and not training_checkpoints(place / FOLDER):
                 _check_finished(place, settings_of(stage, seed, data))
                 model = MiniCPMV.from_pretrained(place).float().to(machine.device)
-                report(f"{stage.name}: done before, loaded from {place}")
+                anew = "; to train it anew, move that away or write somewhere else" if stage.name == only else ""
+                report(f"{stage.name}: done before, loaded from {place}{anew}")
                 if machine.processes.rank == 0:
                     clean_up(place)
             elif only is not None and stage.name != only:

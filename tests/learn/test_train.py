@@ -474,8 +474,14 @@ def test_the_command_trains_and_draws_the_curves(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "profile fast, seed 0" in out and (tmp_path / "run" / "curves.png").is_file()
     assert "stage-1: resampler for 2 steps" in out and "sft-2: held-out loss" in out
-    assert main(["train", "--out", str(tmp_path / "run"), "--stage", "sft-2", "--threads", "1"]) == 0  # that one again
-    assert capsys.readouterr().out.count("done before") == 1
+    files = {path: path.read_bytes() for path in (tmp_path / "run" / "sft-2").iterdir()}
+    again = ["train", "--out", str(tmp_path / "run"), "--stage", "sft-2", "--threads", "1"]
+    assert main(again) == 0  # a finished one stays as it is
+    out = capsys.readouterr().out
+    assert out.count("done before") == 2 and "to train it anew, move that away or write somewhere else" in out
+    assert main([*again, "--seed", "1"]) == main([*again, "--from", "nano"]) == 1
+    assert capsys.readouterr().err.count("is not what this run would write") == 2
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run" / "sft-2").iterdir()}
 
 
 @pytest.mark.parametrize(
