@@ -76,7 +76,11 @@ def main(argv=None):
         argv = [COMMANDS[0][0], *argv]
     # Only `test` hands words on. Elsewhere `--` keeps its usual meaning: no options from here on.
     cut = argv.index("--") if argv[0] == "test" and "--" in argv else len(argv)
-    args = build_parser(argv[0]).parse_args(argv[:cut])
+    parser = build_parser(argv[0])
+    args, rest = parser.parse_known_args(argv[:cut])
+    if rest:
+        hint = " (files and question stand together, options before or after them)" if hasattr(args, "question") else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     args.pytest_args = argv[cut + 1 :]
     try:
         check_ranges(args)

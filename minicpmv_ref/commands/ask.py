@@ -29,7 +29,7 @@ def options(parser):
         within=(1, LIMITS["max_slice_nums"]),
         type=int,
         metavar="N",
-        help="at most so many slices of a picture or frame (default: the model's own; 2 for a frame)",
+        help="at most so many slices of a picture (default: the model's own) or frame (never more than 2)",
     )
     add_answer_length(parser)
     add_number(
@@ -162,7 +162,7 @@ def describe_plan(batch, clips, config):
         cost = f"{sum(plan.visual_tokens(queries) for plan in own)} visual tokens"
         if clip.count == 1:
             number += 1
-            lines.append(f"picture {number:<2}{' x '.join(map(str, own[0].image_size))} pixels, {cost}")
+            lines.append(f"{f'picture {number}':<9} {' x '.join(map(str, own[0].image_size))} pixels, {cost}")
         else:
             sizes = sorted({plan.image_size for plan in own})
             size = " and ".join(f"{width} x {height}" for width, height in sizes)

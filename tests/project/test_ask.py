@@ -63,6 +63,22 @@ def test_several_pictures_and_a_clip_give_the_answer_of_chat(tmp_path, capsys):
     assert " patches -> 112 visual tokens, " in out and "note" not in out
 
 
+def test_ten_pictures_and_more_are_numbered_apart_from_their_size(capsys):
+    shapes = str(IMAGES / "shapes.png")
+    assert main(["ask", *[shapes] * 11, "What is this?", "--max-slice-nums", "1", "--max-new-tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^picture (\d+) +224 x 224 pixels, 16 visual tokens$", out, re.M) == [
+        str(n) for n in range(1, 12)
+    ]
+
+
+def test_options_between_files_and_question_are_said(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["ask", SAMPLE, SAMPLE, "--frames", "3", "What is this?"])
+    assert stopped.value.code == 2
+    assert "What is this? (files and question stand together" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize(
     ("files", "question", "many"),
