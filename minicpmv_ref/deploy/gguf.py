@@ -200,8 +200,7 @@ def weights_of(model: nn.Module, sources: Iterable[Source], prefix: str = "") ->
         raise ValueError("llama.cpp knows no other connector, cutting rule or expert: export the model it was made of")
     state, keys = {prefix + key: t for key, t in model.state_dict().items()}, [source.key for source in sources]
     if missing := [key for key in keys if key not in state]:
-        adapters = any("lora_" in key or ".base_layer." in key for key in state)
-        hint = ": it has LoRA adapters, so merge_lora first" if adapters else ""
+        hint = ": it has LoRA adapters, so merge_lora first" if any("lora_" in key for key in state) else ""
         raise ValueError(f"the model has no tensor {missing[0]}{hint}")
     parts = {key.partition(".")[0] for key in keys}
     surplus = {key for key in state if key.partition(".")[0] in parts} - {*keys}

@@ -163,7 +163,6 @@ class Decoder:
             return Norm(vector(name), self.cfg.rms_norm_eps)
 
         def matrix(*names):
-            names = [name for name in names if f"{name}.weight" in sources]
             weights = [state[sources[f"{name}.weight"].key] for name in names]
             biases = [vector(f"{name}.bias") for name in names if f"{name}.bias" in sources]
             bias = torch.cat(biases) if biases else None

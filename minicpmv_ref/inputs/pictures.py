@@ -235,7 +235,7 @@ def _decode(image: Image.Image) -> None:
 def _deep(image: Image.Image) -> tuple[bool, int | None, bool]:
     """What a file says: whether samples have more than 8 bits, the largest value of one, and whether 0 is white."""
     if image.format == "PPM":
-        return image.mode == "I", 65535, False  # Pillow has scaled them by the file's own maximum
+        return True, 65535, False  # Pillow has scaled them by the file's own maximum
     try:
         raw = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in getattr(image, "tile", ())]
         tags = getattr(image, "tag_v2", {})

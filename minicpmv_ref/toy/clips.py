@@ -44,8 +44,6 @@ class Clip:
 def draw_clip(rng: random.Random, wanted: Wanted, events: tuple[str, ...] = EVENTS) -> Drawn:
     """The kind "clip": a list of frames, and different questions about them, as many as there are."""
     count = wanted.count or rng.choice(FRAMES)
-    if count < LEAST_FRAMES:
-        raise ValueError(f"a clip needs at least {LEAST_FRAMES} frames, got {count}")
     events = [event for event in events if wanted.topic is None or event in CLIP_TOPICS[wanted.topic]]
     while True:
         clip = sample_clip(rng, rng.choice(events), count)
