@@ -17,11 +17,21 @@ PARTS = ("vpm", "resampler", "llm")
 # ---- parameters
 
 
+def check_counted(config: MiniCPMVConfig) -> None:
+    """Refuse a peer's config, too: its numbers do not tell its connector or its expert."""
+    if hasattr(check_type("config", config, MiniCPMVConfig), "peer"):
+        raise ValueError(
+            "config is of a peer, whose connector or expert is not counted from numbers: count model.parameters(); "
+            "scale.budget.budget measures a training step"
+        )
+
+
 def parameters(config: MiniCPMVConfig) -> dict[str, int]:
     """Count the parameters of each part, {"vpm": ..., "resampler": ..., "llm": ...}; a tied LM head counts once.
 
     Raises:
         TypeError: no MiniCPMVConfig.
+        ValueError: a peer's, see `check_counted`.
 
     Example:
         >>> from minicpmv_ref.config import v2_6
@@ -30,7 +40,7 @@ def parameters(config: MiniCPMVConfig) -> dict[str, int]:
 
     Source: the shapes in the safetensors indexes of the three releases.
     """
-    check_type("config", config, MiniCPMVConfig)
+    check_counted(config)
     counts = _vision_parameters(config.vision), _resampler_parameters(config.resampler), _llm_parameters(config.llm)
     return dict(zip(PARTS, counts))
 
@@ -104,7 +114,7 @@ def flops_by_part(config: MiniCPMVConfig, workload: Workload, learning: Collecti
 
     Raises:
         TypeError: no MiniCPMVConfig, no Workload, learning that is no collection of parts.
-        ValueError: a negative count.
+        ValueError: a negative count; a peer's config.
 
     Example:
         >>> from minicpmv_ref import nano
@@ -115,7 +125,7 @@ def flops_by_part(config: MiniCPMVConfig, workload: Workload, learning: Collecti
 
     Source: Chowdhery et al., PaLM (2022), appendix B; checked against torch.utils.flop_counter.
     """
-    check_type("config", config, MiniCPMVConfig)
+    check_counted(config)
     for name, count in check_type("workload", workload, Workload)._asdict().items():
         check_int(f"workload.{name}", count, least=0)
     listed = isinstance(learning, list | tuple | Set | Mapping)  # a tensor is a Collection, too

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import LLMConfig, MiniCPMVConfig
-from ..counts import PARTS, kv_cache_numbers, parameters, planned_state_bytes, square_patches
+from ..counts import PARTS, check_counted, kv_cache_numbers, parameters, planned_state_bytes, square_patches
 from ..inputs.checks import WrongType, check_choice, check_int, check_type, shown
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
@@ -87,7 +87,7 @@ def estimate(
     Raises:
         TypeError: no MiniCPMVConfig, a count that is no integer, a switch that is not True or False.
         ValueError: an unknown dtype or mixture, a count below 1, fewer tokens than the pictures have, more than the
-            model has positions for, or a combination that does not exist.
+            model has positions for, a combination that does not exist, or a peer's config.
 
     Example:
         >>> from minicpmv_ref.config import v2_6
@@ -97,7 +97,7 @@ def estimate(
 
     Source: this project; the counts follow from model.py and from transformers' modeling_llama.py.
     """
-    check_type("config", config, MiniCPMVConfig)
+    check_counted(config)
     for name, value in (("training", training), ("checkpointing", checkpointing)):
         check_type(name, value, bool, what="True or False")
     size = _bytes_of(dtype)

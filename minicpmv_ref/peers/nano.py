@@ -28,6 +28,12 @@ from .sizes import tile_grid
 CUTTINGS = ("minicpm-v", "square", "padded", "tiles")
 
 
+class PeerConfig(MiniCPMVConfig):
+    """The config of a model with another connector or an expert, which its numbers do not tell: see counts.py."""
+
+    peer = True
+
+
 class PeerModel(MiniCPMV):
     """A MiniCPMV whose connector may be another one; made by `swap` and `load`.
 
@@ -53,6 +59,8 @@ class PeerModel(MiniCPMV):
         extras["one_position"] = check_type("one_position", one_position, bool)
         if connector != "resampler" and cutting == "minicpm-v":
             raise ValueError(f'connector "{connector}" takes square views: cut pictures with one of {CUTTINGS[1:]}')
+        plain = connector == "resampler" and not expert
+        config = (MiniCPMVConfig if plain else PeerConfig)(**vars(check_type("config", config, MiniCPMVConfig)))
         super().__init__(config, None if connector == "resampler" else CONNECTORS[connector](config))
         self.peer = {"connector": connector, "cutting": cutting} | {name: True for name in extras if extras[name]}
         if expert:
@@ -202,7 +210,7 @@ def swap(
     if expert:
         peer.add_expert()
     peer.resampler.to(model.vpm.post_layernorm.weight)
-    return peer.eval(), PeerProcessor(processor.tokenizer, config, cutting, one_position)
+    return peer.eval(), PeerProcessor(processor.tokenizer, peer.config, cutting, one_position)
 
 
 def load(path: str | os.PathLike) -> tuple[MiniCPMV, Processor]:
@@ -238,7 +246,7 @@ def load(path: str | os.PathLike) -> tuple[MiniCPMV, Processor]:
     model = PeerModel.without_memory(config, **peer)
     model.read_weights(folder)
     tokenizer = Processor.tokenizer_in(folder, config.version)
-    return model.eval(), PeerProcessor(tokenizer, config, peer["cutting"], "one_position" in model.peer)
+    return model.eval(), PeerProcessor(tokenizer, model.config, peer["cutting"], "one_position" in model.peer)
 
 
 def token_types(batch: Batch) -> torch.Tensor:

@@ -101,8 +101,8 @@ def run_steps(
 
 
 def flops_of(model: MiniCPMV, stage: Stage, prepared) -> int:
-    """FLOPs of a prepared micro-batch; 0 where they are not counted: with adapters, and in "contrast"."""
+    """FLOPs of a prepared micro-batch; 0 where they are not counted: with adapters, of peers, and in "contrast"."""
     packed = prepared[0]
-    if not isinstance(packed, PackedBatch) or model.has_adapters:
+    if not isinstance(packed, PackedBatch) or model.has_adapters or hasattr(model.config, "peer"):
         return 0
     return flops(model.config, workload_of(packed, model.config.slicing.patch_size), stage.learning_rates)

@@ -1,6 +1,7 @@
 """Nano with the peers' connectors and cutting rules: it learns, is saved, loaded and answers, as nano does."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,17 +10,21 @@ from tiny import ask, picture, tiny_model
 
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.__main__ import main
+from minicpmv_ref.counts import Workload, flops, parameters
 from minicpmv_ref.deploy.gguf import export
+from minicpmv_ref.deploy.memory import estimate
 from minicpmv_ref.deploy.runtime import Runtime
 from minicpmv_ref.deploy.sequence import measure
+from minicpmv_ref.learn.objectives import objective_for
 from minicpmv_ref.learn.packing import pack_batch, packed_loss
 from minicpmv_ref.learn.stages import stage_named
-from minicpmv_ref.learn.train import train
+from minicpmv_ref.learn.train import draw_samples, train
 from minicpmv_ref.peers import cogvlm, load
 from minicpmv_ref.peers.connectors import CONNECTORS
 from minicpmv_ref.peers.expert import expert_optimizer
 from minicpmv_ref.peers.nano import CUTTINGS, cut, swap, token_types
 from minicpmv_ref.peers.sizes import tile_grid
+from minicpmv_ref.scale.steps import flops_of
 
 PAIRS = [(connector, "tiles") for connector in CONNECTORS] + [("mlp", "padded"), ("mean", "square")]
 PAIRS += [("resampler", cutting) for cutting in CUTTINGS]
@@ -93,6 +98,34 @@ def test_it_learns_is_saved_and_loaded(peer, tmp_path):
     for read in (MiniCPMV.from_pretrained, Processor.from_pretrained):
         with pytest.raises(ValueError, match=r"minicpmv_ref\.peers\.load"):
             read(tmp_path)
+
+
+def test_what_numbers_do_not_tell_is_not_counted(peer, trained, tmp_path):
+    """Neither bytes nor operations; a new rule to cut pictures changes neither."""
+    model, processor = peer
+    for part in peer:
+        part.save_pretrained(tmp_path)
+    stage = stage_named("stage-1")
+    objective = objective_for(model, processor, stage)
+    micro_batch = objective.prepare([draw_samples(stage, 0, "train", objective.view)(0)], 1)
+    counted = model.peer["connector"] == "resampler" and "expert" not in model.peer
+    assert (flops_of(model, stage, micro_batch) > 0) == counted
+    for config in (model.config, processor.config, load(tmp_path)[0].config):
+        assert config.to_dict() == model.config.to_dict()
+        if counted:
+            assert sum(parameters(config).values()) == sum(p.numel() for p in model.parameters())
+            assert estimate(config).total == estimate(trained[0].config).total
+            continue
+        for count in (
+            parameters,
+            estimate,
+            partial(estimate, mixture="F16"),
+            partial(flops, workload=Workload(1, 1, 1)),
+        ):
+            with pytest.raises(ValueError, match="config is of a peer, whose connector or expert is not counted"):
+                count(config)
+    again, _ = swap(*peer, "resampler") if "expert" not in model.peer else swap(*trained)  # counts again
+    assert sum(parameters(again.config).values()) == sum(p.numel() for p in again.parameters())
 
 
 def test_the_model_that_gave_its_parts_is_not_changed(trained):
