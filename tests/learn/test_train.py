@@ -23,6 +23,7 @@ from minicpmv_ref.scale import run as trainer
 from minicpmv_ref.scale.lora import add_lora, lora_optimizer
 from minicpmv_ref.scale.machine import Machine
 from minicpmv_ref.scale.metrics import plot
+from minicpmv_ref.scale.parallel import Processes
 from minicpmv_ref.scale.profiles import PROFILES, Profile
 from minicpmv_ref.scale.run import run
 from minicpmv_ref.scale.steps import train_steps as train
@@ -459,9 +460,40 @@ def test_one_stage_alone_needs_the_one_before(tmp_path):
         run(tmp_path, Profile(1e-9, 1e-9, grades=1), PROCESSOR, only="stage-9")
 
 
-def test_bfloat16_is_only_used_where_it_is_fast(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    assert machine.fast_bfloat16(torch.device("cpu")) is False
+@pytest.fixture
+def asked_anew():
+    machine.fast_bfloat16.cache_clear()
+    yield torch.device("cpu")
+    machine.fast_bfloat16.cache_clear()
+
+
+def test_bfloat16_is_only_used_where_the_processor_has_it(monkeypatch, asked_anew):
+    monkeypatch.setattr(machine, "is_quicker", lambda way, usual: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert machine.fast_bfloat16(asked_anew) is False
+    machine.fast_bfloat16.cache_clear()
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert machine.fast_bfloat16(asked_anew) is False
+
+
+@pytest.mark.parametrize("quicker", [True, False])
+def test_and_only_where_it_is_quicker(monkeypatch, asked_anew, quicker):
+    """A processor may have bfloat16 and multiply it slower than float32."""
+    dtypes = []
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(machine, "is_quicker", lambda *calls: dtypes.extend(call().dtype for call in calls) or quicker)
+    assert machine.fast_bfloat16(asked_anew) is quicker and Machine().in_bfloat16(asked_anew) is quicker
+    assert dtypes == [torch.bfloat16, torch.float32]  # asked once
+    assert Machine(half_precision=not quicker).in_bfloat16(asked_anew) is not quicker
+
+
+def test_all_processes_compute_in_one_dtype(monkeypatch):
+    """One slow machine among two: both take float32."""
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
+    two = Processes(0, 2)
+    for others, together in ((0, False), (1, True)):
+        monkeypatch.setattr(Processes, "all_reduce_sum", lambda self, own, others=others: [own + others])
+        assert Machine(processes=two).in_bfloat16(torch.device("cpu")) is together
 
 
 # ---- the command
