@@ -201,6 +201,21 @@ def test_words_of_the_canvas_panel():
     assert "no slices. The overview" in panels.CanvasPositions("coffee.jpg", 1, 9).status
 
 
+def test_the_view_of_the_canvas_panel_ends_at_the_last_slice():
+    panel = panels.CanvasPositions("retina.jpg", 9, 9)
+    view, shown = panel.controls["view"], panel.picture_box
+    assert (view.value, view.max) == (9, 9) and "Slice 9 has" in panel.status
+    panel.controls["picture"].value = "coffee.jpg"
+    slices = draw.canvas_places(draw.load_sample("coffee.jpg").size)[0].slices
+    assert view.value == view.max == math.prod(slices) == 2
+    assert "Slice 2 has" in panel.status and "Slice 2 has" in shown.value
+    panel.controls["most"].value = 1
+    assert (view.value, view.max) == (0, 0) and "The overview has" in panel.status
+    panel.controls["picture"].value, panel.controls["most"].value = "retina.jpg", 9
+    assert (view.value, view.max) == (0, 9)
+    assert panels.CanvasPositions("coffee.jpg", 9, 9).controls["view"].value == 2
+
+
 # ---- the bug hunt
 
 

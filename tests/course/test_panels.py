@@ -64,7 +64,10 @@ def test_every_file_is_offered_and_no_name_hides_another(package):
 @pytest.mark.parametrize("name", PANELS)
 def test_every_control_moves_the_picture(name):
     panel = PANELS[name]()
+    start = [(control, control.value) for control in panel.controls.values()]
     for control in panel.controls.values():
+        for other, value in start:  # one control may have moved another: a picture of fewer slices, say
+            other.value = value
         before = control.value
         seen = set()
         if len({*ends(control)}) == 1:

@@ -200,15 +200,12 @@ def canvas_positions(picture: str, most: int, view: int, overview: bool = True) 
     step = min(400 / (cols + 2), 372 / (rows + 2))
     left, top = 8 + step, 4 + step
     canvas.image(left, top, cols * step, rows * step, load_preview(picture, 500))
-    across, down = prompt.slices or (1, 1)
-    canvas.mesh((left, top, cols * step, rows * step), across, down, YELLOW, 3, border=True)
+    canvas.mesh((left, top, cols * step, rows * step), *(prompt.slices or (1, 1)), YELLOW, 3, border=True)
     center = lambda place: (left + (place[1] + 0.5) * step, top + (place[0] + 0.5) * step)  # noqa: E731
-    if overview or not view:
-        for place in shown["overview"]:
-            canvas.dot(*center(place), max(0.3 * step, 2.5), SKY)
-    if view:
-        for place in shown["view"]:
-            canvas.dot(*center(place), max(0.22 * step, 2), GREEN)
+    for place in shown["overview"] if overview or not view else ():
+        canvas.dot(*center(place), max(0.3 * step, 2.5), SKY)
+    for place in shown["view"] if view else ():
+        canvas.dot(*center(place), max(0.22 * step, 2), GREEN)
     for mark, color in (("<slice>", ORANGE), ("</slice>", PURPLE), ("<image>", RED), ("</image>", RED), ("\n", INK)):
         for place in marks[mark]:
             x, y = center(place)

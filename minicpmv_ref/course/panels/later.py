@@ -54,9 +54,12 @@ class CanvasPositions(Panel):
     def draw(self, **state):
         return draw.canvas_positions(**state)
 
+    def redraw(self):
+        super().redraw()
+        self.controls["view"].max = len(self.facts["places"]["<slice>"])
+
     def describe(self, picture, most, view, overview):
         facts = self.facts
-        view = min(view, len(facts["places"]["<slice>"]))
         h, w = zip(*facts["places"]["view"])
         cut = "{} x {} slices".format(*facts["grid"]) if facts["grid"] else "no slices"
         return (
