@@ -20,18 +20,14 @@ PARTS = ("vpm", "resampler", "llm")
 def check_counted(config: MiniCPMVConfig) -> None:
     """Refuse a peer's config, too: its numbers do not tell its connector or its expert."""
     if hasattr(check_type("config", config, MiniCPMVConfig), "peer"):
-        raise ValueError(
-            "config is of a peer, whose connector or expert is not counted from numbers: count model.parameters(); "
-            "scale.budget.budget measures a training step"
-        )
+        raise ValueError("config is of a peer, whose connector or expert is not counted: scale.budget measures it")
 
 
 def parameters(config: MiniCPMVConfig) -> dict[str, int]:
     """Count the parameters of each part, {"vpm": ..., "resampler": ..., "llm": ...}; a tied LM head counts once.
 
     Raises:
-        TypeError: no MiniCPMVConfig.
-        ValueError: a peer's, see `check_counted`.
+        TypeError, ValueError: no MiniCPMVConfig; a peer's.
 
     Example:
         >>> from minicpmv_ref.config import v2_6

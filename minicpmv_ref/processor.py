@@ -27,6 +27,7 @@ from .inputs.published import base_folder, find_folder, read_config
 from .inputs.tokenizer import (
     TOKENIZER,
     check_fits,
+    check_template,
     marker_ids,
     merged_answers,
     read_tokenizer,
@@ -107,7 +108,7 @@ class Processor:
         """Read tokenizer and layout from a checkpoint folder: ours, a published one, or "nano".
 
         Raises:
-            ValueError, OSError: the folder, its config or its tokenizer is missing or damaged.
+            ValueError, OSError: something is missing or damaged; a chat template that writes other prompts than ours.
         """
         folder = find_folder(path)
         config = read_config(folder)
@@ -118,7 +119,9 @@ class Processor:
         """The tokenizer of a checkpoint folder, or of the folder that holds what it left as it was."""
         while not (folder / TOKENIZER).is_file() and (base := base_folder(folder)):
             folder = base
-        return read_tokenizer(folder, version)
+        tokenizer = read_tokenizer(folder, version)
+        check_template(folder, tokenizer, version, render_chat)
+        return tokenizer
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write the tokenizer; `MiniCPMV.save_pretrained` writes the config and the weights.

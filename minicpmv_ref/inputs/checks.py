@@ -25,6 +25,7 @@ LIMITS = {
     "decoded_pixels": 2**40,  # of all its frames, which are decoded one after the other: 4 hours in full HD
     "shard_bytes": 4 * 2**30,  # a tar of records, held in memory while it is read; usual ones have 1 GB
     "lost_records": 10_000,  # that an index of shards may name beyond what their bytes can hold: shards are cut off
+    "template_bytes": 2**20,  # a chat template in a file of its own; the released ones have less than 1 kB
     "token_characters": 512,  # characters of one token: the longest of the published tokenizers is 128 spaces
     "temperature": 1e-4,  # the least above 0: it already takes the likeliest token; far smaller ones divide by zero
     "repetition_penalty": 1000,  # or its inverse; released: 1.05 and 1.2

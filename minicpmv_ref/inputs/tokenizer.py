@@ -1,4 +1,4 @@
-"""A folder's tokenizer, read as data: no code of its author runs.
+"""A folder's tokenizer, read as data: no code of its author runs; its chat template is rendered in a sandbox.
 
 The `tokenizers` library trusts its file: some fields end the process, others let a text grow without end. So what a
 tokenizer.json may hold is listed here, as the published folders of 2.0, 2.5 and 2.6, nano's, and those that
@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..config import MiniCPMVConfig
 from .checks import LIMITS, WrongType, check_choice, check_int, check_list, check_type, printable, shown
-from .files import read_json, replacing
+from .files import plain_file, read_json, replacing
 from .messages import MARKERS, SLOT
 
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+TEMPLATE = "chat_template.jinja"  # where newer versions of transformers write it
+TALKS = [
+    [{"role": role, "content": "Hi"} for role in roles.split()] for roles in ("user assistant user", "system user")
+]
 
 # What the published tokenizer_config.json of each version says; it holds where a folder does not say otherwise.
 SPECIAL = {
@@ -170,6 +174,42 @@ def _listed(folder: Path) -> Iterator[tuple[Path, object, object]]:
             yield from ((file, token, None) for token in check_list(f"{file}: {key}", tokens, str, dict))
         decoder = check_type(f"{file}: added_tokens_decoder", data.get("added_tokens_decoder") or {}, dict)
         yield from ((file, token, number) for number, token in decoder.items())
+
+
+def check_template(folder: Path, tokenizer, version: str, render: Callable) -> None:
+    """Compare a folder's own chat template, which the released `chat` of 2.5 and 2.6 follows, with `render_chat`.
+
+    It is rendered as there, by `transformers` in a sandbox. A folder without one has nothing to compare, nor has 2.0,
+    whose `chat` follows none.
+
+    Raises:
+        ValueError: it writes another prompt for one of two short conversations, or fails.
+    """
+    file, template = folder / SETTINGS, None
+    if file.is_file():
+        template = read_json(file).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        several = check_list(f"{file}: chat_template", template, dict)
+        template = next((one.get("template") for one in several if one.get("name") == "default"), None)
+    if (folder / TEMPLATE).is_file():
+        file = plain_file(folder / TEMPLATE, LIMITS["template_bytes"])
+        template = file.read_text("utf-8", errors="replace")
+    if template is None or version == "2.0":
+        return
+    check_type(f"{file}: chat_template", template, str)
+    for messages in TALKS:
+        ours, _ = render(messages, version, tokenizer.bos_token or "")
+        try:
+            said = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # of Jinja, or raised by the template
+            said = f"{type(error).__name__}: {error}"
+        if said != ours:
+            raise ValueError(
+                f"{file}: the chat template writes {shown(said, 300)} where our prompt is {shown(ours, 300)}, so this "
+                "model has learned from others. If it has not, remove the template"
+            )
 
 
 def _special_tokens(folder: Path, version: str | None, backend) -> dict[str, str]:

@@ -3,8 +3,10 @@
 import json
 import random
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
+import jinja2
 import pytest
 import tokenizers
 from tiny import ask, tiny_config
@@ -13,8 +15,10 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast,
 
 from minicpmv_ref import Processor
 from minicpmv_ref.config import VERSIONS, nano
+from minicpmv_ref.deploy.gguf_keys import chat_template
 from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.inputs.tokenizer import SPECIAL, check_tokenizer_json, read_tokenizer, save_tokenizer, stop_ids
+from minicpmv_ref.prompt import render_chat
 
 MARKERS = ["<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>"]
 SPLIT = (
@@ -170,6 +174,63 @@ def test_tokens_that_were_added_beside_an_old_tokenizer_json(tmp_path, file, ent
     assert AutoTokenizer.from_pretrained(folder)(text).input_ids != ours(text).input_ids
     with pytest.raises(ValueError, match=rf"{file} lists the added token .*{words}"):
         read_tokenizer(folder, "2.6")
+
+
+OWN = {version: chat_template(version) for version in ("2.5", "2.6")}
+ALWAYS = OWN["2.5"].replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")  # as released
+
+
+@pytest.mark.parametrize(
+    ("version", "settings", "alone"),
+    [
+        ("2.6", OWN["2.6"], None),
+        ("2.5", OWN["2.5"], None),
+        ("2.5", ALWAYS, None),
+        ("2.6", [dict(name="tool_use", template="tools"), dict(name="default", template=OWN["2.6"])], None),
+        ("2.6", None, OWN["2.6"]),
+        ("2.6", "the file beside it counts", OWN["2.6"]),
+        ("2.6", OWN["2.6"].replace("a helpful", "Qwen, a helpful"), None),
+        ("2.6", OWN["2.6"].replace("assistant\n", "assistant\n<think>\n"), None),
+        ("2.6", OWN["2.6"].replace("loop.first", "loop.last"), None),
+        ("2.6", OWN["2.5"], None),
+        ("2.6", [dict(name="default", template="{{ messages[0].content }}")], None),
+        ("2.6", OWN["2.6"], "{{ messages[0].content }}"),
+        (
+            "2.6",
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN["2.6"],
+            None,
+        ),
+        ("2.6", "{% for", None),
+        ("2.5", OWN["2.5"].replace("<|begin_of_text|>", ""), None),
+    ],
+)
+def test_a_chat_template_that_writes_other_prompts_is_refused(tmp_path, version, settings, alone):
+    """`transformers` says what the folder's template writes, and which one counts."""
+    write(tmp_path, version, **SPECIAL[version], tokenizer_class="TokenizersBackend", chat_template=settings)
+    if alone is not None:
+        (tmp_path / "chat_template.jinja").write_text(alone)
+    authority = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    same = []
+    for roles in (["user"], ["user", "assistant", "user"], ["system", "user"]):
+        messages = [{"role": role, "content": f"say {number}"} for number, role in enumerate(roles)]
+        with suppress(jinja2.TemplateError):
+            said = authority.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            same.append(said == render_chat(messages, version, bos=SPECIAL[version]["bos_token"])[0])
+    if same == [True, True, True]:
+        Processor.from_pretrained(tmp_path)
+        return
+    with pytest.raises(ValueError, match=r"the chat template writes .* where our prompt is .* remove the template"):
+        Processor.from_pretrained(tmp_path)
+
+
+def test_what_is_no_chat_template_and_where_none_is_followed(tmp_path):
+    """The released `chat` of 2.0 writes its prompt itself."""
+    Processor.from_pretrained(write(tmp_path, "2.0", **SPECIAL["2.0"], chat_template="another"))
+    for wrong in (3, [3], [dict(name="default", template=3)], {}):
+        with pytest.raises(ValueError, match=r"tokenizer_config.json: chat_template(\[0\])? must be"):
+            Processor.from_pretrained(write(tmp_path, "2.6", **SPECIAL["2.6"], chat_template=wrong))
+    for none in ([], [dict(name=[], template="{% for")], None):
+        Processor.from_pretrained(write(tmp_path, "2.6", **SPECIAL["2.6"], chat_template=none))
 
 
 def test_an_added_token_with_another_id(tmp_path):
