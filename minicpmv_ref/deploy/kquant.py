@@ -91,24 +91,26 @@ def quantize(array: np.ndarray, kind: str, importance: np.ndarray | None = None,
     with np.errstate(all="ignore"):  # extreme weights overflow on the way; ggml lets them, and so do we
         for start in range(0, len(lines), step):
             x = np.ascontiguousarray(lines[start : start + step], F32)
-            blocks = form.encode(_finite(x), importance, device)
-            _check_stored(blocks, x, kind)
+            largest = _largest(x)
+            blocks = form.encode(x, importance, device)
+            _check_stored(blocks, largest, kind)
             packed[start : start + step] = blocks.reshape(len(x), -1)
     return out
 
 
-def _finite(x: np.ndarray) -> np.ndarray:
-    if not np.isfinite(x).all():
+def _largest(x: np.ndarray) -> np.float32:
+    """The weight of largest size, with its sign. Both ends are NaN if one weight is."""
+    most, least = x.max(), x.min()
+    if not (np.isfinite(most) and np.isfinite(least)):
         raise ValueError(f"weights must be finite, got {x[~np.isfinite(x)][0]}")
-    return x
+    return most if most >= -least else least
 
 
-def _check_stored(blocks: np.ndarray, x: np.ndarray, kind: str) -> None:
+def _check_stored(blocks: np.ndarray, largest: np.float32, kind: str) -> None:
     """Refuse what would be read back as infinity: in float16 these, and not-a-number, have all bits of the exponent."""
     scales = np.ascontiguousarray(blocks[:, FORMATS[kind].scales]).view("<u2")
     # Subtle: where even the squares of weights overflow, the search finds nothing and stores a scale of 0.
-    if max(x.max(), -x.min()) >= TOO_LARGE or (scales & 0x7C00 == 0x7C00).any():
-        largest = x.flat[np.abs(x).argmax()]
+    if abs(largest) >= TOO_LARGE or (scales & 0x7C00 == 0x7C00).any():
         raise ValueError(
             f"weights as large as {largest:g} do not fit {kind}: its scales are float16, which ends at 65504"
         )
@@ -332,7 +334,8 @@ def _encode_q6_k(rows: np.ndarray, importance, device) -> np.ndarray:
     settled = (_read_float16(d) * scales).reshape(-1)
     levels = np.clip(nearest(x / settled), -32, 31) + 32
     lost = np.flatnonzero(settled == 0)
-    levels[:, lost] = _stored_levels(x[:, lost], inverse[lost], half=32)
+    if len(lost):
+        levels[:, lost] = _stored_levels(x[:, lost], inverse[lost], half=32)
     levels = rearrange(levels.astype(np.uint8), "l (n j) -> n (j l)", j=16)
     packed = np.concatenate([_pack_q6_levels(levels), scales.view(np.uint8), d], axis=1)
     packed[np.abs(most) < F32(1e-15)] = 0
@@ -382,7 +385,7 @@ def _decode_q8_0(packed: np.ndarray) -> np.ndarray:
 
 
 def _encode_q5_0(rows: np.ndarray, importance, device) -> np.ndarray:
-    """(R, cols) -> (N, 22): d, 32 fifth bits, 32 nibbles."""
+    """(R, cols) -> (N, 22): d, 32 fifth bits (bit j of byte b belongs to weight 8 b + j), 32 nibbles."""
     x = _columns(rows, 32)
     if importance is None:
         # Subtle: + 0.0 turns -0.0 into 0.0, so that a block of zeros has d = -0.0, bytes 00 80.
@@ -394,10 +397,9 @@ def _encode_q5_0(rows: np.ndarray, importance, device) -> np.ndarray:
         d, inverse = search(device, fit_scale, x, w, 16)
         levels = _stored_levels(x, inverse, half=16)
     levels = levels.astype(np.uint8)
-    packed = np.empty((len(d), 22), np.uint8)
-    packed[:, :2], packed[:, 6:] = _float16_bytes(d), (levels[:16] & 15 | levels[16:] << 4).T
-    packed[:, 2:6] = np.packbits(levels.T > 15, bitorder="little").reshape(-1, 4)
-    return packed
+    fifth = (levels >> 4).reshape(4, 8, -1) * (1 << np.arange(8, dtype=np.uint8)[:, None])
+    nibbles = levels[:16] & 15 | levels[16:] << 4
+    return np.concatenate([_float16_bytes(d).T, np.bitwise_or.reduce(fifth, axis=1), nibbles]).T
 
 
 def _decode_q5_0(packed: np.ndarray) -> np.ndarray:

@@ -64,7 +64,8 @@ def fit_scale_and_low(x: np.ndarray, w: np.ndarray, top: int, ladder: Ladder) ->
     high = xp.where(flat, np.inf, ends[1])  # an endless ruler: every level is 0, every error NaN, nothing wins
     inverse = _over(F32(top), high - start)
     scale, low = 1 / inverse, start
-    levels = round_to_levels(x, start, inverse, top, ends)
+    levels, product, spare = (_reused(x) for _ in range(3))
+    round_to_levels(x, start, inverse, top, ends, out=levels)
     best = [_squared_error(levels, x, w, scale, low), scale, low, inverse, start]
 
     sum_w, sum_wx = column_sum(w), column_sum(w * x)
@@ -72,9 +73,10 @@ def fit_scale_and_low(x: np.ndarray, w: np.ndarray, top: int, ladder: Ladder) ->
         # Subtle: a better fit moves the start of all rulers that follow. Without this 93 % of the blocks differ.
         start = best[2]
         inverse = _over(spread, high - start)
-        levels = round_to_levels(x, start, inverse, top, ends)
-        wl = w * levels
-        sum_wl, sum_wll, sum_wlx = column_sum(wl), column_sum(wl * levels), column_sum(xp.multiply(wl, x, out=wl))
+        round_to_levels(x, start, inverse, top, ends, out=levels)
+        sum_wl = column_sum(xp.multiply(w, levels, out=product))
+        sum_wlx = column_sum(xp.multiply(product, x, out=spare))
+        sum_wll = column_sum(xp.multiply(product, levels, out=product))
         det = sum_w * sum_wll - sum_wl * sum_wl
         scale = (sum_w * sum_wlx - sum_wx * sum_wl) / det
         low = (sum_wll * sum_wx - sum_wl * sum_wlx) / det
@@ -87,10 +89,10 @@ def fit_scale_and_low(x: np.ndarray, w: np.ndarray, top: int, ladder: Ladder) ->
     return Fit(xp.where(flat, 0, scale), low, inverse, start)
 
 
-def round_to_levels(x: np.ndarray, start: np.ndarray, inverse: np.ndarray, top: int, ends: np.ndarray) -> np.ndarray:
+def round_to_levels(x, start: np.ndarray, inverse: np.ndarray, top: int, ends: np.ndarray, out=None) -> np.ndarray:
     """round((x - start) * inverse), clipped to 0..top, as float32. `ends`: the least and greatest of each column."""
     xp = _library(x)
-    levels = x - start
+    levels = xp.subtract(x, start, out=out)
     levels *= inverse
     # Subtle: where a fit has moved `start` close to `high`, a value may leave the range in which ggml rounds well.
     # Rounding keeps order, so it is enough to look at the ends.
@@ -103,7 +105,7 @@ def round_to_levels(x: np.ndarray, start: np.ndarray, inverse: np.ndarray, top: 
 
 
 def _squared_error(levels, x, w, scale, low) -> np.ndarray:
-    """sum(w * (scale * level + low - x)^2) of each column. Overwrites `levels`: fresh memory is slow."""
+    """sum(w * (scale * level + low - x)^2) of each column. Overwrites `levels`."""
     diff = levels
     diff *= scale
     diff += low
@@ -130,7 +132,7 @@ def fit_scale(x: np.ndarray, w: np.ndarray, half: int) -> tuple[np.ndarray, np.n
     empty = xp.abs(most) < F32(1e-15)
     most = xp.where(empty, 1, most)
     wx = w * x
-    levels, product = xp.empty_like(x), xp.empty_like(x)  # used again and again: fresh memory is slow
+    levels, product = _reused(x), _reused(x)
 
     def sums(inverse):
         xp.multiply(x, inverse, out=levels)
@@ -159,9 +161,11 @@ def first_largest(x: np.ndarray) -> np.ndarray:
     xp = _library(x)
     least, most = xp.amin(x, axis=0), xp.amax(x, axis=0)
     largest = xp.where(most > -least, most, least)
-    tied = xp.argwhere((most == -least) & (most > 0))[:, 0]
-    first = xp.argmax(xp.abs(x[:, tied]), axis=0)
-    largest[tied] = x[first, tied]
+    tied = (most == -least) & (most > 0)
+    if tied.any():
+        tied = xp.argwhere(tied)[:, 0]
+        first = xp.argmax(xp.abs(x[:, tied]), axis=0)
+        largest[tied] = x[first, tied]
     return largest
 
 
@@ -179,6 +183,18 @@ def column_sum(t: np.ndarray) -> np.ndarray:
     for row in t[1:]:
         total += row
     return total
+
+
+def _reused(x: np.ndarray) -> np.ndarray:
+    """Memory for float32 of the shape of `x`, to write results into again and again: fresh memory is slow.
+
+    It begins at a multiple of 64 bytes, as torch's does and numpy's need not. A CPU may write 64 bytes at once; where
+    these lie in two lines of its cache, a product takes twice as long.
+    """
+    if not isinstance(x, np.ndarray):
+        return _library(x).empty_like(x)
+    memory = np.empty(x.nbytes + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64 :][: x.nbytes].view(F32).reshape(x.shape)
 
 
 def nearest(v: np.ndarray) -> np.ndarray:
@@ -201,7 +217,9 @@ X86_NAN = np.uint32(0xFFC00000).view(F32)  # what 0 / 0 gives there. Its sign re
 def search(device, fit: Callable, x: np.ndarray, w: np.ndarray, *args):
     """fit(x, w, *args): in numpy, or by torch on a device if there is one. Returns numpy arrays."""
     if device is None:
-        return fit(x, w, *args)
+        with np.errstate():  # its end undoes the next line, too
+            np.setbufsize(1024)  # where two rows fit, numpy copies what it broadcasts, and takes twice as long
+            return fit(x, w, *args)
     import torch
 
     found = fit(torch.tensor(x, device=device), torch.tensor(w, device=device), *args)
