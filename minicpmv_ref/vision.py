@@ -9,7 +9,7 @@ Module names give the state-dict keys of MiniCPM-V 2.5 and 2.6, so published wei
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
@@ -77,14 +77,10 @@ class VisionTransformer(nn.Module):
         return features
 
     def _groups(self, lengths: list[int], limit: int) -> list[list[int]]:
-        """Which slices share a row: up to `limit` patches, equal lengths as neighbors."""
-        groups, patches = [[]], 0
-        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if groups[-1] and patches + lengths[i] > limit:
-                groups, patches = [*groups, []], 0
-            groups[-1].append(i)
-            patches += lengths[i]
-        return groups
+        """Which slices share a row: about `limit` patches, equal lengths as neighbors."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        ends = accumulate(lengths[i] for i in order)
+        return [[i for i, _ in same] for _, same in groupby(zip(order, ends), lambda pair: pair[1] // (limit + 1))]
 
     def _encode(self, patches: torch.Tensor, positions: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
         x = self.embeddings.patches(patches) + positions  # (N, D)

@@ -312,7 +312,7 @@ def test_one_pass_in_bfloat16_is_at_least_as_near_to_float32(act, monkeypatch):
 
 @pytest.mark.parametrize("cfg", [BUCKET, INTERPOLATE], ids=["bucket", "interpolate"])
 def test_a_cpu_reads_a_few_slices_at_a_time_and_a_training_all(cfg, monkeypatch):
-    """A row has at most 4,096 patches, or one slice; gradients are wanted of one row."""
+    """A row has about 4,096 patches, or one slice; gradients are wanted of one row."""
     vit, rows = tower(cfg), []
     real = vit._encode
     monkeypatch.setattr(vit, "_encode", lambda p, x, lengths: rows.append(lengths) or real(p, x, lengths))
