@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,10 +176,52 @@ def test_what_is_kept_by_whom():
 def test_device_memory_is_asked(monkeypatch):
     free, has = device_memory("cpu")
     assert 0 < free <= has and has > 2**28
-    monkeypatch.setattr(module.os, "sysconf", dict(SC_PAGE_SIZE=4, SC_AVPHYS_PAGES=10, SC_PHYS_PAGES=100).get)
-    assert device_memory("cpu") == (40, 400)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 7))
     assert device_memory("cuda") == (5, 7)
+
+
+def v2(most, used, cache=None) -> dict[str, str]:
+    return {"max": most, "current": used, "stat": "anon 1" + ("" if cache is None else f"\ninactive_file {cache}")}
+
+
+def v1(most, used, cache=0) -> dict[str, str]:
+    return {"limit_in_bytes": most, "usage_in_bytes": used, "stat": f"inactive_file 1\ntotal_inactive_file {cache}"}
+
+
+@pytest.mark.parametrize(
+    ("said", "groups", "wanted"),
+    [
+        (None, {"": v2(500, 100)}, (900, 1000)),  # no Linux
+        ("0::/", {"": v2(500, 100)}, (400, 500)),  # a container sees itself as the base
+        ("0::/", {"": v2(500, 100, cache=40)}, (440, 500)),
+        ("0::/", {"": v2("max", 100)}, (900, 1000)),
+        ("0::/", {"": v2(500, 501)}, (0, 500)),
+        ("0::/", {"": v2(5000, 10)}, (900, 1000)),  # more than there is
+        ("0::/slice/job", {"slice": v2(500, 100), "slice/job": v2("max", 1)}, (400, 500)),
+        ("0::/slice/job", {"slice": v2(500, 480), "slice/job": v2(300, 10)}, (20, 300)),  # the slice is nearly full
+        ("0::/slice/job", {"slice": v2(500, 100), "slice/other": v2(3, 1)}, (400, 500)),
+        ("0::/../../job", {"": v2(500, 100), "job": v2(3, 1)}, (400, 500)),
+        ("5:cpu,memory:/docker/a\n0::/docker/a", {"memory": v1(500, 100, 50)}, (450, 500)),  # the path from outside
+        ("5:memory:/a\n4:cpu:/b", {"memory/a": v1(300, 0), "memory": v1(500, 100), "b": v1(1, 1)}, (300, 300)),
+        ("5:memory:/", {"memory": v1(9223372036854771712, 100)}, (900, 1000)),  # no limit
+        ("12:memory:/a:b", {"memory/a:b": v1(500, 100)}, (400, 500)),
+        ("0::/", {"": v2("", "")}, (900, 1000)),
+        ("0::/", {"": {"max": 500}}, (900, 1000)),
+        ("nonsense\n\n0::/", {"": v2(500, 100)}, (400, 500)),
+    ],
+)
+def test_a_container_has_what_it_may_have(tmp_path, monkeypatch, said, groups, wanted):
+    """Files as in Linux's Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=900))
+    monkeypatch.setattr(module, "SYSTEM", tmp_path)
+    for group, files in groups.items():
+        (tmp_path / "sys/fs/cgroup" / group).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (tmp_path / "sys/fs/cgroup" / group / f"memory.{name}").write_text(f"{text}\n")
+    if said is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(said + "\n")
+    assert device_memory("cpu") == wanted
 
 
 # ---- the two savings
