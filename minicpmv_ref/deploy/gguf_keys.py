@@ -87,7 +87,7 @@ def tokenizer_keys(tokenizer, config: MiniCPMVConfig) -> list[Value]:
     if max(tokens) >= size:
         raise ValueError(f"the tokenizer has ids up to {max(tokens)}, but the model's vocab_size is {size}")
     rows = [tokens.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(size)]  # embeddings of nothing
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in data["model"]["merges"]]
+    merges = [" ".join(pair) for pair in data["model"]["merges"]]
     keys = [
         ("string", "tokenizer.ggml.model", "gpt2"),
         ("string", "tokenizer.ggml.pre", PRE_TOKENIZERS[words]),

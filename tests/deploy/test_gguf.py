@@ -215,21 +215,50 @@ def test_qwen2_keeps_its_rows_and_has_biases(tmp_path):
 
 
 def test_keys(small, exported):
+    """All but the tokenizer's, under the names that gguf has; the others are those of llama.cpp's clip-impl.h."""
     mixture, paths = exported
-    config = small[0].config
-    llm, mmproj = (read_gguf(path).keys for path in paths)
-    assert llm["general.architecture"] == "llama" and mmproj["general.architecture"] == "clip"
-    assert llm["general.file_type"] == {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K_M": 15}[mixture]
-    assert ("general.quantization_version" in llm) == mixture.startswith("Q")
-    numbers = [llm[f"llama.{name}"] for name in ("embedding_length", "feed_forward_length", "block_count")]
-    assert numbers == [config.llm.hidden_size, config.llm.intermediate_size, config.llm.num_hidden_layers]
-    assert (llm["llama.attention.head_count"], llm["llama.attention.head_count_kv"]) == (4, 2)
-    assert llm["llama.rope.freq_base"] == config.llm.rope_theta
-    assert llm["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(config.llm.rms_norm_eps)
-    assert mmproj["clip.minicpmv_version"] == 3 and mmproj["clip.projector_type"] == "resampler"
-    assert mmproj["clip.minicpmv_query_num"] == config.resampler.num_queries
-    assert mmproj["clip.vision.image_size"] == config.slicing.scale_resolution
-    assert mmproj["clip.vision.attention.head_count"] == config.vision.heads
+    config, names = small[0].config, gguf.Keys
+    text, eye = config.llm, config.vision
+    common = {names.General.NAME: "MiniCPM-V 2.6", names.General.TYPE: "model", names.General.ARCHITECTURE: "llama"}
+    language = {
+        names.General.FILE_TYPE: {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K_M": 15}[mixture],
+        names.LLM.CONTEXT_LENGTH: text.max_position_embeddings,
+        names.LLM.EMBEDDING_LENGTH: text.hidden_size,
+        names.LLM.BLOCK_COUNT: text.num_hidden_layers,
+        names.LLM.FEED_FORWARD_LENGTH: text.intermediate_size,
+        names.LLM.VOCAB_SIZE: 1030,
+        names.Attention.HEAD_COUNT: 4,
+        names.Attention.HEAD_COUNT_KV: 2,
+        names.Attention.LAYERNORM_RMS_EPS: text.rms_norm_eps,
+        names.Rope.FREQ_BASE: text.rope_theta,
+        names.Rope.DIMENSION_COUNT: text.hidden_size // 4,
+    }
+    language |= {names.General.QUANTIZATION_VERSION: gguf.GGML_QUANT_VERSION} if mixture.startswith("Q") else {}
+    vision = {
+        names.General.TYPE: "mmproj",
+        names.General.ARCHITECTURE: "clip",
+        names.General.FILE_TYPE: int(mixture != "F32"),
+        names.Clip.HAS_VISION_ENCODER: True,
+        names.Clip.PROJECTOR_TYPE: "resampler",
+        names.ClipVision.IMAGE_SIZE: config.slicing.scale_resolution,
+        names.ClipVision.PATCH_SIZE: 14,
+        names.ClipVision.EMBEDDING_LENGTH: eye.width,
+        names.ClipVision.FEED_FORWARD_LENGTH: eye.mlp_width,
+        names.ClipVision.BLOCK_COUNT: eye.layers,
+        names.ClipVision.PROJECTION_DIM: 0,
+        names.ClipVision.Attention.HEAD_COUNT: eye.heads,
+        names.ClipVision.Attention.LAYERNORM_EPS: eye.eps,
+        names.ClipVision.IMAGE_MEAN: (0.5, 0.5, 0.5),
+        names.ClipVision.IMAGE_STD: (0.5, 0.5, 0.5),
+        names.ClipVision.USE_GELU: True,
+        **{"clip.has_text_encoder": False, "clip.has_minicpmv_projector": True},
+        **{"clip.minicpmv_version": 3, "clip.minicpmv_query_num": config.resampler.num_queries},
+    }
+    for path, wanted in zip(paths, (language, vision)):
+        keys = {name: value for name, value in read_gguf(path).keys.items() if not name.startswith("tokenizer.")}
+        keys = {name: tuple(value) if isinstance(value, np.ndarray) else value for name, value in keys.items()}
+        wanted = {name.format(arch="llama"): value for name, value in (common | wanted).items()}
+        assert keys == {name: np.float32(v) if isinstance(v, float) else v for name, v in wanted.items()}
 
 
 def test_a_16_bit_model_is_quantized_from_its_exact_values(tmp_path):
@@ -470,10 +499,13 @@ def cut(data):
 
 def test_llama_3_is_known_by_its_cut(tmp_path):
     model, _ = phone_model(version="2.5")
-    pattern = TikTokenConverter(None).pattern
-    processor = with_tokenizer(
-        lambda data: (cut(data).update(Regex=pattern), data["model"].update(ignore_merges=True)), model.config
-    )
+
+    def as_llama_3(data):
+        cut(data).update(Regex=TikTokenConverter(None).pattern)
+        data["model"].update(ignore_merges=True)
+        data.update(normalizer=None)
+
+    processor = with_tokenizer(as_llama_3, model.config)
     llm, mmproj = (read_gguf(path).keys for path in export(model, processor, tmp_path))
     assert llm["tokenizer.ggml.pre"] == "llama-bpe"
     assert "tokenizer.ggml.bos_token_id" not in llm, "this tokenizer has none"
@@ -484,14 +516,19 @@ def test_llama_3_is_known_by_its_cut(tmp_path):
 def test_a_word_added_by_a_user_is_not_a_marker(small, tmp_path):
     plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
     processor = with_tokenizer(lambda data: data["added_tokens"].append({"id": 1024, "content": "MiniCPM", **plain}))
+    processor.tokenizer.bos_token = "<|endoftext|>"
     keys = read_gguf(export(small[0], processor, tmp_path)[0]).keys
     assert keys["tokenizer.ggml.tokens"][1024] == "MiniCPM"
     assert keys["tokenizer.ggml.token_type"][1024] == gguf.TokenType.USER_DEFINED
+    assert keys["tokenizer.ggml.bos_token_id"] == 0, "its own, where it has one"
 
 
 def test_other_tokenizers_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match=r"byte-level BPE.* the cut '\\\\w\+'"):
         export(small[0], with_tokenizer(lambda data: cut(data).update(Regex=r"\w+")), tmp_path)
+    with pytest.raises(ValueError, match=r"byte-level BPE.* got WordLevel"):
+        plain = dict(type="WordLevel", vocab=small[1].tokenizer.get_vocab(), unk_token="<unk>")
+        export(small[0], with_tokenizer(lambda data: data.update(model=plain)), tmp_path)
     with pytest.raises(ValueError, match=r"byte-level BPE.* the cut None"):
         export(small[0], with_tokenizer(lambda data: data.update(pre_tokenizer=None)), tmp_path)
 
@@ -508,6 +545,7 @@ def spelled(data):
         (lambda data: spelled(data)[1].update(add_prefix_space=True), "its pre_tokenizer does more"),
         (lambda data: spelled(data)[1].update(use_regex=True), "its pre_tokenizer does more"),
         (lambda data: spelled(data)[0].update(behavior="Removed"), "its pre_tokenizer does more"),
+        (lambda data: spelled(data)[0].update(invert=True), "its pre_tokenizer does more"),
         (lambda data: spelled(data).append(dict(type="Digits", individual_digits=True)), "its pre_tokenizer does more"),
         (lambda data: data.update(normalizer={"type": "Lowercase"}), "its normalizer is not NFC"),
         (lambda data: data["added_tokens"][8].update(rstrip=True), "rstrip of its added token"),
