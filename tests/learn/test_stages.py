@@ -1,5 +1,7 @@
 """The schedule: what learns, what does not, and the head start of the small model."""
 
+import hashlib
+import json
 import math
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from minicpmv_ref import MiniCPMV, nano
-from minicpmv_ref.learn.stages import PARTS, STAGES, Stage, freeze, stage_named, start
+from minicpmv_ref.learn.stages import LATER, PARTS, STAGES, Stage, freeze, stage_named, start
 from minicpmv_ref.positions import sincos_2d
 from minicpmv_ref.scale.profiles import PROFILES, Profile, scaled
 from minicpmv_ref.toy.data import KINDS
@@ -127,6 +129,15 @@ def test_fields_that_cannot_be(field, values):
     for value in values:
         with pytest.raises(ValueError, match=field):
             replace(stage_named("sft-1"), **{field: value})
+
+
+def test_the_schedule_is_that_of_the_shipped_weights():
+    """To change one number means to train them again. The digest is the same where they were committed."""
+    schedule = json.dumps([stage.settings() for stage in (*STAGES, *LATER)])
+    assert (
+        hashlib.sha256(schedule.encode()).hexdigest()
+        == "0c4c11da16db8dbafd39c63f4c72778f68230b5624554ef6b1b189fd9b0ffc33"
+    )
 
 
 def test_training_checkpoints_hold_a_stage_under_its_first_names():

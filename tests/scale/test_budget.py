@@ -28,8 +28,10 @@ from minicpmv_ref.scale.budget import (
     peak_flops,
     workload_of,
 )
+from minicpmv_ref.scale.machine import Machine
 from minicpmv_ref.scale.parallel import LossModule, Processes, backward
 from minicpmv_ref.scale.profiles import PROFILES, scaled
+from minicpmv_ref.scale.steps import train_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Nano at half its width. Weights shrink with the square, so more of a step's bytes are those that have to be measured.
@@ -58,13 +60,16 @@ def at_work(name: str, size: int = 4):
 @pytest.mark.parametrize("name", ["start-text", "stage-1", "stage-2", "stage-3", "sft-1"])
 def test_flops_are_those_that_pytorch_counts(name):
     """Counted from a batch, to the last one, forward and backward, whatever is frozen."""
-    stage, _, objective, samples = at_work(name)
+    stage, model, objective, samples = at_work(name)
     workload = workload_of(objective.prepare(samples, 1)[0])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it cannot count the CPU's kernel
         loss = objective(samples, 1)[0]
         assert flops(SMALL, workload, learning=()) == counter.get_total_flops()
         loss.backward()
     assert flops(SMALL, workload, stage.learning_rates) == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        (step,) = train_steps(model, PROCESSOR, replace(stage, steps=1), machine=Machine(micro_batches=2))
+    assert step.flops == counter.get_total_flops()
 
 
 def test_peaks_and_mfu():
