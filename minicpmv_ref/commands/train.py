@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ..inputs.checks import LIMITS
+from ..inputs.checks import LIMITS, quoted
 from .common import COUNTS, FACTORS, SEEDS, THREADS, CommandError, add_number, need, refuse, report_line, say
 
 
@@ -156,7 +156,7 @@ def train_in(processes, folder, args):
         given = {name: getattr(args, name) for name in ("steps", "batch", "lr_scale", "lora", "seed", "strict")}
         recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
         train_on(args.data, args.checkpoint, folder, args.held_out, root=args.root, recipe=recipe, **how)
-        report(f'ask it: lab.py ask IMAGE "QUESTION" --model {folder}')
+        report(f'ask it: lab.py ask IMAGE "QUESTION" --model {quoted(str(folder))}')
     else:
         from ..processor import Processor
         from ..scale.profiles import PROFILES

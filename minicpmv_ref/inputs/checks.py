@@ -7,6 +7,8 @@ A wrong type is a TypeError, a wrong value a ValueError. Both name the argument,
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -260,10 +262,12 @@ def quoted(word: str) -> str:
     """A path as it can be typed in a terminal: in quotes where a shell would cut or expand it.
 
     Example:
-        >>> quoted("/my course/python"), quoted("C:\\\\course\\\\python.exe"), quoted("/course[site]")
-        ('"/my course/python"', 'C:\\\\course\\\\python.exe', '"/course[site]"')
+        >>> quoted("/course/.venv/bin/python"), quoted("$HOME")
+        ('/course/.venv/bin/python', "'$HOME'")
     """
-    return f'"{word}"' if set(word) & set(" [](){}&;'*?") else word
+    if os.name != "nt":
+        return shlex.quote(word)
+    return f'"{word}"' if set(word) & set(" [](){}&;'*?") else word  # cmd has no other quotes
 
 
 def _range(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shlex
 import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..inputs.checks import LIMITS, WrongType, check_choice, check_int, check_type, printable, shown
+from ..inputs.checks import LIMITS, WrongType, check_choice, check_int, check_type, printable, quoted, shown
 from ..inputs.files import parse_json, plain_file
 from ..inputs.pictures import load_image, picture_size
 from ..processor import Processor
@@ -291,7 +290,7 @@ def _outside(text: str, target: Path, root: Path) -> tuple[str, str]:
     else:
         return f"{shown(text)} leaves the folder {root}", "move the picture, or name another root"
     way = f" by a link to {target}" if by_link else ""
-    fix = f"move the picture, or name the folder that holds it as root (--root {shlex.quote(str(other))})"
+    fix = f"move the picture, or name the folder that holds it as root (--root {quoted(str(other))})"
     if not Path(text).is_absolute() and other == target.parent and len(parts) > 1:
         fix += " and let paths start there"
     return f"{shown(text)} leaves the folder {root}{way}", fix

@@ -5,12 +5,53 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minicpmv_ref.inputs.checks import check_choice, check_int, check_list, check_number, check_type, printable, shown
+from minicpmv_ref.inputs.checks import (
+    check_choice,
+    check_int,
+    check_list,
+    check_number,
+    check_type,
+    printable,
+    quoted,
+    shown,
+)
 from minicpmv_ref.inputs.files import only_one, parse_json, plain_file, read_json, replacing
+
+WORDS = [
+    "/course",
+    "C:\\course",
+    "/my course",
+    "$HOME",
+    "a$(echo b)",
+    "a`echo b`",
+    "it's",
+    '"',
+    "a|b",
+    "a>b",
+    "~",
+    "!!",
+    "*",
+    "",
+    "李",
+]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks a shell of POSIX")
+@pytest.mark.parametrize("word", WORDS)
+def test_a_shell_reads_a_quoted_word_as_it_is(word):
+    assert subprocess.check_output(["sh", "-c", f"printf %s {quoted(word)}"], text=True, encoding="utf-8") == word
+
+
+def test_usual_words_stay_as_they_are_and_windows_has_double_quotes(monkeypatch):
+    assert quoted("/course/.venv/bin/python3.11") == "/course/.venv/bin/python3.11"
+    monkeypatch.setattr("minicpmv_ref.inputs.checks.os", SimpleNamespace(name="nt"))
+    assert quoted("C:\\course\\python.exe") == "C:\\course\\python.exe"
+    assert quoted("C:\\my course\\python.exe") == '"C:\\my course\\python.exe"'
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])

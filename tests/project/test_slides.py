@@ -132,7 +132,7 @@ def test_an_unknown_lesson_and_a_missing_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.metadata.files", lambda name: [])
     assert main(["slides", "01", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert "Install the extra `site` once" in said and said.endswith(f' -m pip install "{ROOT}[site]"\n')
+    assert "Install the extra `site` once" in said and said.endswith(f" -m pip install '{ROOT}[site]'\n")
 
 
 def test_another_version_of_a_library_is_refused(tmp_path, monkeypatch):
