@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import tracemalloc
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +127,8 @@ def test_the_cache_grows(models, quick, monkeypatch):
     assert sorted(set(rooms)) == [276, 552, 1024]
     with torch.no_grad():
         assert torch.allclose(step.logits[:, -1], models["2.5"].llm(ids).logits[:, -1], atol=1e-5)
+    jump = decoder(ids[:, 20:], past_key_values=decoder(ids[:, :20]).past_key_values)  # more than twice the room
+    assert torch.allclose(jump.logits[:, -1], step.logits[:, -1], atol=1e-5)
 
 
 def test_the_cache_is_there_before_the_tokens(quick):
@@ -219,6 +222,9 @@ def test_half_precision(wide):
     assert 1e-3 < error < 0.1
     assert (ours - right).norm() / right.norm() < 1.3 * error
     assert Runtime(half).llm.dtype == torch.bfloat16
+    ids = torch.tensor([[5, 6, 7]])
+    quantized, same = (Runtime(model, "Q8_0").llm(ids).logits for model in (half, deepcopy(half).float()))
+    assert quantized.dtype == torch.float32 and torch.equal(quantized, same)
 
 
 @pytest.mark.parametrize(("table", "rest"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
@@ -324,8 +330,10 @@ def test_every_family_quantized(models, processors, version, mixture):
     batch = processors[version](several())
     there = batch.attention_mask.bool()
     with torch.no_grad():
-        right, ours = rounded(models[version], mixture)(batch).logits, Runtime(models[version], mixture)(batch).logits
+        quantized, plan = Runtime(models[version], mixture), plan_mixture(models[version].config, mixture)
+        right, ours = rounded(models[version], mixture)(batch).logits, quantized(batch).logits
     assert (right - ours)[there].abs().max() < 2e-5
+    assert quantized.llm.nbytes == sum(plan.bytes_of(name) for name in plan.kinds)
 
 
 def test_unpacked_weights_are_forgotten(wide, monkeypatch):
@@ -421,6 +429,11 @@ def test_int8_is_what_hooks_on_transformers_give(wide, mixture):
     errors = (right - ours).norm(dim=-1) / right.norm(dim=-1)
     assert errors.median() < 1e-5
     assert ((right - plain).norm(dim=-1) / right.norm(dim=-1)).median() > 10 * errors.median()
+
+
+def test_what_meets_a_float32_matrix_is_not_rounded(wide):
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(*(Runtime(wide[0], "F32", kind).llm(ids).logits for kind in ("int8", "float")))
 
 
 @pytest.mark.llamacpp
