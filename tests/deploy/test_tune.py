@@ -166,6 +166,8 @@ def test_chips_say_what_they_are_made_of():
     assert CHIPS["phone"].bandwidth == 2 * 4.8e9 * 64 / 8
     assert CHIPS["RTX 4090"].bandwidth == 384 * 21e9 / 8
     assert (CHIPS["phone"].flops, CHIPS["RTX 4090"].flops) == (6e12, 83e12)  # the paper, section 5
+    assert CHIPS["laptop CPU"] == (4 * 3e9 * 2 * 8 * 2, 2 * 3.2e9 * 64 / 8)  # 2 units x 8 floats x 2 operations
+    assert CHIPS["MacBook M1"] == pytest.approx((8 * 128 * 2 * 1.278e9, 4.266e9 * 128 / 8), rel=0.01)
 
 
 @pytest.mark.parametrize("bad", [dict(slices=-1), dict(slices=1.0), dict(text=0), dict(text=True)])
