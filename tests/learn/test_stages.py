@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_config
 
 from minicpmv_ref import MiniCPMV, nano
 from minicpmv_ref.learn.stages import LATER, PARTS, STAGES, Stage, freeze, stage_named, start
@@ -46,6 +47,13 @@ def test_freeze(stage):
     for part in PARTS:
         for parameter in getattr(model, part).parameters():
             assert parameter.requires_grad == (part in stage.learning_rates) == (id(parameter) in learning)
+
+
+def test_the_sines_of_2_0_are_a_parameter_that_never_learns():
+    """Released as nn.Parameter(...).requires_grad_(False)."""
+    model = MiniCPMV.seeded(tiny_config("2.0"))
+    freeze(model, stage_named("sft-1"))
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["resampler.pos_embed"]
 
 
 def test_a_stage_that_trains_nothing_that_exists():
