@@ -69,7 +69,7 @@ class Resampler(nn.Module):
         Raises:
             TypeError, ValueError: no tensors, no pairs of integers, or features and grids that do not fit each other.
         """
-        check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg.kv_width)
         if not features:
             return self.query.new_empty(0, *self.query.shape)
         q = self._queries()
@@ -93,7 +93,7 @@ class Resampler(nn.Module):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg.kv_width)
         if not features:
             return self.forward(features, patch_grids), []
         q = self._queries()
@@ -167,16 +167,16 @@ def original_order(groups: list[list[int]]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def check_features(features, patch_grids, cfg: ResamplerConfig) -> None:
+def check_features(features, patch_grids, kv_width: int) -> None:
     check_list("features", features, torch.Tensor)
     check_list("patch_grids", patch_grids)
     if len(features) != len(patch_grids):
         raise ValueError(f"{len(features)} slices of features but {len(patch_grids)} patch grids")
     for i, (feature, grid) in enumerate(zip(features, patch_grids)):
         check_list(f"patch_grids[{i}]", grid, int)
-        fits = len(grid) == 2 and min(grid) >= 1 and feature.shape == (grid[0] * grid[1], cfg.kv_width)
+        fits = len(grid) == 2 and min(grid) >= 1 and feature.shape == (grid[0] * grid[1], kv_width)
         if not fits or not feature.is_floating_point():
             raise ValueError(
-                f"slice {i}: features must be floating-point numbers (rows * cols, {cfg.kv_width}) with (rows, cols) = "
+                f"slice {i}: features must be floating-point numbers (rows * cols, {kv_width}) with (rows, cols) = "
                 f"{shown(grid)}, got {shown(tuple(feature.shape))} of {feature.dtype}"
             )

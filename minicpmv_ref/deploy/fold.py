@@ -93,7 +93,7 @@ class FoldedResampler(nn.Module):
     @torch.no_grad()
     def forward(self, features: list[torch.Tensor], patch_grids: Grids) -> torch.Tensor:
         """As `Resampler.forward`, without gradients."""
-        check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg.kv_width)
         if not features:
             return self.last.new_empty(0, self.cfg.num_queries, self.cfg.width)
         groups = equal_lengths(features)

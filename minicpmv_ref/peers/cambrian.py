@@ -141,11 +141,13 @@ class SVA(nn.Module):
         return rearrange(q, "(b n) 1 d -> b n d", b=pictures)
 
     def _queries_a_side(self, features: list[torch.Tensor]) -> int:
-        check_list("features", features, torch.Tensor)
+        for each in check_list("features", features):
+            check_tensor("features", each, "B L D", square="L")
         sides = [math.isqrt(each.shape[1]) / block for each, block in zip(features, self.blocks)]
-        if len(features) != len(self.blocks) or len(set(sides)) != 1 or sides[0] % 1:
+        one_size = len({(len(each), each.shape[2]) for each in features}) == 1
+        if len(features) != len(self.blocks) or len(set(sides)) != 1 or sides[0] % 1 or not one_size:
             raise ValueError(
-                f"features must be {len(self.blocks)} maps whose sides are one number times {self.blocks}, "
+                f"features must be {len(self.blocks)} maps of one B and D, their sides one number times {self.blocks}, "
                 f"got {shown([tuple(each.shape) for each in features])}"
             )
         return int(sides[0])

@@ -8,6 +8,7 @@ B samples, T tokens, D width, H heads, G key-value heads, K head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from ..inputs.checks import check_int, shown
+from ..inputs.checks import check_int, check_type, shown
 from .shapes import check_tensor
 
 LANGUAGE, VISION = 0, 1  # types; an image is boi, its tokens and eoi, all of type VISION; padding is -1
@@ -191,8 +192,13 @@ class Adapter(nn.Module):
         self.boi, self.eoi = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """features (B, side * side, kv_width), without CLS -> (B, 1 + (side / 2)^2 + 1, width)"""
-        side = round(features.shape[1] ** 0.5)
+        """features (B, side * side, kv_width), without CLS, side even -> (B, 1 + (side / 2)^2 + 1, width)"""
+        side = math.isqrt(check_tensor("features", features, "B L C", square="L").shape[1])
+        if side % 2 or features.shape[2] != self.conv.in_channels:
+            raise ValueError(
+                f"features must be (B, side * side, {self.conv.in_channels}) with an even side, got "
+                f"{shown(tuple(features.shape))}"
+            )
         x = self.conv(rearrange(features, "b (r c) d -> b d r c", r=side))
         x = self.gated(rearrange(x, "b d r c -> b (r c) d"))
         return torch.cat([self.boi.expand(len(x), -1, -1), x, self.eoi.expand(len(x), -1, -1)], dim=1)
@@ -205,6 +211,11 @@ class Adapter(nn.Module):
 
 def by_expert(x: torch.Tensor, mask: torch.Tensor, vision: Callable, language: Callable) -> torch.Tensor:
     """Send each token through its expert; neither computes the other's tokens: x (B, T, D), mask (B, T)"""
+    if check_type("mask", mask, torch.Tensor).dtype != torch.bool or mask.shape != x.shape[:2]:
+        raise ValueError(  # a mask of 0 and 1 would choose the tokens number 0 and 1
+            f"mask must be True and False for each of {shown(tuple(x.shape[:2]))} tokens, as expert_mask gives, got "
+            f"{shown(tuple(mask.shape))} of {mask.dtype}"
+        )
     flat, seen = x.flatten(0, 1), mask.flatten()
     parts = [vision(flat[seen]), language(flat[~seen])]
     out = parts[0].new_empty(len(flat), parts[0].shape[-1])  # the dtype of autocast, if it is on

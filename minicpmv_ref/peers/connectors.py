@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..config import MiniCPMVConfig
-from ..inputs.checks import check_list, shown
+from ..inputs.checks import shown
+from ..resampler import check_features
 from .cambrian import SVA
 from .llava import MLP
 from .qllama import QLLaMACrossAttention
@@ -49,8 +50,8 @@ class Connector(nn.Module):
         Raises:
             TypeError, ValueError: views that are no squares of the model's size.
         """
-        check_list("features", features, torch.Tensor)
-        for number, grid in enumerate(check_list("patch_grids", patch_grids)):
+        check_features(features, patch_grids, self.width)
+        for number, grid in enumerate(patch_grids):
             if tuple(grid) != (self.side, self.side):
                 raise ValueError(
                     f"view {number} has {shown(grid)} patches, but this connector takes {self.side} x {self.side}: "

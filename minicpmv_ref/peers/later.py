@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..inputs.checks import check_int, check_list, check_size, shown
+from ..inputs.checks import check_int, check_list
 from ..resampler import Resampler, check_features
 
 TIMES = 72_000  # rows of the released table of times: two hours in steps of 0.1 s
@@ -57,7 +57,7 @@ class Resampler3D(Resampler):
         """
         if temporal_ids is None:
             return super().forward(features, patch_grids)
-        check_features(features, patch_grids, self.cfg)
+        check_features(features, patch_grids, self.cfg.kv_width)
         groups = [
             check_list("a group of temporal_ids", group, empty=False)
             for group in check_list("temporal_ids", temporal_ids)
@@ -154,7 +154,7 @@ class WindowMerger(nn.Module):
             TypeError, ValueError: features and grids that do not fit; an odd number.
         """
         merged = []
-        for windows in _windows(features, patch_grids):  # (N, 4, C)
+        for windows in _windows(features, patch_grids, self.linear_2.out_features):  # (N, 4, C)
             x = windows + self.self_attn(self.layer_norm1(windows))
             hidden = F.gelu(self.linear_1(self.pre_norm(x.flatten(1))), approximate="tanh")
             merged.append(self.linear_2(hidden) + x.mean(dim=1))
@@ -186,7 +186,8 @@ class Merger(nn.Module):
     def forward(self, features: list[torch.Tensor], patch_grids: list[tuple[int, int]]) -> list[torch.Tensor]:
         """As `WindowMerger.forward`, to width E."""
         part = self.mlp[0]
-        wide = [part["pre_norm"](windows.flatten(1)) for windows in _windows(features, patch_grids)]
+        windows = _windows(features, patch_grids, part["linear_1"].in_features // 4)
+        wide = [part["pre_norm"](each.flatten(1)) for each in windows]
         return [part["linear_2"](F.gelu(part["linear_1"](x))) for x in wide]
 
 
@@ -203,16 +204,12 @@ class _WindowAttention(nn.Module):
         return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "n h l k -> n l (h k)"))
 
 
-def _windows(features, patch_grids) -> list[torch.Tensor]:
+def _windows(features, patch_grids, width: int) -> list[torch.Tensor]:
     """For each view its 2 x 2 windows (N, 4, C), row by row."""
-    check_list("features", features, torch.Tensor)
+    check_features(features, patch_grids, width)
     windows = []
-    for feature, grid in zip(features, check_list("patch_grids", patch_grids, list, tuple), strict=True):
-        rows, cols = check_size(grid, "patch_grids", "(rows, cols)")
-        if feature.ndim != 2 or len(feature) != rows * cols or rows % 2 or cols % 2:
-            raise ValueError(
-                f"features must be (rows * cols, C) with even rows and cols, got {shown(tuple(feature.shape))} for "
-                f"{rows} x {cols}"
-            )
+    for feature, (rows, cols) in zip(features, patch_grids):
+        if rows % 2 or cols % 2:
+            raise ValueError(f"patch_grids must have even rows and cols, got {rows} x {cols}")
         windows.append(rearrange(feature, "(r p c q) d -> (r c) (p q) d", r=rows // 2, p=2, q=2))
     return windows

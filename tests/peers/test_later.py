@@ -109,3 +109,16 @@ def test_an_odd_grid_is_refused():
     for rows, cols in ((3, 5), (4, 5), (3, 4)):
         with pytest.raises(ValueError, match="even rows and cols"):
             Merger(8, 16)([torch.zeros(rows * cols, 8)], [(rows, cols)])
+
+
+@pytest.mark.parametrize("merger", [Merger(8, 16), WindowMerger(8, heads=2, mlp_width=12)], ids=["last", "window"])
+def test_features_and_grids_that_do_not_fit_are_said(merger):
+    view, grid = torch.zeros(24, 8), (4, 6)
+    for features, grids, words in (
+        ([view, view], [grid], "2 slices of features but 1 patch grids"),
+        ([view], [grid, grid], "1 slices of features but 2 patch grids"),
+        ([view, view[:, :7]], [grid, grid], r"slice 1: features must be .*rows \* cols, 8.*got \(24, 7\)"),
+        ([view[:20]], [grid], r"got \(20, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            merger(features, grids)

@@ -374,6 +374,7 @@ def test_a_picture_of_one_tile_has_no_thumbnail():
 
 
 X, SQUARE = torch.zeros(1, 4, 4, 8), torch.zeros(1, 16, 8)
+EXPERT, TYPES = cogvlm.VisualExpertLayer(8, 12, heads=2, kv_heads=1), torch.ones(1, 16, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
@@ -394,6 +395,14 @@ X, SQUARE = torch.zeros(1, 4, 4, 8), torch.zeros(1, 16, 8)
         (lambda: cambrian.SVA(width=30, blocks=[1], heads=4), "must be a multiple of heads = 4"),
         (lambda: cambrian.SVA(width=32, blocks=[1, 2])(SQUARE[0, 0], [SQUARE]), "features must be 2 maps"),
         (lambda: cambrian.SVA(width=8, blocks=[3], heads=2)(SQUARE[0, 0], [SQUARE]), "features must be 1 maps"),
+        (lambda: cambrian.SVA(width=8, blocks=[1, 2], heads=2)(X[0, 0, 0], [SQUARE, X[:, :, :2]]), "features must"),
+        (lambda: cambrian.SVA(8, [1, 2], heads=2)(X[0, 0, 0], [SQUARE[:, :4], SQUARE.expand(2, -1, -1)]), "of one B"),
+        (lambda: cogvlm.Adapter(8, 16, 24)(SQUARE[:, :15]), "L a square number"),
+        (lambda: cogvlm.Adapter(8, 16, 24)(SQUARE[:, :9]), "even side, got"),
+        (lambda: cogvlm.Adapter(7, 16, 24)(SQUARE), "side, 7"),
+        (lambda: EXPERT(SQUARE, TYPES, TYPES), "mask must be True and False for each of .* got .* of torch.int64"),
+        (lambda: EXPERT(SQUARE, TYPES[:, 1:] > 0, TYPES), "mask must be True and False for each of"),
+        (lambda: EXPERT(SQUARE.reshape(2, 8, 8), TYPES > 0, TYPES.reshape(2, 8)), "mask must be True and False"),
         (lambda: qllama.QLLaMACrossAttention(width=30, kv_width=8, heads=4), "heads"),
         (lambda: qllama.stage2_mask("itx", 1, torch.ones(1, 2)), "task must be one of"),
     ],

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny import ask, picture, tiny_model
 
-from minicpmv_ref import MiniCPMV, Processor
+from minicpmv_ref import MiniCPMV, Processor, nano
 from minicpmv_ref.__main__ import main
 from minicpmv_ref.counts import Workload, flops, parameters
 from minicpmv_ref.deploy.gguf import export
@@ -176,6 +176,23 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         Runtime(expert)
     with pytest.raises(ValueError, match="takes 8 x 8"):
         model.encode_images([torch.zeros(3, 84, 140)], [(6, 10)])
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
+def test_a_connector_takes_no_features_that_its_grids_do_not_name(name):
+    """A view more, or of other patches, once became tokens of a picture that nobody gave."""
+    connector, width = CONNECTORS[name](nano), nano.vision.width
+    view, grid = torch.zeros(64, width), (8, 8)
+    assert connector([view], [grid]).shape == (1, connector.num_queries, nano.llm.hidden_size)
+    for features, grids, words in (
+        ([view, view], [grid], "2 slices of features but 1 patch grids"),
+        ([view[:16]], [grid], r"slice 0: .*got \(16, "),
+        ([view, view[:16]], [grid, grid], r"slice 1: .*got \(16, "),
+        ([view[:, 1:]], [grid], rf"rows \* cols, {width}\)"),
+        ([view], [8], r"patch_grids\[0\] must be a list"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            connector(features, grids)
 
 
 def test_ask_takes_a_peer(trained, tmp_path, capsys):
