@@ -87,6 +87,17 @@ class PeerModel(MiniCPMV):
             raise ValueError("transformers would cut packed rows where positions repeat: use learn.packing.score")
         return super().forward(batch)
 
+    def chat(self, messages, processor: Processor, stream: bool = False, **options):
+        """As `MiniCPMV.chat`; ValueError for a processor that cuts pictures or counts positions otherwise."""
+        own = self.peer["cutting"], "one_position" in self.peer
+        given = getattr(processor, "cutting", "minicpm-v"), getattr(processor, "one_position", False)
+        if isinstance(processor, Processor) and given != own:
+            raise ValueError(
+                f'processor must cut pictures by "{own[0]}" with one_position={own[1]}, as this model, got '
+                f'"{given[0]}" with {given[1]}: take the one that swap or load gave with the model'
+            )
+        return super().chat(messages, processor, stream, **options)
+
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """As `MiniCPMV.save_pretrained`; config.json also says what it shares with which peer."""
         super().save_pretrained(path, peer=self.peer)

@@ -178,6 +178,21 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         model.encode_images([torch.zeros(3, 84, 140)], [(6, 10)])
 
 
+def test_chat_takes_the_processor_of_its_model(trained):
+    """Another one may give as many tokens, of other views or at other positions: the answer was wrong, silently."""
+    conversation = ask(picture(250, 100), "What?")
+    models = [swap(*trained, "resampler", *how, one_position=one) for how in ((), ("tiles",)) for one in (False, True)]
+    for model, own in models:
+        assert isinstance(model.chat(conversation, own, max_new_tokens=1), str)
+        others = [each for _, each in models if each is not own] + [trained[1]] * (model is not models[0][0])
+        for other in others:
+            with pytest.raises(ValueError, match=f'by "{own.cutting}" with one_position={own.one_position}'):
+                model.chat(conversation, other, max_new_tokens=1)
+    assert isinstance(models[0][0].chat(conversation, trained[1], max_new_tokens=1), str)  # the same rule
+    with pytest.raises(TypeError, match="processor must be Processor"):
+        models[0][0].chat(conversation, None)
+
+
 @pytest.mark.parametrize("name", CONNECTORS)
 def test_a_connector_takes_no_features_that_its_grids_do_not_name(name):
     """A view more, or of other patches, once became tokens of a picture that nobody gave."""
