@@ -51,6 +51,7 @@ LIMITS = {
     "config_fraction": 1e12,  # any other one; the largest released, rope_theta, is 1,000,000
     "aspect": 2**16,  # longer side of a picture by its shorter; at 448 the overview then has 8,192 patches, not 1,024
     "picture_patches": 2**18,  # of all views together; 10,240 as released, 37,888 with 36 slices
+    "padded_side": 2**14,  # of a picture that is padded to a square: 0.8 GB; a strip of 65,536 x 1 would take 13 GB
     "picture_pixels": 2**26,  # the same; 2 million as released; 12 bytes each
     "grid_patches": 2**19,  # positions of one grid; from 950,177 in a row on, the released float32 steps miss some
     "grid_numbers": 2**28,  # the same with channels: 1 GB; 1,024 patches of 4,096 channels are 2**22

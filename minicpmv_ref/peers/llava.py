@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import nn
 
-from ..inputs.checks import check_int, check_size, shown
+from ..inputs.checks import LIMITS, check_int, check_size, shown
 from ..inputs.pictures import to_rgb
 from .shapes import check_tensor
 from .sizes import NEXT_CANVASES, best_resolution, cap_grid, fit_inside, unpad
@@ -58,7 +58,7 @@ def pad_to_square(image: Image.Image) -> Image.Image:
         A square picture as large as the longer side.
 
     Raises:
-        TypeError: no PIL image.
+        TypeError, ValueError: no PIL image; a side above 16,384, whose square would take gigabytes.
 
     Example:
         >>> pad_to_square(Image.new("RGB", (40, 10))).size
@@ -67,7 +67,7 @@ def pad_to_square(image: Image.Image) -> Image.Image:
     Source: expand2square in llava/mm_utils.py; the color is int(255 * mean) of CLIP.
     """
     image = to_rgb(image)
-    side = max(image.size)
+    side = check_int("the longer side of image", max(image.size), most=LIMITS["padded_side"])
     square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in CLIP_MEAN))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

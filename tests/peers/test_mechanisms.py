@@ -127,6 +127,9 @@ def test_pad_to_square_is_transformers():
         color = tuple(int(255 * mean) for mean in llava.CLIP_MEAN)
         theirs = LlavaImageProcessorPil().pad_to_square(np.asarray(picture).transpose(2, 0, 1), color)
         assert np.array_equal(ours, theirs)
+    for size in [(16_385, 1), (1, 65_536)]:  # the square of the second would take 13 GB
+        with pytest.raises(ValueError, match=r"the longer side of image must be .* at most 16,384"):
+            llava.pad_to_square(Image.new("RGB", size))
 
 
 # ---- video
