@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import os
 import re
 import sys
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from itertools import accumulate
 
 from PIL import Image, ImageOps
 
-from .checks import LIMITS, WrongType, check_int, quoted
+from .checks import LIMITS, check_int, check_type, quoted
 from .messages import MAX_FRAMES, sample_frames
 from .pictures import VIDEO, check_sides, file_of, first_bytes, load_image, opened, to_rgb
 
@@ -75,8 +76,8 @@ def read_clip(source, frames: int | None = None) -> Clip:
     """`load_clip`, with what the file says about itself."""
     if frames is not None:
         frames = check_int("frames", frames, 1, MAX_FRAMES)
-    if isinstance(source, Image.Image):
-        raise WrongType("source: a clip must be a path or a binary file, got a PIL image")
+    if not hasattr(source, "read"):
+        check_type("source: a clip", source, str, os.PathLike, what="a path or a binary file")
     file, name = file_of(source, LIMITS["clip_bytes"])
     if re.match(VIDEO, first_bytes(file), re.S):
         return _read_video(file, name, frames)

@@ -195,8 +195,10 @@ def test_other_files_and_sources(tmp_path):
         load_clip(tmp_path / "a.gif")
     with pytest.raises(FileNotFoundError):
         load_clip(tmp_path / "b.gif")
-    with pytest.raises(TypeError, match="a clip must be a path or a binary file, got a PIL image"):
+    with pytest.raises(TypeError, match="a clip must be a path or a binary file, got Image"):
         load_clip(frame(1))
+    with pytest.raises(TypeError, match="a clip must be a path or a binary file, got list"):
+        load_clip([frame(1), frame(2)])
 
 
 # ---- videos
