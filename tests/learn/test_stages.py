@@ -63,6 +63,8 @@ def test_a_stage_that_trains_nothing_that_exists():
         Stage("x", "answer", {}, {"caption": 1}, steps=1)
     with pytest.raises(ValueError, match=r"no stage 'sft'; there are start-text, .*sft-2"):
         stage_named("sft")
+    with pytest.raises(TypeError, match="model must be a model, got NoneType"):
+        freeze(None, stage_named("sft-1"))
 
 
 def test_profiles_scale_steps_and_batches():
