@@ -15,7 +15,7 @@ from tiny import VERSIONS, ask, lively, picture, several, tiny_config, tiny_mode
 from minicpmv_ref import MiniCPMV, Processor
 from minicpmv_ref.inputs.published import BUNDLED
 from minicpmv_ref.learn.packing import pack_batch, packed_loss
-from minicpmv_ref.learn.stages import Stage, start
+from minicpmv_ref.learn.stages import Stage, freeze, stage_named, start
 from minicpmv_ref.scale.finetune import in_order
 from minicpmv_ref.scale.lora import (
     ADAPTED,
@@ -362,6 +362,8 @@ def test_merged_parameters_learn_again_but_for_the_constant_one():
 def test_a_model_in_training_stays_in_training():
     model = tiny_model("2.6").train()
     assert all(module.training for module in add_lora(model, rank=2).modules())
+    with pytest.raises(ValueError, match="lora_optimizer knows what learns"):
+        freeze(model, stage_named("sft-1"))  # it would let the base learn
     assert all(module.training for module in merge_lora(model).modules())
 
 
