@@ -21,7 +21,7 @@ from PIL import Image
 from .config import MiniCPMVConfig, SliceConfig
 from .inputs.batches import check_bounds, check_sample
 from .inputs.checks import LIMITS, WrongType, check_int, check_list, check_type, located, shown
-from .inputs.messages import PLACEHOLDER, SLOT, check_messages, content_parts, reserved_tokens, sample_frames  # noqa: F401
+from .inputs.messages import PLACEHOLDER, SLOT, check_messages, read_contents, reserved_tokens, sample_frames  # noqa: F401
 from .inputs.pictures import load_image, upright_size
 from .inputs.published import base_folder, find_folder, read_config
 from .inputs.tokenizer import (
@@ -190,13 +190,11 @@ class Processor:
         if not isinstance(images, list | tuple | None) or not all(isinstance(i, Image.Image) for i in images or ()):
             raise WrongType(f"images= takes a list of PIL images (load_image opens files), got {shown(images)}")
         queue = deque(images or ())
-        contents = [content_parts(message, number, queue, self.reserved) for number, message in enumerate(messages)]
+        contents, pictures = read_contents(messages, queue, self.reserved)
         if queue:
             raise ValueError(f"{len(queue)} of {len(images)} images have no placeholder {PLACEHOLDER} in the messages")
         parts = [part for content in contents for part in content]
         characters = sum(len(part) for part in parts if isinstance(part, str))
-        videos = [part if isinstance(part, list) else [part] for part in parts if not isinstance(part, str)]
-        pictures = [image for video in videos for image in video]
         self._check_length(len(pictures) * queries, characters)
 
         plans, text_messages = [], []

@@ -54,6 +54,23 @@ def check_messages(messages, version: str) -> list[dict]:
     return list(messages)
 
 
+def read_contents(
+    messages: list[dict], queue: deque, reserved: tuple[str, ...]
+) -> tuple[list[list], list[Image.Image]]:
+    """The parts of each message's content, and all pictures and frames in them in order."""
+    contents = [content_parts(message, number, queue, reserved) for number, message in enumerate(messages)]
+    videos = [p if isinstance(p, list) else [p] for parts in contents for p in parts if not isinstance(p, str)]
+    pictures, seen = [image for video in videos for image in video], set()
+    for picture in pictures:
+        if id(picture) in seen and getattr(picture, "is_animated", False):  # as ImageSequence of Pillow gives it
+            raise ValueError(
+                "messages: frames of a clip are the same PIL image, which shows one of its frames only: load_clip "
+                "gives all, or copy each while it is shown"
+            )
+        seen.add(id(picture))
+    return contents, pictures
+
+
 def content_parts(message: dict, number: int, queue: deque, reserved: tuple[str, ...]) -> list:
     """A message's content as a list of text, images and videos; images of the queue fill placeholders."""
     content = message.get("content")
@@ -109,11 +126,6 @@ def _part(part, number: int):
     if isinstance(part, list | tuple):
         if not part or not all(isinstance(frame, Image.Image) for frame in part):
             raise WrongType(f"message {number}: a video must be a list of at least one PIL image, as load_clip gives")
-        if len({id(frame) for frame in part}) < len(part) and any(getattr(frame, "is_animated", 0) for frame in part):
-            raise ValueError(  # ImageSequence of Pillow gives one object again and again
-                f"message {number}: frames of a video are the same PIL image, which shows one of its frames only: "
-                "load_clip gives all, or copy each while it is shown"
-            )
         return sample_frames(part)
     if not isinstance(part, Image.Image):
         raise WrongType(

@@ -159,12 +159,17 @@ def test_frames_of_a_file_that_are_one_object():
     first, *others = (Image.new("RGB", (30, 30), color) for color in colors)
     first.save(file, "GIF", save_all=True, append_images=others)
     p, animation = processor(), Image.open(file)
-    with pytest.raises(ValueError, match="message 0: frames of a video are the same PIL image"):
-        p(ask(list(ImageSequence.Iterator(animation)), "a"))
+    frames = list(ImageSequence.Iterator(animation))
+    text = [{"role": "user", "content": "(<image>./</image>)" * 3}]
+    for given in (ask(frames, "a"), ask(*frames, "a"), [*ask(frames[0], "a"), *ask(frames[1], "b")]):
+        with pytest.raises(ValueError, match="frames of a clip are the same PIL image"):
+            p(given)
+    with pytest.raises(ValueError, match="frames of a clip are the same PIL image"):
+        p(text, images=frames)
     batch = p(ask([frame.convert("RGB") for frame in ImageSequence.Iterator(animation)], "a"))
     shown = [view.mean(dim=(1, 2)).round().tolist() for view in batch.images[0]]
     assert shown == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
-    assert len(p(ask([ONE, ONE], "a")).plans[0]) == 2  # a still may be shown twice
+    assert len(p(ask([ONE, ONE], ONE, "a")).plans[0]) == 3  # a still may be shown twice
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 100, 128, 1000])
