@@ -229,7 +229,9 @@ def _decode(image: Image.Image) -> None:
     try:
         image.load()
     except Exception as error:  # OSError, SyntaxError (PNG), RuntimeError (AVIF), and more from damaged files
-        raise ValueError(f"the image cannot be decoded: {error}") from error
+        closed = getattr(image, "fp", True) is None and not str(error)  # Pillow asserts that it is open, without a word
+        why = "its file was closed before its pixels were read; load_image(path) reads all" if closed else error
+        raise ValueError(f"the image cannot be decoded: {why}") from error
 
 
 def _deep(image: Image.Image) -> tuple[bool, int | None, bool]:

@@ -404,6 +404,14 @@ def test_lazily_opened_truncated_images_are_refused_everywhere(name):
             call(lazy)
 
 
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "GIF"])
+def test_a_picture_whose_file_is_closed(name):
+    with Image.open(io.BytesIO(ENCODED[name])) as lazy:
+        pass  # its pixels were never asked for
+    with pytest.raises(ValueError, match="cannot be decoded: its file was closed before its pixels were read"):
+        load_image(lazy)
+
+
 # Files are let go
 
 
