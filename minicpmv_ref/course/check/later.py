@@ -50,7 +50,7 @@ def windows():
 
     for rows, cols in ((2, 2), (2, 4), (4, 2), (4, 6), (6, 4)):
         numbers = torch.arange(float(rows * cols))[:, None]
-        yield Case((rows, cols), _windows([numbers], [(rows, cols)])[0][..., 0].int().tolist())
+        yield Case((rows, cols), _windows([numbers], [(rows, cols)], 1)[0][..., 0].int().tolist())
 
 
 @exercise
