@@ -305,14 +305,16 @@ def test_fold_survives_faint_loud_and_nearly_constant_features(cfg, scale, offse
         assert error(folded, exact) < max(2e-5, 3 * error(own, exact))
 
 
+@pytest.mark.parametrize("dtype, scale", [(torch.bfloat16, 1), (torch.float16, 300)])
 @every_kind
-def test_fold_in_bfloat16_is_as_near_to_float32_as_forward_is(cfg):
-    resampler, features = made(cfg).bfloat16(), patches(cfg, GRIDS)
-    halves = [x.bfloat16() for x in features]
+def test_fold_in_16_bits_is_as_near_to_float32_as_forward_is(cfg, dtype, scale):
+    """Loud features: float16 does not hold their squares."""
+    resampler, features = made(cfg).to(dtype), patches(cfg, GRIDS)
+    halves = [(scale * x).to(dtype) for x in features]
     with torch.no_grad():
         half, folded = resampler(halves, GRIDS), fold(resampler)(halves, GRIDS)
         exact = resampler.float()([x.float() for x in halves], GRIDS)
-    assert half.dtype == folded.dtype == torch.bfloat16
+    assert half.dtype == folded.dtype == dtype
     rms = [(x.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt() for x in (half, folded)]
     assert rms[0] < 0.05 and rms[1] < max(0.03, 1.5 * rms[0])
 
