@@ -160,7 +160,7 @@ def _line_boxes(line: Line, document: Document) -> list[tuple[str, Box]]:
 
 def say_box(box: Box) -> str:
     """'<box>120 340 480 700</box>': each edge rounded to a step of 20."""
-    edges = (min(1000, max(0, round(edge / STEP) * STEP)) for edge in box)
+    edges = (round(edge / STEP) * STEP for edge in box)
     return f"<box>{' '.join(map(str, edges))}</box>"
 
 
