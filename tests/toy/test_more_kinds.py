@@ -342,6 +342,10 @@ def test_the_box_of_a_word_holds_its_ink():
             assert not (ink & ~inside).any()
 
 
+def test_a_crop_whose_only_words_stand_twice_is_not_asked_about():
+    assert questions(draw_more(530, "word box"))  # the first crop of this seed says 21 and 21
+
+
 @pytest.mark.parametrize(
     ("first", "second", "wanted"),
     [
