@@ -310,6 +310,7 @@ def test_training_changes_what_learns_and_nothing_else():
     learning = {name: rates.pop(id(p)) for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {name: 1e-2 if "lora_" in name else 1e-3 for name in learning} and not rates
     steps = list(train(model, processor, STAGE, samples=in_order(records), optimizer=optimizer))
+    assert not any(step.flops for step in steps)  # not counted with adapters
     assert len(steps) == 4
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
