@@ -240,6 +240,8 @@ def check_files(args):
 
 
 def check_question(question):
+    if not question.strip():
+        raise CommandError("the question, the last argument, is empty")
     if os.path.isfile(question):
         raise CommandError(f"the question is missing: {question}, the last argument, is a file")
 

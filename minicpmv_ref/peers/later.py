@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..inputs.checks import check_int, check_list
+from ..config import ResamplerConfig
+from ..inputs.checks import check_choice, check_int, check_list
 from ..resampler import Resampler, check_features
 
 TIMES = 72_000  # rows of the released table of times: two hours in steps of 0.1 s
@@ -29,6 +30,9 @@ class Resampler3D(Resampler):
     Args:
         cfg: a ResamplerConfig of version "2.6".
 
+    Raises:
+        TypeError, ValueError: no ResamplerConfig; one of another version.
+
     Example:
         >>> from minicpmv_ref import ResamplerConfig
         >>> resampler = Resampler3D(ResamplerConfig(num_queries=4, width=32, kv_width=24))
@@ -38,6 +42,10 @@ class Resampler3D(Resampler):
 
     Source: resampler.py of MiniCPM-V 4.5, the form of batch_3d_resampler: true.
     """
+
+    def __init__(self, cfg: ResamplerConfig):
+        super().__init__(cfg)
+        check_choice("cfg.version", cfg.version, ("2.6",))
 
     def forward(self, features, patch_grids, temporal_ids: list[list[int]] | None = None) -> torch.Tensor:
         """Resample pictures and groups of frames.

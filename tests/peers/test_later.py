@@ -37,6 +37,12 @@ def test_the_published_resampler(name):
     torch.testing.assert_close(resampler3d()(features, grids, ids), case["out_batch"], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("version", ["2.0", "2.5"])
+def test_only_the_resampler_of_2_6_is_extended(version):
+    with pytest.raises(ValueError, match=r"cfg\.version must be.*2\.6"):
+        Resampler3D(ResamplerConfig(num_queries=4, width=16, kv_width=12, heads=2, version=version))
+
+
 def test_times():
     for time, row in zip(GOLDEN["pos_temporal_ids"].tolist(), GOLDEN["pos_temporal_0_199"]):
         assert torch.equal(time_embedding(16, time), row)

@@ -237,6 +237,7 @@ def test_control_characters_do_not_reach_the_terminal(monkeypatch, capsys):
         ([SAMPLE, "why " * 3000], "the model takes 2048"),
         ([SAMPLE, str(ROOT / "README.md"), "?"], "not a picture"),
         ([SAMPLE, SAMPLE], "the question is missing"),
+        ([SAMPLE, " "], "the question, the last argument, is empty"),
         ([SAMPLE, "?", "--frames", "4"], "none is given"),
         ([SAMPLE, SAMPLE, "?", "--draw", "b.png"], "got 2 files"),
         ([SAMPLE, "?", "--draw", "b.pdf"], "save it as .png"),
