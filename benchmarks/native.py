@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ def main() -> None:
             for what, (portable, native) in zip(("reading", "writing"), best.T.tolist()):
                 rows[-1] |= {f"{what}, portable": portable, f"{what}, native": native}
                 rows[-1][f"{what}, times"] = native / portable
-    report("native", args, rows, parameters=f"{count:.0f} M", unit="tokens per second")
+    of = {"llama-cpp-python": version("llama-cpp-python"), "parameters": f"{count:.0f} M", "unit": "tokens per second"}
+    report("native", args, rows, **of)
 
 
 if __name__ == "__main__":

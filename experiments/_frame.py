@@ -214,7 +214,7 @@ def processor() -> str:
     """Its name, and whether it multiplies bfloat16 in tiles, which the name does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        words = {line.split(":", 1)[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
+        words = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
         return words["model name"] + (" with AMX" if "amx_bf16" in words.get("flags", "").split() else "")
     except (OSError, KeyError):  # not Linux, or not a PC
         return platform.processor() or platform.machine()

@@ -51,10 +51,9 @@ def suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 @cache
 def _onednn_has(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:  # older processors have no bfloat16; where torch cannot tell, it multiplies itself
-        asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-        return torch.backends.mkldnn.is_available() and asked()
-    return torch.backends.mkldnn.is_available() and dtype == torch.float32
+    if dtype == torch.bfloat16:  # older processors have none; where torch cannot tell, it multiplies itself
+        return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 @cache

@@ -12,6 +12,7 @@ import time
 import webbrowser
 from importlib.metadata import PackageNotFoundError, version
 
+from ..inputs.memory import system_memory
 from .common import ROOT, CommandError, changed_files, notebooks_folder
 from .course import RESTORE, free_port, must_be_yours
 
@@ -63,10 +64,7 @@ def cores():
 
 
 def memory():
-    import psutil
-
-    found = psutil.virtual_memory()
-    total, free = found.total / 1e9, found.available / 1e9
+    free, total = (size / 1e9 for size in system_memory())
     if total < LEAST_MEMORY:
         raise CommandError(f"{total:.1f} GB, and the course needs {LEAST_MEMORY:.0f} GB. Use another machine.")
     if free < LEAST_MEMORY / 2:

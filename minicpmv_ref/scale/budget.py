@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,18 +27,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..counts import Workload, state_bytes
 from ..inputs.checks import WrongType, check_int, check_list, check_number, check_type, printable, shown
+from ..inputs.memory import system_memory
 from ..learn.packing import PackedBatch
 from ..model import MiniCPMV
 
 # Dense bfloat16 FLOP/s by a part of the card's name, from the makers' data sheets. The first that fits counts.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-
-# Of a control group in Linux, by version: the most that it may have, what it has, and how much of that are read files.
-GROUP_FILES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    2: ("memory.max", "memory.current", "inactive_file"),
-}
-SYSTEM = Path("/")
 
 
 # ---- FLOPs
@@ -282,39 +275,7 @@ def device_memory(device: torch.device | str) -> tuple[int, int]:
     except (RuntimeError, AssertionError) as error:
         reason = printable(str(error).partition("\n")[0])[:200]
         raise ValueError(f"device must be the CPU or a GPU that is there, got {shown(device)}: {reason}") from None
-    import psutil
-
-    memory = psutil.virtual_memory()
-    free, has = memory.available, memory.total
-    for most, used in _group_limits():
-        free, has = min(free, max(0, most - used)), min(has, most)
-    return free, has
-
-
-def _group_limits() -> Iterator[tuple[int, int]]:
-    """(bytes that it may have, bytes it has) of each Linux control group around this process: a container, a job."""
-    try:
-        lines = (SYSTEM / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):  # another system
-        return
-    for line in lines:
-        kinds, _, path = line.partition(":")[2].partition(":")
-        version = 1 if "memory" in kinds.split(",") else 2
-        base = SYSTEM / ("sys/fs/cgroup/memory" if version == 1 else "sys/fs/cgroup")
-        # A container may see its own group as the base, under a path from outside.
-        inner = base / path.lstrip("/")
-        for group in (inner, *inner.parents):
-            if limit := _group_limit(group, *GROUP_FILES[version]):
-                yield limit
-
-
-def _group_limit(group: Path, most: str, used: str, cache: str) -> tuple[int, int] | None:
-    try:
-        limit, now = (int((group / name).read_text()) for name in (most, used))
-        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit, now - int(rows.get(cache, 0))  # the system takes back what it holds of files for speed
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
+    return system_memory()
 
 
 # ---- two savings

@@ -30,12 +30,17 @@ def test_this_machine_is_ready(capsys):
     assert lines[-1] == "Ready. `python3 lab.py` opens the course; in Chinese: `python3 lab.py --language zh`."
 
 
+def memory_of(monkeypatch, total, available):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=total, available=available))
+    monkeypatch.setattr("minicpmv_ref.inputs.memory.SYSTEM", Path("/nowhere"))  # these tests may run in a container
+
+
 def small_memory(monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2e9, available=1e9))
+    memory_of(monkeypatch, 2e9, 1e9)
 
 
 def full_memory(monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=8e9, available=1e9))
+    memory_of(monkeypatch, 8e9, 1e9)
 
 
 def full_disk(monkeypatch):

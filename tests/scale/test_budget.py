@@ -220,7 +220,7 @@ def v1(most, used, cache=0) -> dict[str, str]:
 def test_a_container_has_what_it_may_have(tmp_path, monkeypatch, said, groups, wanted):
     """Files as in Linux's Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=900))
-    monkeypatch.setattr(module, "SYSTEM", tmp_path)
+    monkeypatch.setattr("minicpmv_ref.inputs.memory.SYSTEM", tmp_path)
     for group, files in groups.items():
         (tmp_path / "sys/fs/cgroup" / group).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
